@@ -1,0 +1,3 @@
+"""Deep state-space models in Pyro."""
+
+__version__ = "0.1.0"
