@@ -1,0 +1,32 @@
+"""Guides: the taxonomy's, flows around them, and the base class for your own."""
+
+from .alignment import (
+    GUIDES,
+    ApproachA,
+    ApproachB,
+    ApproachC,
+    Filtering,
+    FullAlignment,
+    GaussianGuide,
+    MeanField,
+    PartialAlignment,
+)
+from .empty import NoLatents
+from .flow import FlowGuide
+from .guide import Guide, GuidePath
+
+__all__ = [
+    "GUIDES",
+    "ApproachA",
+    "ApproachB",
+    "ApproachC",
+    "Filtering",
+    "FlowGuide",
+    "FullAlignment",
+    "GaussianGuide",
+    "Guide",
+    "GuidePath",
+    "MeanField",
+    "NoLatents",
+    "PartialAlignment",
+]

@@ -1,0 +1,539 @@
+"""Polyphonic music as binary piano rolls: the four sets of the literature and Bach's chorales.
+
+A sequence is a float32 matrix (T, 88) of zeros and ones; column ``k`` is MIDI pitch ``21 + k``.
+A set is one file: packed bits (``.npz``), or the public ``.mat`` file with cell arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import secrets
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from .sequences import SequenceDataset, Splits
+
+__all__ = [
+    "KEYS",
+    "LOWEST_PITCH",
+    "MUSIC_SETS",
+    "MusicSet",
+    "atomic_write",
+    "content_hash",
+    "data_folder",
+    "load_music",
+    "read_mat",
+    "read_packed",
+    "write_packed",
+]
+
+KEYS = 88
+LOWEST_PITCH = 21
+
+_SPLITS = ("train", "valid", "test")
+_MAT_NAMES = {"traindata": "train", "validdata": "valid", "testdata": "test"}
+_ROW_BYTES = KEYS // 8
+# Bounds on what a file may claim. The largest of the four sets has well under 10^6 frames, 4 MB packed.
+_MAX_FRAMES = 3_000_000
+_MAX_CELLS = 100_000
+_MAX_PACKED_BYTES = 32 << 20
+_MAX_MAT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class MusicSet:
+    """One of the sets that `load_music` knows.
+
+    Attributes:
+        name: Name for `load_music`.
+        mat_file: Name of the public ``.mat`` file, None if there is none.
+        licence: Terms under which the music may be used.
+        packed_sha256: Checksum of the packed ``.npz`` file, where known.
+        content_sha256: `content_hash` of the set, where known; it does not depend on the file format.
+    """
+
+    name: str
+    mat_file: str | None
+    licence: str
+    packed_sha256: str | None = None
+    content_sha256: str | None = None
+
+
+MUSIC_SETS: dict[str, MusicSet] = {
+    entry.name: entry
+    for entry in (
+        MusicSet("chorales", None, "works of J. S. Bach, public domain; encodings from music21's corpus"),
+        MusicSet(
+            "jsb_chorales",
+            "JSB_Chorales.mat",
+            "works of J. S. Bach, public domain; no licence text attached",
+            "6fa138968ffa38c5a1111741f56bd7d0da6acbd051efd09cee29b33a07ec703e",
+            "e0d83bc89eecebf30e486bd60a19de569e015a061a37b52fd12ed25813c2d3c8",
+        ),
+        MusicSet(
+            "nottingham",
+            "Nottingham.mat",
+            "traditional tunes, freely downloadable; no licence text attached",
+            "c9d8d28fceee2913388c9eb063f8a8d80c6d3b6451b0b823feaadf55fe58775c",
+            "f340868b89989818e6274a57ed1a1ed2d25f347be6dc6e38b6068049fa77c544",
+        ),
+        MusicSet(
+            "piano_midi",
+            "Piano_midi.mat",
+            "Bernd Krueger, piano-midi.de, Creative Commons Attribution-ShareAlike Germany",
+            "74612a70b44a0b0d5fc0390312a39e5af66ab6acdca355c7ca5cfc057c74b087",
+            "af1ea2cce5658d64a0afebb61433bb57411ed88859651660b0896ba034837990",
+        ),
+        MusicSet(
+            "muse_data",
+            "MuseData.mat",
+            "CCARH MuseData agreement: personal academic use, no redistribution; bring your own copy",
+        ),
+    )
+}
+
+
+def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Finds the folder that holds the data sets; makes nothing.
+
+    Args:
+        data_dir: The folder; by default the environment variable ``PYRO_DSSM_DATA``, and without it
+            ``data`` in the current directory.
+
+    Returns:
+        The folder, which need not exist.
+
+    Example:
+        >>> data_folder("somewhere").name
+        'somewhere'
+    """
+    return Path(data_dir or os.environ.get("PYRO_DSSM_DATA") or "data")
+
+
+def load_music(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+) -> Splits:
+    """Loads one set of piano rolls with its train, valid and test split.
+
+    Looks for ``polyphonic_music/<name>.npz`` and then for the set's public ``.mat`` file in the data
+    folder. Without a file, ``"chorales"`` is made from music21's corpus (extra ``music``).
+
+    Args:
+        name: A key of `MUSIC_SETS`.
+        data_dir: Folder that holds ``polyphonic_music``; see `data_folder`.
+        cache: Folder that keeps the chorales once they are made; see `bach_chorales`.
+
+    Returns:
+        Three datasets whose sequences are float32 (T, 88).
+
+    Raises:
+        ValueError: If the name is unknown or the file is malformed.
+        FileNotFoundError: If there is no file for the set.
+
+    References:
+        Modeling Temporal Dependencies in High-Dimensional Sequences (Boulanger-Lewandowski et al.,
+        2012), https://arxiv.org/abs/1206.6392
+
+    Example:
+        >>> load_music("nocturnes")
+        Traceback (most recent call last):
+        ValueError: name must be one of chorales, jsb_chorales, ..., got 'nocturnes'
+    """
+    if name not in MUSIC_SETS:
+        raise ValueError(f"name must be one of {', '.join(MUSIC_SETS)}, got {name!r}")
+    folder = data_folder(data_dir) / "polyphonic_music"
+    packed, mat_file = folder / f"{name}.npz", MUSIC_SETS[name].mat_file
+    if packed.exists():
+        return read_packed(packed)
+    if mat_file is None:
+        from .chorales import bach_chorales  # here, because that module imports this one
+
+        return bach_chorales(cache)
+    if (folder / mat_file).exists():
+        return read_mat(folder / mat_file)
+    raise FileNotFoundError(f"found neither {packed} nor {folder / mat_file}; {_advice(MUSIC_SETS[name])}")
+
+
+def _advice(entry: MusicSet) -> str:
+    """Says how to get a set that is missing."""
+    hint = "or point data_dir or the environment variable PYRO_DSSM_DATA at the folder that has it"
+    if entry.content_sha256 is None:
+        return f"put your own copy of {entry.mat_file} there ({entry.licence}), {hint}"
+    return f"fetch it with: python -m pyro_dssm.data.fetch {entry.name} --data-dir DIR, {hint}"
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a file that appears under its name complete or not at all.
+
+    The bytes go to a hidden file in the same folder, which takes the name when the block ends well
+    and is removed when it does not.
+
+    Args:
+        path: The file to write; its folder must exist.
+
+    Yields:
+        A binary file open for writing.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_write(pathlib.Path(folder, "note")) as file:
+        ...         _ = file.write(b"C4")
+        ...     pathlib.Path(folder, "note").read_bytes()
+        b'C4'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def content_hash(splits: Splits) -> str:
+    """Hashes the music itself, whatever file it came from.
+
+    SHA-256 over, for train, valid and test in turn: the number of sequences and each length as
+    little-endian int64, then the frames as 11 packed bytes each, in order.
+
+    Args:
+        splits: Datasets of binary (T, 88) sequences.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ValueError: If a sequence is not a binary (T, 88) matrix.
+
+    Example:
+        >>> roll = SequenceDataset([torch.eye(88)])
+        >>> content_hash(Splits(roll, roll, roll))[:8]
+        'd03cd6d7'
+    """
+    digest = hashlib.sha256()
+    for dataset in splits:
+        frames, lengths = _pack(dataset)
+        digest.update(np.array([len(lengths), *lengths], dtype="<i8").tobytes())
+        digest.update(frames.tobytes())
+    return digest.hexdigest()
+
+
+def write_packed(path: str | os.PathLike[str], splits: Splits) -> Path:
+    """Writes datasets of piano rolls to one packed file, atomically.
+
+    Args:
+        path: The ``.npz`` file; its folder must exist.
+        splits: Datasets of binary (T, 88) sequences.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If a sequence is not a binary (T, 88) matrix.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> roll = SequenceDataset([torch.eye(88), torch.zeros(3, 88)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_packed(pathlib.Path(folder, "mine.npz"), Splits(roll, roll, roll))
+        ...     [len(dataset) for dataset in read_packed(path)]
+        [2, 2, 2]
+    """
+    arrays: dict[str, Any] = {}  # Any: the stub of savez_compressed mixes keywords and arrays
+    for split, dataset in zip(_SPLITS, splits, strict=True):
+        frames, lengths = _pack(dataset)
+        arrays[f"{split}_frames"] = frames
+        arrays[f"{split}_lengths"] = lengths
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **arrays)
+    return Path(path)
+
+
+def _pack(dataset: SequenceDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Packs a dataset into bytes (frames, 11) and int32 lengths (sequences,)."""
+    rolls = [dataset[index].x.numpy() for index in range(len(dataset))]
+    for index, roll in enumerate(rolls):
+        _check_roll(roll, f"sequence {index}")
+    bits = np.concatenate(rolls).astype(np.uint8)
+    return np.packbits(bits, axis=1), np.array([len(roll) for roll in rolls], dtype=np.int32)
+
+
+def _check_roll(roll: np.ndarray, what: str) -> None:
+    if roll.ndim != 2 or roll.shape[0] < 1 or roll.shape[1] != KEYS:
+        raise ValueError(f"{what} must have shape (T, {KEYS}) with T >= 1, got {roll.shape}")
+    if not ((roll == 0) | (roll == 1)).all():
+        raise ValueError(f"{what} must hold only zeros and ones, got other values")
+
+
+def read_packed(path: str | os.PathLike[str]) -> Splits:
+    """Reads a packed file of piano rolls.
+
+    The file has, for each split, ``<split>_frames`` (uint8, (frames, 11), bits packed along the
+    keys) and ``<split>_lengths`` (int32, (sequences,)). Nothing is unpickled, and sizes are checked
+    before memory is taken for them.
+
+    Args:
+        path: The ``.npz`` file.
+
+    Returns:
+        Three datasets whose sequences are float32 (T, 88).
+
+    Raises:
+        ValueError: If the file is malformed; the message names it.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "mine.npz")
+        ...     _ = path.write_bytes(b"not a zip archive")
+        ...     read_packed(path)
+        Traceback (most recent call last):
+        ValueError: .../mine.npz is not a packed music file: File is not a zip file
+    """
+    with _refusing(path, "a packed music file"):
+        arrays = _npz_arrays(_file_bytes(path, _MAX_PACKED_BYTES))
+        return Splits(*(_unpack(split, arrays) for split in _SPLITS))
+
+
+@contextmanager
+def _refusing(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Turns whatever a malformed file sets off into one `ValueError` that names the file."""
+    try:
+        yield
+    except OSError:
+        raise  # the file could not be read at all: the system's own message says why
+    except Exception as error:
+        raise ValueError(f"{path} is not {what}: {str(error) or type(error).__name__}") from error
+
+
+def _file_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Reads a regular file of at most ``limit`` bytes; parsers then work in memory."""
+    size = os.stat(path).st_size
+    if not os.path.isfile(path):
+        raise ValueError("expected a regular file, got something else")
+    if size > limit:
+        raise ValueError(f"expected at most {limit} bytes, got {size}")
+    return Path(path).read_bytes()
+
+
+def _npz_arrays(data: bytes) -> dict[str, np.ndarray]:
+    keys = {f"{split}_{part}" for split in _SPLITS for part in ("frames", "lengths")}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        if sorted(names) != sorted(f"{key}.npy" for key in keys):
+            raise ValueError(f"expected the arrays {sorted(keys)}, got {sorted(names)[:20]}")
+        total = sum(info.file_size for info in archive.infolist())
+        if total > _MAX_PACKED_BYTES:
+            raise ValueError(f"expected at most {_MAX_PACKED_BYTES} bytes unpacked, got {total}")
+        return {key: _npy_array(_member(archive, f"{key}.npy"), key) for key in keys}
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Unpacks one member; a member that holds more than it declares is not unpacked further."""
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"expected {name} stored or deflated, got compression {info.compress_type}")
+    with archive.open(info) as file:
+        return file.read(info.file_size + 1)
+
+
+def _npy_array(data: bytes, key: str) -> np.ndarray:
+    """Parses an .npy file whose header must agree with the number of bytes that follow."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"expected {key} in .npy version 1.0 or 2.0, got {version}")
+    shape, fortran, dtype = readers[version](file)
+    if dtype.kind not in "iu":
+        raise ValueError(f"expected {key} to hold integers, got dtype {dtype}")
+    body, needed = data[file.tell() :], math.prod(shape) * dtype.itemsize
+    if len(body) != needed or min(shape, default=0) < 0:
+        raise ValueError(f"{key} declares shape {shape}, {needed} bytes, but {len(body)} bytes follow")
+    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _unpack(split: str, arrays: dict[str, np.ndarray]) -> SequenceDataset:
+    frames, lengths = arrays[f"{split}_frames"], arrays[f"{split}_lengths"]
+    if frames.dtype != np.uint8 or frames.ndim != 2 or frames.shape[1] != _ROW_BYTES:
+        raise ValueError(
+            f"expected {split}_frames uint8 of shape (frames, {_ROW_BYTES}), "
+            f"got {frames.dtype} of {frames.shape}"
+        )
+    if lengths.dtype.kind != "i" or lengths.ndim != 1 or len(lengths) == 0:
+        raise ValueError(
+            f"expected {split}_lengths int32 of shape (sequences,), got {lengths.dtype} of {lengths.shape}"
+        )
+    if lengths.min() < 1:
+        raise ValueError(f"expected {split}_lengths of at least 1, got {lengths.min()}")
+    total = sum(lengths.tolist())  # Python integers: a sum of int64 could wrap around
+    if total != len(frames):
+        raise ValueError(f"expected {split}_lengths to add up to {len(frames)} frames, got {total}")
+    bits = torch.from_numpy(np.unpackbits(frames, axis=1)).to(torch.float32)
+    return SequenceDataset(list(bits.split(lengths.tolist())))
+
+
+def read_mat(path: str | os.PathLike[str]) -> Splits:
+    """Reads a public ``.mat`` file of piano rolls (MATLAB 5 to 7, compressed or not).
+
+    The file has cell arrays ``traindata``, ``validdata`` and ``testdata`` of binary (T, 88) matrices.
+    Only such cell arrays are parsed, with bounds on every declared size, so that a damaged or hostile
+    file ends in an error.
+
+    Args:
+        path: The ``.mat`` file.
+
+    Returns:
+        Three datasets whose sequences are float32 (T, 88).
+
+    Raises:
+        ValueError: If the file is malformed; the message names it.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "Mine.mat")
+        ...     _ = path.write_bytes(b"MATLAB 7.3 MAT-file")
+        ...     read_mat(path)
+        Traceback (most recent call last):
+        ValueError: .../Mine.mat is not a music .mat file: expected MATLAB format 5 to 7, ...
+    """
+    with _refusing(path, "a music .mat file"):
+        found = _mat_cells(_file_bytes(path, _MAX_MAT_BYTES))
+        missing = [name for name in _MAT_NAMES if name not in found]
+        if missing:
+            raise ValueError(f"expected cell arrays {', '.join(_MAT_NAMES)}, missing {', '.join(missing)}")
+        frames = sum(len(roll) for rolls in found.values() for roll in rolls)
+        if frames > _MAX_FRAMES:
+            raise ValueError(f"expected at most {_MAX_FRAMES} frames, got {frames}")
+        return Splits(*(_dataset(found[name]) for name in _MAT_NAMES))
+
+
+def _dataset(rolls: list[np.ndarray]) -> SequenceDataset:
+    return SequenceDataset([torch.from_numpy(roll.astype(np.float32, order="C")) for roll in rolls])
+
+
+# The format: "MAT-File Format", The MathWorks. An element is a tag (type, size) and its data, padded
+# to 8 bytes; a matrix is an element that holds flags, dimensions, a name and then numbers or cells.
+_MI_INT32, _MI_UINT32, _MI_MATRIX, _MI_COMPRESSED = 5, 6, 14, 15
+_MI_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_MX_CELL, _MX_NUMERIC, _MX_COMPLEX = 1, range(6, 16), 0x0800
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    kind: int
+    shape: tuple[int, ...]
+    name: str
+    body: memoryview
+
+
+def _mat_cells(data: bytes) -> dict[str, list[np.ndarray]]:
+    """Finds the cell arrays of the three splits in the bytes of a file."""
+    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    if order is None or data.startswith(b"MATLAB 7.3"):
+        raise ValueError("expected MATLAB format 5 to 7, got another one (save with -v7, not -v7.3)")
+    found: dict[str, list[np.ndarray]] = {}
+    for kind, body in _variables(memoryview(data)[128:], order):
+        if kind != _MI_MATRIX:
+            continue
+        matrix = _matrix(body, order)
+        if matrix.name in _MAT_NAMES:
+            found[matrix.name] = _cells(matrix, order)
+    return found
+
+
+def _variables(view: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """Walks over the variables of a file, decompressing within a common budget."""
+    budget = _MAX_MAT_BYTES
+    while view:
+        kind, body, rest = _element(view, order)
+        if kind == _MI_COMPRESSED:
+            rest = view[8 + len(body) :]  # compressed elements are not padded
+            inflater = zlib.decompressobj()
+            plain = inflater.decompress(body, budget)
+            if not inflater.eof:
+                raise ValueError(f"a compressed variable is cut short or larger than {_MAX_MAT_BYTES} bytes")
+            budget -= len(plain)
+            kind, body, _ = _element(memoryview(plain), order)
+        yield kind, body
+        view = rest
+
+
+def _element(view: memoryview, order: str) -> tuple[int, memoryview, memoryview]:
+    """Splits a view into the type and data of its first element, and what comes after it."""
+    kind, size = struct.unpack_from(order + "II", view)
+    if kind >> 16:  # up to four bytes of data are stored inside the tag
+        kind, size, start, end = kind & 0xFFFF, kind >> 16, 4, 8
+    else:
+        start, end = 8, 8 + (size + 7) // 8 * 8
+    if size > len(view) - start or (start == 4 and size > 4):
+        raise ValueError(f"an element declares {size} bytes, but {len(view) - start} bytes follow")
+    return kind, view[start : start + size], view[end:]
+
+
+def _matrix(view: memoryview, order: str) -> _Matrix:
+    """Parses flags, dimensions and name of a matrix; its contents stay bytes."""
+    flags_kind, flags, view = _element(view, order)
+    shape_kind, shape, view = _element(view, order)
+    _, name, view = _element(view, order)
+    if flags_kind != _MI_UINT32 or shape_kind != _MI_INT32:
+        raise ValueError("expected a matrix with flags and dimensions, got something else")
+    (word,) = struct.unpack_from(order + "I", flags)
+    if word & _MX_COMPLEX:
+        raise ValueError("expected a real matrix, got a complex one")
+    dimensions = struct.unpack(f"{order}{len(shape) // 4}i", shape)
+    return _Matrix(word & 0xFF, dimensions, bytes(name).decode("latin-1"), view)
+
+
+def _cells(matrix: _Matrix, order: str) -> list[np.ndarray]:
+    count, view = math.prod(matrix.shape), matrix.body
+    if matrix.kind != _MX_CELL:
+        raise ValueError(f"expected {matrix.name} to be a cell array, got class {matrix.kind}")
+    if not 1 <= count <= _MAX_CELLS or min(matrix.shape) < 1:
+        raise ValueError(f"expected {matrix.name} to have 1 to {_MAX_CELLS} cells, got shape {matrix.shape}")
+    rolls = []
+    for index in range(count):
+        kind, body, view = _element(view, order)
+        what = f"{matrix.name} cell {index}"
+        if kind != _MI_MATRIX or not body:
+            raise ValueError(f"expected {what} to be a matrix, got {len(body)} bytes of type {kind}")
+        rolls.append(_numbers(_matrix(body, order), order, what))
+    return rolls
+
+
+def _numbers(matrix: _Matrix, order: str, what: str) -> np.ndarray:
+    if matrix.kind not in _MX_NUMERIC:
+        raise ValueError(f"expected {what} to be a full numeric matrix, got class {matrix.kind}")
+    kind, body, _ = _element(matrix.body, order)
+    if kind not in _MI_NUMBERS:
+        raise ValueError(f"expected {what} to hold numbers, got type {kind}")
+    dtype = np.dtype(order + _MI_NUMBERS[kind])
+    if len(matrix.shape) != 2 or matrix.shape[1] != KEYS or matrix.shape[0] < 1:
+        raise ValueError(f"expected {what} of shape (T, {KEYS}) with T >= 1, got {matrix.shape}")
+    if math.prod(matrix.shape) * dtype.itemsize != len(body):
+        raise ValueError(f"{what} declares shape {matrix.shape}, but {len(body)} bytes of {dtype} follow")
+    roll = np.frombuffer(body, dtype).reshape(matrix.shape, order="F")
+    _check_roll(roll, what)
+    return roll

@@ -1,0 +1,462 @@
+"""The generative program of any structure, as one site per step and as one site per path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Literal, cast
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ._program import Program
+from .emissions import EMISSIONS, Emission, hide
+from .generation import Generation
+from .inputs import Inputs, prepare
+from .nn import MLP, Cell, GatedTransition, Last, Memory, NormalHead, Recurrent, join, normal
+from .paths import Path
+from .structure import Order, Structure
+
+__all__ = ["DSSM", "plates"]
+
+Features = dict[str, Tensor]
+
+
+def plates(batch_shape: torch.Size) -> ExitStack:
+    """Plates over the batch dimensions, named ``sequences``, ``sequences_2``, ... from the right."""
+    stack = ExitStack()
+    for i, size in enumerate(reversed(batch_shape), start=1):
+        name = "sequences" if i == 1 else f"sequences_{i}"
+        stack.enter_context(pyro.plate(name, size, dim=-i))
+    return stack
+
+
+class DSSM(Generation, Program):
+    r"""A deep state-space model: latents :math:`z_{1:T}`, observations :math:`x_{1:T}`, controls :math:`u_{1:T}`.
+
+    .. math:: p(x_{1:T}, z_{1:T} \mid u_{1:T}) = \prod_t p(z_t \mid z_{<t}, x_{<t}, u_{<t})\, p(x_t \mid z_{\le t}, x_{<t})
+
+    The ``structure`` says how far each of the four edges reaches: not at all, to the last value, or (through an
+    RNN) to the start. Calling the model runs the Pyro program. With ``sites="path"`` it has one site ``z`` and
+    one site ``x``, whose densities are computed for all steps at once; with ``sites="step"`` it has sites ``z_1,
+    x_1, z_2, ...`` in a loop over ``pyro.markov``. Both have the same density and gradient, and a guide always
+    takes the form of its model.
+
+    To change the model, override :meth:`transition` or :meth:`emission`, each of which returns a distribution
+    over the last dimension and must leave the other dimensions alone.
+
+    Args:
+        structure: The four edges.
+        x_dim: Size of a frame.
+        z_dim: Size of a latent variable.
+        rnn_dim: Size of each RNN state.
+        mlp_dims: Widths of the hidden layers of the transition and the emission.
+        rnn: Cell of the RNNs: ``"gru"``, ``"lstm"`` or ``"rnn"``.
+        shared: Lets one RNN over ``(x_{t-1}, z_t)`` serve the emission, and the transition where both its edges
+            are full. Needs ``x_from_z`` and ``x_from_x`` full.
+        transition_net: ``"mlp"`` or ``"gated"`` (that of the deep Markov model).
+        emission: ``"bernoulli"``, ``"gaussian"`` or ``"autoregressive"``.
+        emission_options: More arguments of the emission, for example ``{"scale": 0.1}``.
+        control_dim: Size of a control; 0 for none. The control of frame ``t`` drives the transition into
+            ``t + 1``, so the last one is used only by :meth:`forecast`.
+        skip: Offers the last value beside the RNN state on each full edge.
+        dropout: Probability of dropping a hidden unit in the transition and the emission.
+        sites: ``"path"`` or ``"step"``; may be changed at any time.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Reference:
+        Tang, Feng, Yu, Dong, Qin. A Hierarchical Taxonomy for Deep State Space Models.
+
+    Example:
+        >>> model = DSSM(Structure(z_from_z="full", x_from_z="full"), x_dim=3, z_dim=2, emission="gaussian")
+        >>> model.sample(num_sequences=4, length=5).shape
+        torch.Size([4, 5, 3])
+    """
+
+    structure: Structure
+
+    def __init__(
+        self,
+        structure: Structure,
+        x_dim: int,
+        z_dim: int,
+        *,
+        rnn_dim: int = 128,
+        mlp_dims: Sequence[int] = (128,),
+        rnn: Cell = "gru",
+        shared: bool = False,
+        transition_net: Literal["mlp", "gated"] = "mlp",
+        emission: str = "bernoulli",
+        emission_options: dict[str, Any] | None = None,
+        control_dim: int = 0,
+        skip: bool = False,
+        dropout: float = 0.0,
+        sites: Literal["path", "step"] = "path",
+    ) -> None:
+        super().__init__()
+        if not isinstance(structure, Structure):
+            raise ValueError(f"structure: expected a Structure, got {type(structure).__name__}.")
+        for name, value, low in (
+            ("x_dim", x_dim, 1),
+            ("z_dim", z_dim, 0),
+            ("rnn_dim", rnn_dim, 1),
+            ("control_dim", control_dim, 0),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name}: expected an integer of at least {low}, got {value!r}.")
+        if not all(isinstance(width, int) and width > 0 for width in mlp_dims):
+            raise ValueError(f"mlp_dims: expected positive integers, got {mlp_dims!r}.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a probability from 0 to below 1, got {dropout!r}.")
+        full = Order.FULL
+        if shared and not (structure.x_from_z is full and structure.x_from_x is full):
+            raise ValueError(
+                "shared: one RNN over (x_{t-1}, z_t) needs a structure with x_from_z and x_from_x full, "
+                f"got {structure!r}."
+            )
+        self.structure = structure
+        self.x_dim, self.z_dim, self.control_dim = x_dim, z_dim, control_dim
+        self.shared, self.skip, self.sites = shared, skip, sites
+        self._shared_transition = shared and structure.z_from_z is full and structure.z_from_x is full
+        self._build_memories(rnn_dim, rnn)
+        z_past, x_past = self._transition_dims()
+        z_now, x_before = self._emission_dims()
+        self.transition_dims = (z_past, x_past, control_dim)
+        self.emission_dims = (z_now, x_before)
+        mlp_dims = tuple(mlp_dims)
+        if type(self).transition is DSSM.transition and sum(self.transition_dims):
+            self.transition_net = self._build_transition(transition_net, mlp_dims, dropout)
+        if type(self).emission is DSSM.emission:
+            self.emission_net = self._build_emission(emission, mlp_dims, dropout, emission_options or {})
+
+    # What it is made of.
+
+    def _build_memories(self, rnn_dim: int, rnn: Cell) -> None:
+        s, full, markov = self.structure, Order.FULL, Order.MARKOV
+        self.memories = nn.ModuleDict()
+        if s.z_from_z is markov or (self.skip and s.z_from_z is full):
+            self.memories["z"] = Last(self.z_dim)
+        x_orders = (s.z_from_x, s.x_from_x)
+        if self.shared or markov in x_orders or (self.skip and full in x_orders):
+            self.memories["x"] = Last(self.x_dim)
+        if self.shared:
+            self.memories["h"] = Recurrent(self.z_dim + self.x_dim + self.control_dim, rnn_dim, rnn)
+        # What the shared RNN does not serve is served by an RNN over z or x alone.
+        z_orders = () if self._shared_transition else (s.z_from_z,) + (() if self.shared else (s.x_from_z,))
+        x_orders = () if self._shared_transition else (s.z_from_x,) + (() if self.shared else (s.x_from_x,))
+        if full in z_orders:
+            self.memories["hz"] = Recurrent(self.z_dim + self.control_dim, rnn_dim, rnn)
+        if full in x_orders:
+            self.memories["hx"] = Recurrent(self.x_dim, rnn_dim, rnn)
+
+    def memory(self, name: str) -> Memory:
+        """One of the memories: ``z``, ``x`` (last values), ``hz``, ``hx`` (RNNs), ``h`` (the shared RNN)."""
+        return cast(Memory, self.memories[name])
+
+    def _dim(self, name: str) -> int:
+        return self.memory(name).out_dim
+
+    def _transition_reads(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the memories that the transition reads, of z and of x."""
+        s, last = self.structure, self.skip
+        if self._shared_transition:
+            return ("h", "z") if last else ("h",), ("x",)
+        reads = {Order.NONE: (), Order.MARKOV: ("z",), Order.FULL: ("hz", "z") if last else ("hz",)}
+        of_x = {Order.NONE: (), Order.MARKOV: ("x",), Order.FULL: ("hx", "x") if last else ("hx",)}
+        return reads[s.z_from_z], of_x[s.z_from_x]
+
+    def _emission_reads(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the memories that the emission reads, of z (after ``z_t``) and of x (before ``x_t``)."""
+        s, last = self.structure, self.skip
+        if self.shared:
+            return ("h", "z") if last else ("h",), ("x",) if last else ()
+        of_z = {Order.MARKOV: ("z",), Order.FULL: ("hz", "z") if last else ("hz",)}
+        of_x = {Order.NONE: (), Order.MARKOV: ("x",), Order.FULL: ("hx", "x") if last else ("hx",)}
+        return of_z[s.x_from_z], of_x[s.x_from_x]
+
+    def _transition_dims(self) -> tuple[int, int]:
+        of_z, of_x = self._transition_reads()
+        return sum(map(self._dim, of_z)), sum(map(self._dim, of_x))
+
+    def _emission_dims(self) -> tuple[int, int]:
+        of_z, of_x = self._emission_reads()
+        return sum(self.z_dim if n == "z" else self._dim(n) for n in of_z), sum(map(self._dim, of_x))
+
+    def _build_transition(self, kind: str, mlp_dims: tuple[int, ...], dropout: float) -> nn.Module:
+        in_dim = sum(self.transition_dims)
+        if kind == "gated":
+            carry = self.transition_dims[0] or in_dim
+            width = mlp_dims[0] if mlp_dims else self.z_dim
+            return GatedTransition(in_dim, carry, self.z_dim, width, dropout=dropout)
+        if kind != "mlp":
+            raise ValueError(f"transition_net: expected 'mlp' or 'gated', got {kind!r}.")
+        hidden = MLP(in_dim, mlp_dims, dropout=dropout)
+        return nn.Sequential(hidden, NormalHead(hidden.out_dim, self.z_dim))
+
+    def _build_emission(
+        self, kind: str, mlp_dims: tuple[int, ...], dropout: float, options: dict[str, Any]
+    ) -> Emission:
+        if kind not in EMISSIONS:
+            raise ValueError(f"emission: expected one of {sorted(EMISSIONS)}, got {kind!r}.")
+        try:
+            return EMISSIONS[kind](sum(self.emission_dims), self.x_dim, mlp_dims, dropout=dropout, **options)
+        except TypeError as error:
+            raise ValueError(f"emission_options: {kind!r} does not take {options!r} ({error}).") from error
+
+    # What a subclass may override.
+
+    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Any:
+        r"""The law of :math:`z_t`.
+
+        Args:
+            z_past: What the structure keeps of :math:`z_{1:t-1}`, shape ``(*, transition_dims[0])``.
+            x_past: What it keeps of :math:`x_{1:t-1}`, shape ``(*, transition_dims[1])``.
+            u: The control :math:`u_{t-1}`, shape ``(*, control_dim)``. Each is ``None`` where there is none.
+
+        Returns:
+            A distribution with event shape ``(z_dim,)``; a standard normal where nothing is kept.
+        """
+        features = [f for f in (z_past, x_past, u) if f is not None]
+        if not features:
+            like = self._like
+            zero = torch.zeros(self.z_dim, dtype=like.dtype, device=like.device)
+            return normal(zero, torch.ones_like(zero))
+        return self.transition_net(join(*features))
+
+    def emission(self, z: Tensor, x_past: Tensor | None) -> Any:
+        r"""The law of :math:`x_t`.
+
+        Args:
+            z: What the structure keeps of :math:`z_{1:t}`, shape ``(*, emission_dims[0])``.
+            x_past: What it keeps of :math:`x_{1:t-1}`, shape ``(*, emission_dims[1])``, or ``None``.
+
+        Returns:
+            A distribution with event shape ``(x_dim,)``.
+        """
+        return self.emission_net(join(z, x_past))
+
+    # The memories, one step at a time and for whole sequences.
+
+    @property
+    def _like(self) -> Tensor:
+        return next(self.parameters())
+
+    def start(self, batch: torch.Size | tuple[int, ...]) -> Features:
+        """The states of all memories before the first step."""
+        return {name: self.memory(name).start(batch) for name in self.memories}
+
+    def remember_z(self, states: Features, z: Tensor, u: Tensor | None) -> Features:
+        """The states after :math:`z_t`: what the emission reads."""
+        new = {**states, "z": z}
+        if "hz" in states:
+            new["hz"] = self.memory("hz").step(join(z, u), states["hz"])
+        if "h" in states:
+            new["h"] = self.memory("h").step(join(z, states["x"], u), states["h"])
+        return new
+
+    def remember_x(self, states: Features, x: Tensor) -> Features:
+        """The states after :math:`x_t`: what the next transition reads."""
+        new = {**states, "x": x} if "x" in states else dict(states)
+        if "hx" in states:
+            new["hx"] = self.memory("hx").step(x, states["hx"])
+        return new
+
+    def _read(self, states: Features, names: tuple[str, ...]) -> Tensor | None:
+        reads = [
+            states[n] if n not in self.memories or n in ("z", "x") else self.memory(n).read(states[n])
+            for n in names
+        ]
+        return join(*reads) if reads else None
+
+    def transition_from(self, states: Features, u: Tensor | None) -> Any:
+        """The law of the next latent variable from the states of the memories."""
+        of_z, of_x = self._transition_reads()
+        return self.transition(self._read(states, of_z), self._read(states, of_x), u)
+
+    def emission_from(self, before: Features, after: Features) -> Any:
+        """The law of the frame from the states before :math:`x_t` and after :math:`z_t`."""
+        of_z, of_x = self._emission_reads()
+        z = self._read(after, of_z)
+        assert z is not None
+        return self.emission(z, self._read(before, of_x))
+
+    def scan_x(self, inputs: Inputs) -> tuple[Features, Features]:
+        """What is kept of x before and after every step, computed once for each batch."""
+        if "x" not in inputs.cache:
+            before, after, last = {}, {}, {}
+            start = self._first_states(inputs)
+            for name in ("x", "hx"):
+                if name in self.memories:
+                    memory = self.memory(name)
+                    after[name], last[name] = memory.scan(inputs.x, start[name])
+                    before[name] = memory.past(after[name], start[name])
+            inputs.cache["x"] = before, after
+            self._last.update(last)
+        return inputs.cache["x"]
+
+    def scan_z(self, z: Tensor, inputs: Inputs) -> tuple[Features, Features]:
+        """What is kept of z before and after every step of a path; the last path's is remembered."""
+        seen = inputs.cache.get("z")
+        if seen is not None and seen[0] is z:
+            return seen[1]
+        start = self._first_states(inputs)
+        before: Features = {}
+        after: Features = {"z": z}
+        last: Features = {"z": z[..., -1, :]}
+        u = inputs.controls
+        if "z" in self.memories:
+            before["z"] = self.memory("z").past(z, start["z"])
+        for name in ("hz", "h"):
+            if name in self.memories:
+                memory = self.memory(name)
+                extra = self.scan_x(inputs)[0]["x"] if name == "h" else None
+                after[name], last[name] = memory.scan(join(z, extra, u), start[name])
+                before[name] = memory.past(after[name], start[name])
+        inputs.cache["z"] = z, (before, after)
+        self._last.update(last)
+        return before, after
+
+    def _first_states(self, inputs: Inputs) -> Features:
+        return self.start(inputs.batch_shape) if self._carried is None else self._carried
+
+    @property
+    def _carried(self) -> Features | None:
+        # Truncated back-propagation: the states that a chunk of a long sequence starts from.
+        return self._transient.get("carried")
+
+    @property
+    def _last(self) -> Features:
+        # ... and those that it ends with.
+        return self._transient.setdefault("last", {})
+
+    # The program.
+
+    def observe(
+        self, x: Any, lengths: Any = None, mask: Any = None, controls: Any = None, *, by_guide: bool = False
+    ) -> Inputs:
+        """Checks a call's arguments.
+
+        What a guide has computed from a batch (checks, RNN states over x) is handed over once to the model that
+        is called next with the same tensors, in the same mode and with the same weights.
+
+        Args:
+            x: Observations, shape ``(*, B, T, x_dim)``.
+            lengths: Shape ``(B,)``.
+            mask: Shape ``(B, T)`` or ``(B, T, x_dim)``, True where observed.
+            controls: Shape ``(B, T, control_dim)``.
+            by_guide: Whether a guide asks, which keeps the result for the model.
+
+        Returns:
+            The checked inputs.
+
+        Raises:
+            ValueError: If an argument has a wrong type, dtype, device, shape or value.
+        """
+        handed = self._transient.pop("handed", None)
+        key = [torch.is_grad_enabled(), self.training, id(self._carried)]
+        key += [_state_of(t) for t in (x, lengths, mask, controls, *self.memories.parameters())]
+        if handed is not None and not by_guide and handed[0] == key:
+            return handed[1]
+        inputs = prepare(
+            x, lengths, mask, controls, like=self._like, x_dim=self.x_dim, control_dim=self.control_dim
+        )
+        net = getattr(self, "emission_net", None)
+        if isinstance(net, Emission):
+            net.check(inputs.x, inputs.observed)
+        if by_guide:
+            self._transient["handed"] = key, inputs, (x, lengths, mask, controls)
+        return inputs
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        controls: Tensor | None = None,
+    ) -> Tensor:
+        """Runs the Pyro program.
+
+        Args:
+            x: Observations, shape ``(*, B, T, x_dim)``.
+            lengths: Length of each sequence, shape ``(B,)``; all ``T`` by default.
+            mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``. A hidden value is replaced by zero
+                wherever the model conditions on it.
+            controls: Shape ``(B, T, control_dim)``.
+
+        Returns:
+            The latent path, shape ``(*, B, T, z_dim)``.
+
+        Raises:
+            ValueError: If an argument has a wrong type, dtype, device, shape or value.
+        """
+        inputs = self.observe(x, lengths, mask, controls)
+        if self.sites == "path":
+            return self._path_sites(inputs)
+        if self.sites == "step":
+            return self._step_sites(inputs)
+        raise ValueError(f"sites: expected 'path' or 'step', got {self.sites!r}.")
+
+    def _path_sites(self, inputs: Inputs) -> Tensor:
+        with plates(inputs.batch_shape):
+            z = pyro.sample("z", PriorPath(self, inputs))
+            before, after = self.scan_z(z, inputs)
+            fn = self.emission_from(self.scan_x(inputs)[0], after)
+            pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x)
+        return z
+
+    def _step_sites(self, inputs: Inputs) -> Tensor:
+        path = []
+        with plates(inputs.batch_shape):
+            states = self._first_states(inputs)
+            for t in pyro.markov(range(inputs.num_steps)):
+                with poutine.mask(mask=True if inputs.valid is None else inputs.valid[..., t]):
+                    u = None if inputs.controls is None else inputs.controls[..., t, :]
+                    z = pyro.sample(f"z_{t + 1}", self.transition_from(states, u))
+                    after = self.remember_z(states, z, u)
+                    observed = None if inputs.observed is None else inputs.observed[..., t, :]
+                    fn = hide(self.emission_from(states, after), observed)
+                    x = pyro.sample(f"x_{t + 1}", fn, obs=inputs.x[..., t, :])
+                    states = self.remember_x(after, x)
+                    path.append(z)
+        return torch.stack(torch.broadcast_tensors(*path), dim=-2)
+
+
+def _state_of(value: Any) -> Any:
+    """What changes when a tensor is replaced or written to."""
+    if not isinstance(value, Tensor):
+        return value is None
+    return id(value), 0 if value.is_inference() else value._version
+
+
+class PriorPath(Path):
+    """The law of the latent path under the model, given x where the structure lets z depend on it."""
+
+    def __init__(self, model: DSSM, inputs: Inputs) -> None:
+        self.model, self.inputs = model, inputs
+        super().__init__(inputs.batch_shape, inputs.num_steps, model.z_dim, inputs.valid)
+
+    def start(self, batch: torch.Size) -> Any:
+        """The states of the model's memories."""
+        return {k: v.expand(*batch, -1) for k, v in self.model._first_states(self.inputs).items()}
+
+    def _control(self, t: int) -> Tensor | None:
+        return None if self.inputs.controls is None else self.inputs.controls[..., t, :]
+
+    def at(self, state: Any, t: int) -> Any:
+        """The transition."""
+        return self.model.transition_from(state, self._control(t))
+
+    def advance(self, state: Any, z: Tensor, t: int) -> Any:
+        """Both variables are remembered; x is the given one."""
+        states = self.model.remember_z(state, z, self._control(t))
+        return self.model.remember_x(states, self.inputs.x[..., t, :])
+
+    def along(self, z: Tensor) -> Any:
+        """All transitions at once."""
+        before = {**self.model.scan_x(self.inputs)[0], **self.model.scan_z(z, self.inputs)[0]}
+        return self.model.transition_from(before, self.inputs.controls)

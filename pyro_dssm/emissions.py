@@ -1,0 +1,348 @@
+"""Emissions: modules that turn features of the latents into the law of a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn.functional import binary_cross_entropy_with_logits, linear, softplus
+
+from .nn import MLP, SCALE_FLOOR, normal
+
+__all__ = [
+    "EMISSIONS",
+    "AutoregressiveBernoulli",
+    "AutoregressiveBernoulliEmission",
+    "BernoulliEmission",
+    "Emission",
+    "GaussianEmission",
+    "hide",
+]
+
+
+class Emission(nn.Module):
+    """A module from features of shape ``(*, in_dim)`` to the law of a frame, event shape ``(x_dim,)``."""
+
+    binary = False
+
+    def check(self, x: Tensor, observed: Tensor | None) -> None:
+        """Raises ``ValueError`` where an observed value cannot come from this emission.
+
+        Args:
+            x: Frames, zero where hidden.
+            observed: True where x counts; ``None`` where everywhere.
+
+        Raises:
+            ValueError: If a binary emission is given anything but zeros and ones.
+        """
+        if self.binary and not ((x == 0) | (x == 1)).all():
+            bad = x[(x != 0) & (x != 1)][0].item()
+            raise ValueError(f"x: expected values 0 and 1 for a Bernoulli emission, got {bad}.")
+
+    def init_bias(self, mean: Tensor) -> None:
+        """Starts the emission at the mean frame of the training data, shape ``(x_dim,)``.
+
+        Args:
+            mean: The mean frame.
+        """
+
+
+class BernoulliEmission(Emission):
+    """Independent binary entries: ``x_i ~ Bernoulli(sigmoid(MLP(features)_i))``.
+
+    Args:
+        in_dim: Size of the features.
+        x_dim: Size of a frame.
+        hidden_dims: Widths of the hidden layers.
+        dropout: Probability of dropping a hidden unit.
+
+    Example:
+        >>> BernoulliEmission(4, 88)(torch.zeros(3, 4)).event_shape
+        torch.Size([88])
+    """
+
+    binary = True
+
+    def __init__(
+        self, in_dim: int, x_dim: int, hidden_dims: Sequence[int] = (), *, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.logits = MLP(in_dim, hidden_dims, x_dim, dropout=dropout)
+
+    def forward(self, features: Tensor) -> Any:
+        """Returns the law of a frame."""
+        return dist.Bernoulli(logits=self.logits(features), validate_args=False).to_event(1)
+
+    def init_bias(self, mean: Tensor) -> None:
+        """Starts the logits at those of the mean frame."""
+        with torch.no_grad():
+            self.logits[-1].bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
+
+
+class GaussianEmission(Emission):
+    """Independent Gaussian entries with a learned or a fixed scale.
+
+    Args:
+        in_dim: Size of the features.
+        x_dim: Size of a frame.
+        hidden_dims: Widths of the hidden layers.
+        dropout: Probability of dropping a hidden unit.
+        scale: Standard deviation of every entry; ``None`` learns it from the features.
+
+    Raises:
+        ValueError: If the scale is not positive.
+
+    Example:
+        >>> GaussianEmission(4, 2, scale=0.1)(torch.zeros(3, 4)).base_dist.scale[0]
+        tensor([0.1000, 0.1000])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        x_dim: int,
+        hidden_dims: Sequence[int] = (),
+        *,
+        dropout: float = 0.0,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        if scale is not None and not scale > 0:
+            raise ValueError(f"scale: expected a positive number or None, got {scale!r}.")
+        self.scale = scale
+        self.x_dim = x_dim
+        self.parameters_of_x = MLP(
+            in_dim, hidden_dims, x_dim if scale is not None else 2 * x_dim, dropout=dropout
+        )
+
+    def forward(self, features: Tensor) -> Any:
+        """Returns the law of a frame."""
+        out = self.parameters_of_x(features)
+        loc = out[..., : self.x_dim]
+        if self.scale is not None:
+            return normal(loc, torch.full_like(loc, self.scale))
+        return normal(loc, softplus(out[..., self.x_dim :]) + SCALE_FLOOR)
+
+    def init_bias(self, mean: Tensor) -> None:
+        """Starts the loc at the mean frame."""
+        with torch.no_grad():
+            self.parameters_of_x[-1].bias[: self.x_dim].copy_(mean)
+
+
+class MaskedConditioner(nn.Module):
+    r"""Logits of every entry given the entries before it and a context, in two matrix products.
+
+    Each hidden unit has a degree :math:`m` and sees the entries below it; entry :math:`d` sees the units of
+    degree at most :math:`d` and, directly, the entries below :math:`d`. So one pass yields all the conditionals.
+
+    Args:
+        x_dim: Number of entries.
+        context_dim: Size of the context.
+        hidden_dim: Number of hidden units.
+        dropout: Probability of dropping a hidden unit.
+
+    Reference:
+        Germain, Gregor, Murray, Larochelle. MADE: Masked Autoencoder for Distribution Estimation. 2015.
+        arXiv:1502.03509.
+    """
+
+    below_hidden: Tensor
+    below_out: Tensor
+    direct: Tensor
+
+    def __init__(self, x_dim: int, context_dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.x_dim = x_dim
+        self.hidden = nn.Linear(x_dim, hidden_dim, bias=False)
+        self.hidden_context = nn.Linear(context_dim, hidden_dim)
+        self.out = nn.Linear(hidden_dim, x_dim, bias=False)
+        self.out_direct = nn.Linear(x_dim, x_dim, bias=False)
+        self.out_context = nn.Linear(context_dim, x_dim)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.out_direct.weight)
+        degree = torch.arange(hidden_dim) % x_dim
+        entry = torch.arange(x_dim)
+        self.register_buffer("below_hidden", entry < degree.unsqueeze(1), persistent=False)
+        self.register_buffer("below_out", degree <= entry.unsqueeze(1), persistent=False)
+        self.register_buffer("direct", entry < entry.unsqueeze(1), persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """All logits of given frames.
+
+        Args:
+            x: Shape ``(*, x_dim)``.
+            context: Shape ``(*, context_dim)``.
+
+        Returns:
+            Logits of shape ``(*, x_dim)``.
+        """
+        seen = linear(x, self.hidden.weight * self.below_hidden)
+        hidden = self.dropout(torch.relu(seen + self.hidden_context(context)))
+        logits = linear(hidden, self.out.weight * self.below_out) + self.out_context(context)
+        return logits + linear(x, self.out_direct.weight * self.direct)
+
+    def sample(self, context: Tensor) -> Tensor:
+        """Draws frames entry by entry, updating the hidden layer by one column each."""
+        columns = (self.hidden.weight * self.below_hidden).T
+        rows = self.out.weight * self.below_out
+        direct = (self.out_direct.weight * self.direct).T
+        seen, logits = self.hidden_context(context), self.out_context(context)
+        entries = []
+        for d in range(self.x_dim):
+            logit = logits[..., d] + torch.relu(seen) @ rows[d]
+            entry = torch.bernoulli(torch.sigmoid(logit))
+            entries.append(entry)
+            seen = seen + entry.unsqueeze(-1) * columns[d]
+            logits = logits + entry.unsqueeze(-1) * direct[d]
+        return torch.stack(entries, dim=-1)
+
+
+class AutoregressiveBernoulli(TorchDistribution):
+    r"""Binary frames whose entries depend on each other: :math:`p(x) = \prod_d p(x_d \mid x_{<d}, c)`.
+
+    The density of any number of frames is one pass through the conditioner.
+
+    Args:
+        conditioner: Gives the logits.
+        context: Shape ``(*, context_dim)``.
+        observed: True where an entry counts, shape broadcastable to ``(*, x_dim)``, or ``None``.
+        batch_shape: Defaults to the context's.
+
+    Reference:
+        Larochelle, Murray. The Neural Autoregressive Distribution Estimator. 2011.
+        Boulanger-Lewandowski, Bengio, Vincent. Modeling Temporal Dependencies in High-Dimensional Sequences.
+        2012. arXiv:1206.6392.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.independent(constraints.boolean, 1)
+
+    def __init__(
+        self,
+        conditioner: MaskedConditioner,
+        context: Tensor,
+        *,
+        observed: Tensor | None = None,
+        batch_shape: torch.Size | None = None,
+    ) -> None:
+        self.conditioner, self.context, self.observed = conditioner, context, observed
+        shape = context.shape[:-1] if batch_shape is None else batch_shape
+        super().__init__(shape, torch.Size((conditioner.x_dim,)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveBernoulli:
+        """The same law with another batch shape."""
+        return AutoregressiveBernoulli(
+            self.conditioner, self.context, observed=self.observed, batch_shape=torch.Size(batch_shape)
+        )
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws frames of shape ``(*sample_shape, *, x_dim)``."""
+        shape = torch.Size(sample_shape) + self.batch_shape + self.context.shape[-1:]
+        with torch.no_grad():
+            return self.conditioner.sample(self.context.expand(shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log-density of frames, shape ``(*,)``."""
+        logits = self.conditioner(value, self.context)
+        shape = torch.broadcast_shapes(logits.shape, value.shape)
+        terms = -binary_cross_entropy_with_logits(
+            logits.expand(shape), value.expand(shape), reduction="none"
+        )
+        if self.observed is not None:
+            terms = torch.where(self.observed, terms, 0.0)
+        return terms.sum(-1)
+
+    def hide(self, observed: Tensor) -> AutoregressiveBernoulli:
+        """Lets only the observed entries count; the hidden ones condition the others as zeros."""
+        return AutoregressiveBernoulli(
+            self.conditioner, self.context, observed=observed, batch_shape=self.batch_shape
+        )
+
+
+class AutoregressiveBernoulliEmission(Emission):
+    """Binary entries that depend on each other, a masked-autoregressive form of NADE.
+
+    Args:
+        in_dim: Size of the features.
+        x_dim: Size of a frame.
+        hidden_dims: Widths of the hidden layers between the features and the conditioner's context.
+        dropout: Probability of dropping a hidden unit.
+        conditioner_dim: Number of hidden units of the conditioner.
+
+    Reference:
+        Boulanger-Lewandowski, Bengio, Vincent. Modeling Temporal Dependencies in High-Dimensional Sequences.
+        2012. arXiv:1206.6392.
+
+    Example:
+        >>> emission = AutoregressiveBernoulliEmission(4, 88)
+        >>> emission(torch.zeros(3, 4)).log_prob(torch.zeros(3, 88)).shape
+        torch.Size([3])
+    """
+
+    binary = True
+
+    def __init__(
+        self,
+        in_dim: int,
+        x_dim: int,
+        hidden_dims: Sequence[int] = (),
+        *,
+        dropout: float = 0.0,
+        conditioner_dim: int = 512,
+    ) -> None:
+        super().__init__()
+        self.context = MLP(in_dim, hidden_dims, dropout=dropout)
+        self.conditioner = MaskedConditioner(x_dim, self.context.out_dim, conditioner_dim, dropout=dropout)
+
+    def forward(self, features: Tensor) -> AutoregressiveBernoulli:
+        """Returns the law of a frame."""
+        return AutoregressiveBernoulli(self.conditioner, self.context(features))
+
+    def init_bias(self, mean: Tensor) -> None:
+        """Starts the logits at those of the mean frame."""
+        with torch.no_grad():
+            self.conditioner.out_context.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
+
+
+EMISSIONS: dict[str, type[Emission]] = {
+    "bernoulli": BernoulliEmission,
+    "gaussian": GaussianEmission,
+    "autoregressive": AutoregressiveBernoulliEmission,
+}
+
+
+def hide(fn: Any, observed: Tensor | None) -> Any:
+    """Masks the law of frames.
+
+    Args:
+        fn: A distribution with event shape ``(x_dim,)``.
+        observed: True where x counts, shape ``(*, 1)`` for whole frames or ``(*, x_dim)`` for entries.
+
+    Returns:
+        The law in which only the observed entries count.
+
+    Raises:
+        ValueError: If single entries are hidden from a law whose entries do not separate.
+
+    Example:
+        >>> fn = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
+        >>> hide(fn, torch.tensor([[True], [True], [False]])).log_prob(torch.zeros(3, 2))
+        tensor([-1.8379, -1.8379,  0.0000])
+    """
+    if observed is None:
+        return fn
+    if observed.shape[-1] == 1 and fn.event_shape[-1] != 1:
+        return fn.mask(observed[..., 0])
+    if hasattr(fn, "hide"):
+        return fn.hide(observed)
+    if isinstance(fn, torch.distributions.Independent) and fn.reinterpreted_batch_ndims == 1:
+        return fn.base_dist.mask(observed).to_event(1)
+    raise ValueError(
+        f"mask: single entries can only be hidden from an emission whose entries are independent, or that has a "
+        f"`hide` method; got {type(fn).__name__}. Hide whole frames with a mask of shape (B, T)."
+    )

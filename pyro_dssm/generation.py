@@ -1,0 +1,205 @@
+"""Generating with a model: sample, forecast, reconstruct."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .inputs import Inputs, delay
+
+if TYPE_CHECKING:
+    from .guides import Guide
+
+__all__ = ["Generation"]
+
+
+def _mean(fn: Any) -> Tensor:
+    try:
+        return fn.mean
+    except NotImplementedError:
+        return fn.sample()
+
+
+def _positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
+
+
+class Generation:
+    """What every model can do once it is trained. Nothing here keeps gradients."""
+
+    # The part of the model that is used here.
+    x_dim: int
+    control_dim: int
+    _like: Tensor
+    start: Any
+    remember_z: Any
+    remember_x: Any
+    transition_from: Any
+    emission_from: Any
+    observe: Any
+
+    def _run(
+        self, states: Any, batch: torch.Size, steps: int, controls: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        xs, zs = [], []
+        for t in range(steps):
+            u = None if controls is None else controls[..., t, :]
+            z = _expanded(self.transition_from(states, u), batch).sample()
+            after = self.remember_z(states, z, u)
+            x = self.emission_from(states, after).sample()
+            states = self.remember_x(after, x)
+            xs.append(x)
+            zs.append(z)
+        return xs, zs
+
+    def _controls_for(self, controls: Any, shape: tuple[int, ...]) -> Tensor | None:
+        expected = (*shape, self.control_dim)
+        if self.control_dim == 0:
+            if controls is not None:
+                raise ValueError("controls: expected None, since the model was built with control_dim=0.")
+            return None
+        if not isinstance(controls, Tensor) or controls.shape[-2:] != expected[-2:]:
+            got = tuple(controls.shape) if isinstance(controls, Tensor) else controls
+            raise ValueError(f"controls: expected shape {expected}, got {got}.")
+        return delay(controls)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_sequences: int = 1,
+        length: int = 100,
+        *,
+        controls: Tensor | None = None,
+        with_latents: bool = False,
+    ) -> Any:
+        """Draws sequences from the model.
+
+        Args:
+            num_sequences: How many, ``N``.
+            length: Number of frames, ``T``.
+            controls: Shape ``(N, T, control_dim)``, for a model with controls.
+            with_latents: Also returns the latent paths.
+
+        Returns:
+            Shape ``(N, T, x_dim)``; with latents, that and shape ``(N, T, z_dim)``.
+
+        Raises:
+            ValueError: If a number is not positive or the controls do not fit.
+        """
+        _positive("num_sequences", num_sequences)
+        _positive("length", length)
+        u = self._controls_for(controls, (num_sequences, length))
+        batch = torch.Size((num_sequences,))
+        xs, zs = self._run(self.start(batch), batch, length, u)
+        x = torch.stack(xs, dim=-2)
+        return (x, torch.stack(zs, dim=-2)) if with_latents else x
+
+    @torch.no_grad()
+    def forecast(
+        self,
+        guide: Guide,
+        x: Tensor,
+        horizon: int,
+        num_samples: int = 100,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+    ) -> Tensor:
+        """Continues sequences: draws latent paths of what is known from the guide, then runs the model on.
+
+        Args:
+            guide: Infers the latents of the known part.
+            x: The known part, shape ``(B, T, x_dim)``.
+            horizon: Number of frames to predict, ``H``.
+            num_samples: Number of futures of each sequence, ``S``.
+            lengths: Shape ``(B,)``; each future starts after its own sequence's end.
+            mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``.
+            controls: Shape ``(B, T + H, control_dim)``; the future of a sequence takes the controls that follow
+                its own end.
+
+        Returns:
+            Shape ``(S, B, H, x_dim)``.
+
+        Raises:
+            ValueError: If an argument has a wrong type, dtype, device, shape or value.
+        """
+        _positive("horizon", horizon)
+        _positive("num_samples", num_samples)
+        known = future = None
+        if isinstance(x, Tensor) and x.dim() >= 3:
+            batch, steps = x.shape[-3:-1]
+            u = self._controls_for(controls, (batch, steps + horizon))
+            if u is not None and controls is not None:
+                known = controls[..., :steps, :]
+                ends = torch.full((batch,), steps, device=u.device) if lengths is None else lengths
+                index = ends.unsqueeze(-1) + torch.arange(horizon, device=u.device)
+                index = index.clamp(max=u.shape[-2] - 1).unsqueeze(-1).expand(batch, horizon, u.shape[-1])
+                future = u.expand(batch, *u.shape[-2:]).gather(-2, index)
+        inputs = self.observe(x, lengths, mask, known)
+        _, states = self._follow(guide, inputs, num_samples)
+        xs, _ = self._run(states, states["z"].shape[:-1], horizon, future)
+        return torch.stack(xs, dim=-2)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        guide: Guide,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        controls: Tensor | None = None,
+        num_samples: int = 16,
+    ) -> Tensor:
+        """The expected frames given latent paths from the guide; also where ``mask`` hides them: imputation.
+
+        A hidden frame that a later one depends on is drawn from the model before that later one is.
+
+        Args:
+            guide: Infers the latents.
+            x: Shape ``(B, T, x_dim)``.
+            lengths: Shape ``(B,)``.
+            mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``.
+            controls: Shape ``(B, T, control_dim)``.
+            num_samples: Number of latent paths to average over.
+
+        Returns:
+            Shape ``(B, T, x_dim)``; zero in the padding.
+
+        Raises:
+            ValueError: If an argument has a wrong type, dtype, device, shape or value.
+        """
+        _positive("num_samples", num_samples)
+        inputs = self.observe(x, lengths, mask, controls)
+        means, _ = self._follow(guide, inputs, num_samples)
+        out = torch.stack(means, dim=-2).mean(0)
+        return out if inputs.valid is None else torch.where(inputs.valid.unsqueeze(-1), out, 0.0)
+
+    def _follow(self, guide: Guide, inputs: Inputs, num_samples: int) -> tuple[list[Tensor], Any]:
+        """Runs the memories along latent paths from the guide and x, drawing x where it is hidden."""
+        zs = guide.draw(inputs, num_samples).unbind(-2)
+        batch = zs[0].shape[:-1]
+        states = self.start(batch)
+        means = []
+        for t, z in enumerate(zs):
+            after = self.remember_z(states, z, None if inputs.controls is None else inputs.controls[..., t, :])
+            fn = self.emission_from(states, after)
+            means.append(_mean(fn))
+            x = inputs.x[..., t, :].expand(*batch, -1)
+            if inputs.observed is not None:
+                x = torch.where(inputs.observed[..., t, :], x, fn.sample())
+            new = self.remember_x(after, x)
+            if inputs.valid is not None:
+                # A sequence that has ended keeps the state of its own last frame.
+                going = inputs.valid[..., t].unsqueeze(-1)
+                new = {k: torch.where(going, v, states[k]) if k in states else v for k, v in new.items()}
+            states = new
+        return means, states
+
+
+def _expanded(fn: Any, batch: torch.Size) -> Any:
+    return fn if fn.batch_shape == batch else fn.expand(batch)

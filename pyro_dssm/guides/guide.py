@@ -1,0 +1,346 @@
+"""The base class of guides: what a guide reads is declared, one method is written."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from .._program import Program
+from ..dssm import DSSM, plates
+from ..inputs import Inputs
+from ..nn import Cell, Last, Memory, Recurrent, join, reverse, shift
+from ..paths import Path
+from ..structure import Order
+
+__all__ = ["Guide", "GuidePath"]
+
+Latents = Literal["none", "last", "model", "own"]
+Frames = Literal["none", "now", "last", "model", "own"]
+
+_Z = {"none": "", "last": "z_{t-1}", "model": "h¹_{t-1}", "own": "H¹_{t-1}"}
+_X = {"none": "", "now": "x_t", "last": "x_{t-1}, x_t", "model": "h²_t", "own": "g→_t"}
+
+
+class Guide(Program):
+    r"""A guide :math:`q(z_{1:T} \mid x_{1:T}) = \prod_t q(z_t \mid v_{t-1}, c_t)`.
+
+    A subclass declares in its call of ``super().__init__`` what it reads, and writes :meth:`step`:
+
+    - ``latents``, the source of :math:`v_{t-1}`: ``"none"``; ``"last"``, :math:`z_{t-1}`; ``"model"``, the RNN
+      state over :math:`z_{1:t-1}` that the generative model has itself (:math:`z_{t-1}` where its exact posterior
+      needs no more, nothing where it needs none); ``"own"``, an RNN of the guide's own over :math:`z_{1:t-1}`.
+    - ``past``, the part of :math:`c_t` that looks back: ``"none"``; ``"now"``, :math:`x_t` alone; ``"last"``,
+      :math:`x_{t-1}` and :math:`x_t`; ``"model"``, the RNN state over :math:`x_{1:t}` that the model has itself
+      (:math:`x_{t-1}` or nothing where the exact posterior needs no more); ``"own"``, a forward RNN
+      :math:`\overrightarrow{g}_t` of the guide's own.
+    - ``future``: adds a backward RNN :math:`\overleftarrow{g}_t` over :math:`x_{t:T}`, which starts at each
+      sequence's own end.
+
+    The RNNs are built here, and :attr:`past_dim` and :attr:`context_dim` say how much arrives in :meth:`step`.
+    The guide keeps a reference to its model that is no submodule: its ``state_dict`` and ``parameters`` are its
+    own alone.
+
+    Args:
+        model: The model whose latents it infers.
+        latents: Source of what is read of the latents.
+        past: Source of what is read of the frames up to now.
+        future: Whether later frames are read.
+        rnn_dim: Size of each RNN state.
+        rnn: Cell of the RNNs.
+
+    Attributes:
+        past_dim: Size of ``past`` in :meth:`step`; 0 where nothing is read of the latents.
+        context_dim: Size of what :meth:`encode` is given.
+
+    Raises:
+        ValueError: If the model is no :class:`DSSM`, or a source has no such name.
+
+    Example:
+        >>> from pyro_dssm import DMM
+        >>> class MyGuide(Guide):
+        ...     def __init__(self, model):
+        ...         super().__init__(model, latents="last", past="none", future=True)
+        ...         self.loc = nn.Linear(self.past_dim + self.context_dim, model.z_dim)
+        ...     def step(self, past, context):
+        ...         loc = self.loc(torch.cat([past, context], -1))
+        ...         return torch.distributions.Independent(torch.distributions.Normal(loc, 0.1), 1)
+        >>> model = DMM(x_dim=3, z_dim=2)
+        >>> MyGuide(model)(torch.zeros(4, 5, 3)).shape
+        torch.Size([4, 5, 2])
+    """
+
+    def __init__(
+        self,
+        model: DSSM,
+        *,
+        latents: Latents,
+        past: Frames,
+        future: bool,
+        rnn_dim: int = 128,
+        rnn: Cell = "gru",
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, DSSM):
+            raise ValueError(f"model: expected a DSSM, got {type(model).__name__}.")
+        for name, value, names in (("latents", latents, _Z), ("past", past, _X)):
+            if value not in names:
+                raise ValueError(f"{name}: expected one of {list(names)}, got {value!r}.")
+        # A tuple hides the model from torch, which would list its tensors in the guide's state_dict as well.
+        self._model = (model,)
+        self.latents, self.past, self.future = latents, past, future
+        frame_dim = model.x_dim + model.control_dim
+        self.memory = self._build_memory(rnn_dim, rnn)
+        self.forward_rnn = Recurrent(frame_dim, rnn_dim, rnn) if self._past_source == "own" else None
+        self.backward_rnn = Recurrent(frame_dim, rnn_dim, rnn) if future else None
+        z_memory = self._z_memory
+        self.past_dim = z_memory.out_dim if z_memory is not None else 0
+        self.context_dim = self._count_context()
+
+    @property
+    def model(self) -> DSSM:
+        """The model whose latents this guide infers."""
+        return self._model[0]
+
+    # What is read of the latents.
+
+    @property
+    def _z_source(self) -> str:
+        """``latents``, with ``"model"`` resolved to what the exact posterior needs."""
+        if self.latents != "model":
+            return self.latents
+        need = self.model.structure.posterior.z_from_z
+        return {Order.NONE: "none", Order.MARKOV: "last", Order.FULL: "model"}[need]
+
+    @property
+    def _model_memory(self) -> str:
+        return "h" if "h" in self.model.memories else "hz"
+
+    def _build_memory(self, rnn_dim: int, rnn: Cell) -> Memory | None:
+        if self._z_source == "last":
+            return Last(self.model.z_dim)
+        if self._z_source == "own":
+            return Recurrent(self.model.z_dim + self.model.control_dim, rnn_dim, rnn)
+        return None
+
+    @property
+    def _z_memory(self) -> Memory | None:
+        return self.model.memory(self._model_memory) if self._z_source == "model" else self.memory
+
+    def _z_extra(self, inputs: Inputs) -> Tensor | None:
+        """What enters the memory of the latents beside ``z_t``."""
+        if self._z_source == "model" and self._model_memory == "h":
+            x = self.model.scan_x(inputs)[0]["x"]
+            return x if inputs.controls is None else join(x, inputs.controls)
+        return None if self._z_source == "last" else inputs.controls
+
+    # What is read of the frames.
+
+    @property
+    def _past_source(self) -> str:
+        """``past``, with ``"model"`` resolved to what the exact posterior needs and the model has."""
+        if self.past != "model":
+            return self.past
+        posterior = self.model.structure.posterior
+        if posterior.z_from_past_x is Order.FULL and "hx" in self.model.memories and not self._reads_shared:
+            return "model"
+        if posterior.z_from_past_x is Order.NONE:
+            return "none" if self.future else "now"
+        if posterior.z_from_past_x is Order.FULL and not self._reads_shared:
+            return "own"
+        return "last"
+
+    @property
+    def _reads_shared(self) -> bool:
+        """Whether the latents' memory is the model's shared RNN, which holds ``x_{1:t-2}`` as well."""
+        return self._z_source == "model" and self._model_memory == "h"
+
+    def _count_context(self) -> int:
+        model, total = self.model, 0
+        source = self._past_source
+        if source == "model":
+            total += model.memory("hx").out_dim
+        elif source in ("now", "last"):
+            total += model.x_dim * (2 if source == "last" else 1)
+        for network in (self.forward_rnn, self.backward_rnn):
+            total += 0 if network is None else network.out_dim
+        # Controls reach the context through the guide's own RNNs, or else directly.
+        if self.forward_rnn is None and self.backward_rnn is None:
+            total += model.control_dim
+        if total == 0:
+            raise ValueError("past, future: expected a guide that reads something of x, got neither.")
+        return total
+
+    def _context(self, inputs: Inputs) -> Tensor:
+        model, parts = self.model, []
+        frames = join(inputs.x, inputs.controls)
+        source = self._past_source
+        if source == "model":
+            parts.append(model.scan_x(inputs)[1]["hx"])
+        elif source in ("now", "last"):
+            parts.append(inputs.x)
+            if source == "last":
+                parts.append(self._previous(inputs))
+        if self.forward_rnn is not None:
+            start = self._carried.get("forward", self.forward_rnn.start(inputs.batch_shape))
+            after, self._last["forward"] = self.forward_rnn.scan(frames, start)
+            parts.append(after)
+        if self.backward_rnn is not None:
+            start = self._carried.get("backward", self.backward_rnn.start(inputs.batch_shape))
+            backwards, _ = self.backward_rnn.scan(reverse(frames, inputs.lengths), start)
+            parts.append(reverse(backwards, inputs.lengths))
+        if self.forward_rnn is None and self.backward_rnn is None and inputs.controls is not None:
+            parts.append(inputs.controls)
+        return join(*parts)
+
+    def _previous(self, inputs: Inputs) -> Tensor:
+        if "x" in self.model.memories:
+            return self.model.scan_x(inputs)[0]["x"]
+        start = self._carried.get("x", torch.zeros_like(inputs.x[..., 0, :]))
+        self._last["x"] = inputs.x[..., -1, :]
+        return shift(inputs.x, start)
+
+    @property
+    def _carried(self) -> dict[str, Tensor]:
+        return self._transient.get("carried", {})
+
+    @property
+    def _last(self) -> dict[str, Tensor]:
+        return self._transient.setdefault("last", {})
+
+    # What a subclass writes.
+
+    def encode(self, context: Tensor) -> Any:
+        """What can be computed of the context for all steps at once; by default, the context itself.
+
+        Args:
+            context: Shape ``(*, B, T, context_dim)``.
+
+        Returns:
+            What :meth:`step` is given as ``context``, shape ``(*, B, T, any)``.
+        """
+        return context
+
+    @abstractmethod
+    def step(self, past: Tensor | None, context: Tensor) -> Any:
+        r"""The one method to write: :math:`q(z_t \mid v_{t-1}, c_t)`.
+
+        It is called for one step at a time, to draw, and for all steps at once, to score; so it must act on the
+        last dimension alone.
+
+        Args:
+            past: :math:`v_{t-1}`, shape ``(*, past_dim)``, or ``None`` where nothing is read of the latents.
+            context: A step of :meth:`encode`, shape ``(*, any)`` with the same leading dimensions.
+
+        Returns:
+            A distribution with event shape ``(z_dim,)``.
+        """
+
+    # The program.
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        controls: Tensor | None = None,
+    ) -> Tensor:
+        """Runs the Pyro program, in the model's form of sites.
+
+        Args:
+            x: Observations, shape ``(*, B, T, x_dim)``.
+            lengths: Shape ``(B,)``.
+            mask: Shape ``(B, T)`` or ``(B, T, x_dim)``, True where observed; a hidden value is read as zero.
+            controls: Shape ``(B, T, control_dim)``.
+
+        Returns:
+            The latent path, shape ``(*, B, T, z_dim)``.
+
+        Raises:
+            ValueError: If an argument has a wrong type, dtype, device, shape or value.
+        """
+        inputs = self.model.observe(x, lengths, mask, controls, by_guide=True)
+        path = self.path(inputs)
+        with plates(inputs.batch_shape):
+            if self.model.sites == "path":
+                return pyro.sample("z", path)
+            zs = []
+            state = path.start(inputs.batch_shape)
+            for t in pyro.markov(range(inputs.num_steps)):
+                with poutine.mask(mask=True if inputs.valid is None else inputs.valid[..., t]):
+                    z = pyro.sample(f"z_{t + 1}", path.at(state, t))
+                    state = path.advance(state, z, t)
+                    zs.append(z)
+        return torch.stack(zs, dim=-2)
+
+    def path(self, inputs: Inputs) -> GuidePath:
+        """The law of the latent path given a checked batch."""
+        return GuidePath(self, inputs)
+
+    def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
+        """Draws latent paths, shape ``(num_samples, *, B, T, z_dim)``."""
+        return self.path(inputs).rsample((num_samples,))
+
+    def factorisation(self) -> str:
+        """What each latent variable is drawn from, in the letters of the paper."""
+        z, x = _Z[self._z_source], _X[self._past_source]
+        if self._reads_shared:
+            z = "h_{t-1}"
+        future = "g←_t" if self.backward_rnn is not None else ""
+        return f"q(z_t | {', '.join(part for part in (z, x, future) if part)})"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}): {self.factorisation()}"
+
+
+class GuidePath(Path):
+    """The law of the latent path under a guide."""
+
+    def __init__(self, guide: Guide, inputs: Inputs) -> None:
+        self.guide = guide
+        self._memory = guide._z_memory
+        self.memoryless = self._memory is None
+        self._extra = guide._z_extra(inputs)
+        self._extras = None if self._extra is None else self._extra.unbind(-2)
+        self._context = guide.encode(guide._context(inputs))
+        # Not indexed step by step: the gradient of each index is a whole tensor of zeros.
+        self._contexts = self._context.unbind(-2)
+        self._first: Tensor | None = None
+        if self._memory is not None:
+            name = guide._model_memory
+            from_model = guide._z_source == "model"
+            carried = guide.model._first_states(inputs)[name] if from_model else guide._carried.get("z")
+            self._first = self._memory.start(inputs.batch_shape) if carried is None else carried
+        super().__init__(inputs.batch_shape, inputs.num_steps, guide.model.z_dim, inputs.valid)
+
+    def start(self, batch: torch.Size) -> Any:
+        """The state of the memory of the latents."""
+        return None if self._first is None else self._first.expand(*batch, -1)
+
+    def at(self, state: Any, t: int) -> Any:
+        """The guide's step."""
+        context = self._contexts[t]
+        if state is None or self._memory is None:
+            return self.guide.step(None, context)
+        past = self._memory.read(state)
+        return self.guide.step(past, context.expand(*past.shape[:-1], -1))
+
+    def advance(self, state: Any, z: Tensor, t: int) -> Any:
+        """The memory after one more latent variable."""
+        if self._memory is None:
+            return None
+        return self._memory.step(z if self._extras is None else join(z, self._extras[t]), state)
+
+    def along(self, z: Tensor) -> Any:
+        """All steps at once."""
+        if self._memory is None or self._first is None:
+            return self.guide.step(None, self._context)
+        first = self._first.expand(*z.shape[:-2], -1)
+        after, last = self._memory.scan(join(z, self._extra), first)
+        past = self._memory.past(after, first)
+        return self.guide.step(past, self._context.expand(*past.shape[:-1], -1))

@@ -1,0 +1,164 @@
+"""What models and guides are called with, checked once and brought into one form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Inputs", "prepare"]
+
+
+@dataclass
+class Inputs:
+    """A checked batch of sequences.
+
+    Attributes:
+        x: Observations, shape ``(*, B, T, x_dim)``; zero where hidden and in the padding.
+        lengths: Shape ``(B,)``, or ``None`` where all sequences have length ``T``.
+        valid: Shape ``(B, T)``, True within each sequence; ``None`` where everywhere.
+        observed: Shape ``(*, B, T, 1 or x_dim)``, True where x counts; ``None`` where everywhere.
+        controls: The control that drives each step, ``u_{t-1}`` at ``t`` and zero at the first,
+            shape ``(*, B, T, control_dim)``.
+        cache: What has been computed from this batch already, by name.
+    """
+
+    x: Tensor
+    lengths: Tensor | None = None
+    valid: Tensor | None = None
+    observed: Tensor | None = None
+    controls: Tensor | None = None
+    cache: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """``(*, B)``."""
+        return self.x.shape[:-2]
+
+    @property
+    def num_steps(self) -> int:
+        """``T``."""
+        return self.x.shape[-2]
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else repr(value)
+
+
+def _check_tensor(name: str, value: object, like: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}.")
+    if value.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device} like the parameters, got {value.device}.")
+    return value
+
+
+def _check_real(name: str, value: object, like: Tensor, dim: int) -> Tensor:
+    value = _check_tensor(name, value, like)
+    if value.dtype != like.dtype:
+        raise ValueError(f"{name}: expected dtype {like.dtype} like the parameters, got {value.dtype}.")
+    if value.dim() < 3 or value.shape[-1] != dim:
+        raise ValueError(f"{name}: expected shape (*, B, T, {dim}), got {_shape(value)}.")
+    return value
+
+
+def _check_lengths(lengths: object, x: Tensor) -> Tensor:
+    batch, steps = x.shape[-3], x.shape[-2]
+    lengths = _check_tensor("lengths", lengths, x)
+    if lengths.dtype.is_floating_point or lengths.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise ValueError(f"lengths: expected an integer dtype, got {lengths.dtype}.")
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths: expected shape ({batch},) for x of shape {_shape(x)}, got {_shape(lengths)}.")
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 1 or high > steps:
+        raise ValueError(f"lengths: expected values from 1 to T = {steps}, got values from {low} to {high}.")
+    return lengths
+
+
+def _check_mask(mask: object, x: Tensor) -> Tensor:
+    mask = _check_tensor("mask", mask, x)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected dtype torch.bool (True where observed), got {mask.dtype}.")
+    if mask.dim() >= 2 and mask.shape == x.shape[:-1][-mask.dim() :]:
+        return mask.unsqueeze(-1)
+    if mask.dim() >= 3 and mask.shape == x.shape[-mask.dim() :]:
+        return mask
+    frames, entries = tuple(x.shape[-3:-1]), tuple(x.shape[-3:])
+    raise ValueError(f"mask: expected shape {frames} or {entries}, got {_shape(mask)}.")
+
+
+def _check_controls(controls: object, x: Tensor, control_dim: int) -> Tensor | None:
+    if control_dim == 0:
+        if controls is not None:
+            raise ValueError(
+                f"controls: expected None, since the model was built with control_dim=0, got {_shape(controls)}."
+            )
+        return None
+    if controls is None:
+        raise ValueError(
+            f"controls: expected shape (B, T, {control_dim}), since the model was built with "
+            f"control_dim={control_dim}, got None."
+        )
+    controls = _check_real("controls", controls, x, control_dim)
+    if controls.shape[-3:-1] != x.shape[-3:-1]:
+        expected = (*x.shape[-3:-1], control_dim)
+        raise ValueError(f"controls: expected shape {expected}, got {_shape(controls)}.")
+    if not torch.isfinite(controls).all():
+        raise ValueError("controls: expected finite values, got NaN or infinity.")
+    return controls
+
+
+def delay(controls: Tensor) -> Tensor:
+    """The control that drives each step: ``u_{t-1}`` at ``t``, zero at the first."""
+    return torch.cat([torch.zeros_like(controls[..., :1, :]), controls[..., :-1, :]], dim=-2)
+
+
+def prepare(
+    x: Any, lengths: Any, mask: Any, controls: Any, *, like: Tensor, x_dim: int, control_dim: int
+) -> Inputs:
+    """Checks the arguments of a call and brings them into one form.
+
+    Args:
+        x: Observations, shape ``(*, B, T, x_dim)``.
+        lengths: Length of each sequence, shape ``(B,)``, or ``None``.
+        mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``, or ``None``.
+        controls: Shape ``(B, T, control_dim)``, or ``None``.
+        like: A parameter, whose device and dtype the data must have.
+        x_dim: Size of a frame.
+        control_dim: Size of a control; 0 for none.
+
+    Returns:
+        The checked inputs.
+
+    Raises:
+        ValueError: If an argument has a wrong type, dtype, device, shape or value.
+
+    Example:
+        >>> prepare(torch.ones(2, 3, 1), torch.tensor([3, 1]), None, None,
+        ...         like=torch.zeros(()), x_dim=1, control_dim=0).x[1].flatten()
+        tensor([1., 0., 0.])
+    """
+    x = _check_real("x", x, like, x_dim)
+    if x.numel() == 0:
+        raise ValueError(f"x: expected at least one sequence of at least one frame, got shape {_shape(x)}.")
+    u = _check_controls(controls, x, control_dim)
+    valid = observed = None
+    if lengths is not None:
+        lengths = _check_lengths(lengths, x)
+        valid = torch.arange(x.shape[-2], device=x.device) < lengths.unsqueeze(-1)
+        observed = valid.unsqueeze(-1)
+    if mask is not None:
+        mask = _check_mask(mask, x)
+        observed = mask if observed is None else mask & observed
+    if observed is not None:
+        # A hidden NaN would have a right density but a NaN gradient: fill first, mask later.
+        x = torch.where(observed, x, torch.zeros((), dtype=x.dtype, device=x.device))
+    if not torch.isfinite(x).all():
+        bad = (~torch.isfinite(x)).nonzero()[0].tolist()
+        raise ValueError(
+            f"x: expected finite values wherever observed, got {float(x[tuple(bad)])} at index {tuple(bad)}; "
+            "hide missing values with mask."
+        )
+    return Inputs(x, lengths, valid, observed, None if u is None else delay(u))

@@ -1,0 +1,387 @@
+"""Networks: perceptrons, heads that return distributions, and the memories behind the edges.
+
+A *memory* is what an edge of a structure keeps of a variable: its last value (:class:`Last`) or an RNN
+state (:class:`Recurrent`). Both have the same two methods, ``step`` for one time step and ``scan`` for a
+whole sequence, and the two agree to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+__all__ = [
+    "MLP",
+    "Combiner",
+    "GatedTransition",
+    "Last",
+    "Memory",
+    "NormalHead",
+    "Recurrent",
+    "join",
+    "reverse",
+    "shift",
+]
+
+Cell = Literal["gru", "lstm", "rnn"]
+SCALE_FLOOR = 1e-4
+
+
+def join(*features: Tensor | None) -> Tensor:
+    """Concatenates features on the last dimension, broadcasting all the others.
+
+    Args:
+        *features: Tensors of shape ``(*, F_i)``; ``None`` stands for nothing.
+
+    Returns:
+        Tensor of shape ``(*, sum F_i)``.
+
+    Example:
+        >>> join(torch.zeros(5, 1, 2), None, torch.zeros(3, 4)).shape
+        torch.Size([5, 3, 6])
+    """
+    present = [f for f in features if f is not None]
+    if len(present) == 1:
+        return present[0]
+    batch = torch.broadcast_shapes(*(f.shape[:-1] for f in present))
+    return torch.cat([f.expand(*batch, f.shape[-1]) for f in present], dim=-1)
+
+
+def shift(values: Tensor, start: Tensor) -> Tensor:
+    """Delays a sequence by one step: ``(start, v_1, ..., v_{T-1})``.
+
+    Args:
+        values: Shape ``(*, T, D)``.
+        start: The value before the first, shape ``(D,)`` or ``(*, D)``.
+
+    Returns:
+        Shape ``(*, T, D)``.
+
+    Example:
+        >>> shift(torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(1)).flatten()
+        tensor([0., 1., 2.])
+    """
+    first = start.unsqueeze(-2).expand(*values.shape[:-2], 1, values.shape[-1])
+    return torch.cat([first, values[..., :-1, :]], dim=-2)
+
+
+def reverse(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """Reverses each sequence within its own length and leaves the padding where it is.
+
+    Args:
+        values: Shape ``(*, B, T, D)``.
+        lengths: Shape ``(B,)``; ``None`` means that all have length ``T``.
+
+    Returns:
+        Shape ``(*, B, T, D)``.
+
+    Example:
+        >>> reverse(torch.tensor([[[1.0], [2.0], [0.0]]]), torch.tensor([2])).flatten()
+        tensor([2., 1., 0.])
+    """
+    if lengths is None:
+        return values.flip(-2)
+    steps = torch.arange(values.shape[-2], device=values.device)
+    index = lengths.unsqueeze(-1) - 1 - steps
+    index = torch.where(index >= 0, index, steps)
+    return values.gather(-2, index.unsqueeze(-1).expand(values.shape))
+
+
+class MLP(nn.Sequential):
+    """A perceptron: linear layers with an activation, and dropout, between them.
+
+    Args:
+        in_dim: Size of the input's last dimension.
+        hidden_dims: Sizes of the hidden layers; may be empty.
+        out_dim: Size of the output; ``None`` ends with the last hidden layer, activated.
+        dropout: Probability of dropping a hidden unit.
+        activation: Class of the activation.
+
+    Example:
+        >>> MLP(3, (8,), 2)(torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dims: Sequence[int],
+        out_dim: int | None = None,
+        *,
+        dropout: float = 0.0,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        layers: list[nn.Module] = []
+        for width in hidden_dims:
+            layers += [nn.Linear(in_dim, width), activation()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            in_dim = width
+        if out_dim is not None:
+            layers.append(nn.Linear(in_dim, out_dim))
+            in_dim = out_dim
+        super().__init__(*layers)
+        self.out_dim = in_dim
+
+
+def normal(loc: Tensor, scale: Tensor) -> dist.Distribution:
+    """A diagonal Gaussian over the last dimension, without Pyro's per-call checks."""
+    return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
+
+class NormalHead(nn.Module):
+    """A diagonal Gaussian from features: linear loc, softplus scale with a floor.
+
+    Args:
+        in_dim: Size of the features.
+        out_dim: Size of the variable.
+
+    Example:
+        >>> NormalHead(4, 2)(torch.zeros(3, 4)).event_shape
+        torch.Size([2])
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, 2 * out_dim)
+
+    def forward(self, features: Tensor) -> dist.Distribution:
+        """Returns the distribution of shape ``(*,)`` and event ``(out_dim,)``."""
+        loc, scale = self.linear(features).chunk(2, dim=-1)
+        return normal(loc, softplus(scale) + SCALE_FLOOR)
+
+
+class GatedTransition(nn.Module):
+    r"""The gated transition of the deep Markov model.
+
+    With the gate :math:`g = \sigma(\mathrm{MLP}(f))` and the proposal :math:`\mathrm{MLP}(f)` of the features
+    :math:`f`, of which the first ``z_dim`` hold :math:`z_{t-1}`,
+
+    .. math:: \mu = (1 - g) \odot (W z_{t-1} + b) + g \odot \mathrm{MLP}(f), \qquad
+              \sigma = \mathrm{softplus}(\mathrm{linear}(\mathrm{relu}(\mathrm{MLP}(f)))),
+
+    where :math:`W = I` and :math:`b = 0` at the start. Where the edge from the past latents is an RNN state,
+    :math:`W` maps that state and starts like any linear layer.
+
+    Args:
+        in_dim: Size of all features.
+        carry_dim: How many of them, the first ones, feed the linear path.
+        z_dim: Size of the latent variable.
+        hidden_dim: Width of the hidden layers.
+        dropout: Probability of dropping a hidden unit.
+
+    Reference:
+        Krishnan, Shalit, Sontag. Structured Inference Networks for Nonlinear State Space Models. 2017.
+        arXiv:1609.09869.
+
+    Example:
+        >>> GatedTransition(6, 2, 2, 8)(torch.zeros(3, 6)).event_shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self, in_dim: int, carry_dim: int, z_dim: int, hidden_dim: int, *, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.carry_dim = carry_dim
+        self.hidden = MLP(in_dim, (2 * hidden_dim,), dropout=dropout)
+        self.gate = nn.Linear(hidden_dim, z_dim)
+        self.proposal = nn.Linear(hidden_dim, z_dim)
+        self.carry = nn.Linear(carry_dim, z_dim)
+        self.scale = nn.Linear(z_dim, z_dim)
+        if carry_dim == z_dim:
+            nn.init.eye_(self.carry.weight)
+            nn.init.zeros_(self.carry.bias)
+
+    def forward(self, features: Tensor) -> dist.Distribution:
+        """Returns the law of the next latent variable."""
+        for_gate, for_proposal = self.hidden(features).chunk(2, dim=-1)
+        gate = torch.sigmoid(self.gate(for_gate))
+        proposal = self.proposal(for_proposal)
+        loc = (1 - gate) * self.carry(features[..., : self.carry_dim]) + gate * proposal
+        return normal(loc, softplus(self.scale(torch.relu(proposal))) + SCALE_FLOOR)
+
+
+class Combiner(nn.Module):
+    r"""Combines what a guide knows of :math:`z_{t-1}` with what it knows of :math:`x` into one Gaussian.
+
+    .. math:: h = \tfrac{1}{2} (\tanh(W v_{t-1} + b) + \tanh(U c_t)), \qquad
+              q = \mathcal{N}(\mathrm{linear}(h), \mathrm{softplus}(\mathrm{linear}(h)))
+
+    :math:`U c_t` does not depend on the latents: :meth:`project` does it for the whole path at once, and only
+    the rest is left in the loop over time. With ``gated`` the loc becomes
+    :math:`g \odot m(h) + (1 - g) \odot V v_{t-1}`, with a gate from :math:`h`.
+
+    Args:
+        past_dim: Size of :math:`v_{t-1}`; 0 where the guide reads no latents.
+        context_dim: Size of :math:`c_t`.
+        z_dim: Size of the latent variable.
+        hidden_dim: Size of :math:`h`.
+        dropout: Probability of dropping a feature of the context.
+        gated: Adds the gate.
+
+    Reference:
+        Krishnan, Shalit, Sontag. Structured Inference Networks for Nonlinear State Space Models. 2017.
+        arXiv:1609.09869.
+
+    Example:
+        >>> combiner = Combiner(2, 5, 2, 8)
+        >>> combiner(torch.zeros(3, 2), combiner.project(torch.zeros(3, 5))).event_shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        past_dim: int,
+        context_dim: int,
+        z_dim: int,
+        hidden_dim: int,
+        *,
+        dropout: float = 0.0,
+        gated: bool = False,
+    ) -> None:
+        super().__init__()
+        self.context = nn.Linear(context_dim, hidden_dim)
+        self.past = nn.Linear(past_dim, hidden_dim) if past_dim else None
+        self.dropout = nn.Dropout(dropout)
+        self.head = NormalHead(hidden_dim, z_dim)
+        self.gate = nn.Linear(hidden_dim, z_dim) if gated and past_dim else None
+        self.carry = nn.Linear(past_dim, z_dim) if gated and past_dim else None
+
+    def project(self, context: Tensor) -> Tensor:
+        """The context's share of the hidden layer, shape ``(*, hidden_dim)``."""
+        return torch.tanh(self.context(self.dropout(context)))
+
+    def forward(self, past: Tensor | None, projected: Tensor) -> dist.Distribution:
+        """Returns q(z_t | past, context)."""
+        hidden = projected
+        if self.past is not None and past is not None:
+            hidden = 0.5 * (torch.tanh(self.past(past)) + projected)
+        if self.gate is None or self.carry is None or past is None:
+            return self.head(hidden)
+        loc, scale = self.head.linear(hidden).chunk(2, dim=-1)
+        loc = torch.lerp(self.carry(past), loc, torch.sigmoid(self.gate(hidden)))
+        return normal(loc, softplus(scale) + SCALE_FLOOR)
+
+
+class Memory(nn.Module):
+    """What an edge keeps of a variable: a state, updated by every value.
+
+    Attributes:
+        out_dim: Size of what is read from the state.
+    """
+
+    out_dim: int
+    initial: nn.Parameter
+
+    def start(self, batch: torch.Size | tuple[int, ...]) -> Tensor:
+        """The learned state before the first value, shape ``(*batch, state_dim)``."""
+        return self.initial.expand(*batch, -1)
+
+    def read(self, state: Tensor) -> Tensor:
+        """The features that a state offers, shape ``(*, out_dim)``."""
+        return state[..., : self.out_dim]
+
+    def step(self, value: Tensor, state: Tensor) -> Tensor:
+        """The state after one more value, shape ``(*, state_dim)``."""
+        raise NotImplementedError
+
+    def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Reads after each of ``T`` values.
+
+        Args:
+            values: Shape ``(*, T, D)``.
+            state: The state before the first, shape ``(*, state_dim)``.
+
+        Returns:
+            The features after each value, shape ``(*, T, out_dim)``, and the last state.
+        """
+        raise NotImplementedError
+
+    def past(self, after: Tensor, state: Tensor) -> Tensor:
+        """The features before each value, from those after it and the first state."""
+        return shift(after, self.read(state))
+
+
+class Last(Memory):
+    """Keeps the last value: the memory of a first-order Markov edge.
+
+    Example:
+        >>> memory = Last(2)
+        >>> memory.step(torch.ones(2), memory.start(()))
+        tensor([1., 1.])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out_dim = dim
+        self.initial = nn.Parameter(torch.zeros(dim))
+
+    def step(self, value: Tensor, state: Tensor) -> Tensor:
+        """The value itself."""
+        return value
+
+    def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The values themselves, and the last one."""
+        return values, values[..., -1, :]
+
+
+class Recurrent(Memory):
+    """Keeps an RNN state: the memory of an edge that reaches back to the start.
+
+    ``scan`` is one call of torch's fused RNN over the whole sequence; ``step`` applies the same weights once.
+
+    Args:
+        in_dim: Size of the values.
+        hidden_dim: Size of the RNN state.
+        cell: ``"gru"``, ``"lstm"`` or ``"rnn"`` (tanh).
+
+    Example:
+        >>> memory = Recurrent(2, 4)
+        >>> after, last = memory.scan(torch.ones(3, 5, 2), memory.start((3,)))
+        >>> after.shape, last.shape
+        (torch.Size([3, 5, 4]), torch.Size([3, 4]))
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, cell: Cell = "gru") -> None:
+        super().__init__()
+        kinds = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+        if cell not in kinds:
+            raise ValueError(f"rnn: expected one of {sorted(kinds)}, got {cell!r}.")
+        self.cell = cell
+        self.out_dim = hidden_dim
+        self.rnn = kinds[cell](in_dim, hidden_dim, batch_first=True)
+        self.initial = nn.Parameter(torch.zeros(hidden_dim * (2 if cell == "lstm" else 1)))
+
+    def step(self, value: Tensor, state: Tensor) -> Tensor:
+        """One step of the cell; leading dimensions are free and broadcast."""
+        batch = torch.broadcast_shapes(value.shape[:-1], state.shape[:-1])
+        v = value.expand(*batch, -1).reshape(-1, value.shape[-1])
+        s = state.expand(*batch, -1).reshape(-1, state.shape[-1])
+        r = self.rnn
+        weights = (r.weight_ih_l0, r.weight_hh_l0, r.bias_ih_l0, r.bias_hh_l0)
+        if self.cell == "lstm":
+            s = torch.cat(torch.lstm_cell(v, s.chunk(2, dim=-1), *weights), dim=-1)
+        elif self.cell == "gru":
+            s = torch.gru_cell(v, s, *weights)
+        else:
+            s = torch.rnn_tanh_cell(v, s, *weights)
+        return s.reshape(*batch, -1)
+
+    def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One fused call over the whole sequence."""
+        batch = values.shape[:-2]
+        v = values.reshape(-1, *values.shape[-2:])
+        s = state.expand(*batch, -1).reshape(1, -1, state.shape[-1])
+        if self.cell == "lstm":
+            h0, c0 = s.chunk(2, dim=-1)
+            after, (h, c) = self.rnn(v, (h0.contiguous(), c0.contiguous()))
+            last = torch.cat([h, c], dim=-1)
+        else:
+            after, last = self.rnn(v, s.contiguous())
+        return after.reshape(*batch, *after.shape[-2:]), last.reshape(*batch, -1)
