@@ -1,6 +1,10 @@
 """Deep state-space models in Pyro."""
 
+from .checkpoints import load, save
+from .data.sequences import Batch, SequenceDataset, Splits
 from .dssm import DSSM
+from .emissions import Emission
+from .evaluation import Bound, Score, evaluate
 from .guides import (
     GUIDES,
     ApproachA,
@@ -15,9 +19,29 @@ from .guides import (
     NoLatents,
     PartialAlignment,
 )
+from .objectives import ConstantKL, CyclicKL, KLSchedule, LinearKL, RecordingELBO, kl_weight
+from .optim import ClippedNormAdam
 from .structure import Order, Structure
+from .training import History, fit
+from .truncation import chunks
 from .zoo import (
-    ARHMM, DMM, FHMM, FSSM, RNN, RSSM, RVAE, SRNN, STORN, SVGFP, SVGLP, VRNN, ZOO, ArSSM, DMMAug, FrameVAE, ZooModel,
+    ARHMM,
+    DMM,
+    FHMM,
+    FSSM,
+    RNN,
+    RSSM,
+    RVAE,
+    SRNN,
+    STORN,
+    SVGFP,
+    SVGLP,
+    VRNN,
+    ZOO,
+    ArSSM,
+    DMMAug,
+    FrameVAE,
+    ZooModel,
 )  # fmt: skip
 
 __version__ = "0.1.0"

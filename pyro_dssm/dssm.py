@@ -362,8 +362,17 @@ class DSSM(Generation, Program):
         if handed is not None and not by_guide and handed[0] == key:
             return handed[1]
         inputs = prepare(
-            x, lengths, mask, controls, like=self._like, x_dim=self.x_dim, control_dim=self.control_dim
+            x,
+            lengths,
+            mask,
+            controls,
+            like=self._like,
+            x_dim=self.x_dim,
+            control_dim=self.control_dim,
+            first_control=None if self._carried is None else self._carried.get("u"),
         )
+        if inputs.controls is not None:
+            self._last["u"] = controls[..., -1, :]
         net = getattr(self, "emission_net", None)
         if isinstance(net, Emission):
             net.check(inputs.x, inputs.observed)

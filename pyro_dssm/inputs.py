@@ -110,13 +110,22 @@ def _check_controls(controls: object, x: Tensor, control_dim: int) -> Tensor | N
     return controls
 
 
-def delay(controls: Tensor) -> Tensor:
-    """The control that drives each step: ``u_{t-1}`` at ``t``, zero at the first."""
-    return torch.cat([torch.zeros_like(controls[..., :1, :]), controls[..., :-1, :]], dim=-2)
+def delay(controls: Tensor, first: Tensor | None = None) -> Tensor:
+    """The control that drives each step: ``u_{t-1}`` at ``t``; at the first, ``first`` or zero."""
+    first = torch.zeros_like(controls[..., 0, :]) if first is None else first
+    return torch.cat([first.unsqueeze(-2), controls[..., :-1, :]], dim=-2)
 
 
 def prepare(
-    x: Any, lengths: Any, mask: Any, controls: Any, *, like: Tensor, x_dim: int, control_dim: int
+    x: Any,
+    lengths: Any,
+    mask: Any,
+    controls: Any,
+    *,
+    like: Tensor,
+    x_dim: int,
+    control_dim: int,
+    first_control: Tensor | None = None,
 ) -> Inputs:
     """Checks the arguments of a call and brings them into one form.
 
@@ -128,6 +137,7 @@ def prepare(
         like: A parameter, whose device and dtype the data must have.
         x_dim: Size of a frame.
         control_dim: Size of a control; 0 for none.
+        first_control: The control that drives the first step; zero by default.
 
     Returns:
         The checked inputs.
@@ -161,4 +171,4 @@ def prepare(
             f"x: expected finite values wherever observed, got {float(x[tuple(bad)])} at index {tuple(bad)}; "
             "hide missing values with mask."
         )
-    return Inputs(x, lengths, valid, observed, None if u is None else delay(u))
+    return Inputs(x, lengths, valid, observed, None if u is None else delay(u, first_control))

@@ -62,6 +62,7 @@ class Path(TorchDistribution):
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
     memoryless = False
+    carrying = False
 
     def __init__(self, batch_shape: torch.Size, num_steps: int, z_dim: int, valid: Tensor | None) -> None:
         self.valid = valid
@@ -86,6 +87,9 @@ class Path(TorchDistribution):
     def along(self, z: Tensor) -> Any:
         """The laws of all steps given the path, batch shape ``(*, B, T)``."""
 
+    def finish(self, state: Any) -> None:
+        """Is told the state after the last step, where the path is a chunk of a longer one."""
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> Path:
         """The same law with another batch shape."""
         new = object.__new__(type(self))
@@ -107,8 +111,10 @@ class Path(TorchDistribution):
                 value, density = draw_with_density(self.at(state, t), batch)
                 values.append(value)
                 densities.append(density)
-                if t + 1 < steps:
+                if t + 1 < steps or self.carrying:
                     state = self.advance(state, value, t)
+            if self.carrying:
+                self.finish(state)
             z = torch.stack(values, dim=-2)
         self._keep(z, densities)
         return z

@@ -10,9 +10,8 @@ from pyro.distributions import TransformedDistribution
 from pyro.distributions.transforms import (
     AffineAutoregressive,
     ConditionalAffineAutoregressive,
-    affine_autoregressive,
-    conditional_affine_autoregressive,
 )
+from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
 from .guide import Guide
@@ -70,11 +69,12 @@ class FlowGuide(Guide):
         self, z_dim: int, hidden_dim: int, layer: int, conditional: bool
     ) -> AffineAutoregressive | ConditionalAffineAutoregressive:
         order = torch.arange(z_dim) if layer % 2 == 0 else torch.arange(z_dim).flip(0)
-        options = {"hidden_dims": [hidden_dim, hidden_dim], "permutation": order}
+        hidden = [hidden_dim, hidden_dim]
         if conditional:
             width = self.base.encode(torch.zeros(1, 1, self.context_dim)).shape[-1]
-            return conditional_affine_autoregressive(z_dim, width, **options)
-        return affine_autoregressive(z_dim, **options)
+            network = ConditionalAutoRegressiveNN(z_dim, width, hidden, permutation=order)
+            return ConditionalAffineAutoregressive(network)
+        return AffineAutoregressive(AutoRegressiveNN(z_dim, hidden, permutation=order))
 
     # What is read is the wrapped guide's affair.
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._program import Program
 from ..dssm import DSSM, plates
@@ -316,6 +316,7 @@ class GuidePath(Path):
             from_model = guide._z_source == "model"
             carried = guide.model._first_states(inputs)[name] if from_model else guide._carried.get("z")
             self._first = self._memory.start(inputs.batch_shape) if carried is None else carried
+        self.carrying = "carried" in guide._transient and self._memory is not None
         super().__init__(inputs.batch_shape, inputs.num_steps, guide.model.z_dim, inputs.valid)
 
     def start(self, batch: torch.Size) -> Any:
@@ -335,6 +336,11 @@ class GuidePath(Path):
         if self._memory is None:
             return None
         return self._memory.step(z if self._extras is None else join(z, self._extras[t]), state)
+
+    def finish(self, state: Any) -> None:
+        """Keeps the state for the next chunk."""
+        if self.guide._z_source != "model":
+            self.guide._last["z"] = state
 
     def along(self, z: Tensor) -> Any:
         """All steps at once."""

@@ -8,11 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-import scipy.io
 
 from pyro_dssm.data import fetch as fetch_module
 from pyro_dssm.data.fetch import fetch, fetch_music, main
 from pyro_dssm.data.music import MUSIC_SETS, content_hash, load_music, read_mat
+
+scipy = pytest.importorskip("scipy")
 
 BODY = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(BODY).hexdigest()

@@ -4,7 +4,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import mido
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pyro_dssm.data.midi import read_midi, write_midi
+
+mido = pytest.importorskip("mido")
 
 ROLLS = hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.just(88)), elements=st.integers(0, 1))
 

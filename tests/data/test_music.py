@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 import torch
 
 from pyro_dssm.data import music
@@ -25,6 +24,8 @@ from pyro_dssm.data.music import (
     write_packed,
 )
 from pyro_dssm.data.sequences import SequenceDataset, Splits
+
+scipy = pytest.importorskip("scipy")
 
 LENGTHS = {"train": [3, 5, 1], "valid": [4, 2], "test": [6]}
 

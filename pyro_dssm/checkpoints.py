@@ -1,0 +1,245 @@
+"""Checkpoints: one safetensors file each, with what builds the pair again as JSON in its header."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ._program import Program
+from .dssm import DSSM
+from .guides import Guide
+from .structure import Structure
+
+__all__ = ["load", "read_tensors", "save", "write_atomically", "write_tensors"]
+
+FORMAT = "pyro_dssm 1"
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Writes a file whole or not at all: to a temporary neighbour, which is then renamed.
+
+    Args:
+        path: The file. Missing folders are made.
+        write: Writes to the path that it is given.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "a" / "note.txt"
+        ...     write_atomically(file, lambda p: p.write_text("whole") and None)
+        ...     file.read_text(), len(list(file.parent.iterdir()))
+        ('whole', 1)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Writes tensors and JSON-able metadata atomically.
+
+    Args:
+        path: The file.
+        tensors: By name.
+        metadata: Anything that JSON can hold.
+    """
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    header = {"format": FORMAT, "metadata": json.dumps(metadata)}
+    write_atomically(path, lambda p: save_file(dict(tensors), p, metadata=header))
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what :func:`write_tensors` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors, on the CPU, and the metadata.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected a checkpoint, found no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise ValueError(f"path: expected a file of format {FORMAT!r}, got {header.get('format')!r}: {path}.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return tensors, json.loads(header["metadata"])
+    except (SafetensorError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"path: expected a whole checkpoint, got a damaged file {path} ({error}).") from error
+
+
+def describe(program: Program) -> dict[str, Any]:
+    """A program's class and arguments, as JSON holds them."""
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, DSSM):
+            return {"": "model"}
+        if isinstance(value, Program):
+            return {"": "program", **describe(value)}
+        if isinstance(value, Structure):
+            return {"": "structure", "edges": [e.value for e in _edges(value)]}
+        if isinstance(value, tuple | list):
+            return [encode(v) for v in value]
+        if isinstance(value, dict):
+            return {k: encode(v) for k, v in value.items()}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise ValueError(
+            f"{type(program).__name__}: expected constructor arguments that JSON can hold, got {value!r}."
+        )
+
+    arguments = {name: encode(value) for name, value in program.arguments.items()}
+    return {"class": type(program).__qualname__, "arguments": arguments}
+
+
+def _edges(structure: Structure) -> tuple[Any, ...]:
+    return structure.z_from_z, structure.z_from_x, structure.x_from_z, structure.x_from_x
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    for sub in cls.__subclasses__():
+        yield from _subclasses(sub)
+
+
+def build(description: dict[str, Any], model: DSSM | None = None) -> Any:
+    """Builds what :func:`describe` described.
+
+    Args:
+        description: Class and arguments.
+        model: Stands for the model among a guide's arguments.
+
+    Returns:
+        The program, with fresh parameters.
+
+    Raises:
+        ValueError: If no class of that name has been imported.
+    """
+
+    def decode(value: Any) -> Any:
+        if isinstance(value, dict) and "" in value:
+            kind = value[""]
+            if kind == "model":
+                return model
+            if kind == "structure":
+                return Structure(*value["edges"])
+            return build({"class": value["class"], "arguments": value["arguments"]}, model)
+        if isinstance(value, list):
+            return [decode(v) for v in value]
+        if isinstance(value, dict):
+            return {k: decode(v) for k, v in value.items()}
+        return value
+
+    name = description["class"]
+    # The latest definition wins: in a notebook, a cell that defines a class is often run again.
+    found = [cls for cls in _subclasses(Program) if cls.__qualname__ == name]
+    if not found:
+        raise ValueError(
+            f"path: the checkpoint needs a class {name!r}; import the module that defines it before loading."
+        )
+    return found[-1](**{key: decode(value) for key, value in description["arguments"].items()})
+
+
+def pair_tensors(model: DSSM, guide: Guide) -> dict[str, Tensor]:
+    """The state of a pair under one roof."""
+    return {
+        **{f"model.{k}": v for k, v in model.state_dict().items()},
+        **{f"guide.{k}": v for k, v in guide.state_dict().items()},
+    }
+
+
+def load_pair(model: DSSM, guide: Guide, tensors: Mapping[str, Tensor]) -> None:
+    """Puts the state of a pair back."""
+    for prefix, module in (("model.", model), ("guide.", guide)):
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(f"{prefix[:-1]}: expected one of the checkpoint's shape ({error}).") from error
+
+
+def save(path: str | os.PathLike[str], model: DSSM, guide: Guide, **extra: Any) -> None:
+    """Saves a model and its guide in one file, atomically and without pickle.
+
+    Args:
+        path: The file, usually ``*.safetensors``.
+        model: The model.
+        guide: Its guide.
+        **extra: JSON-able values that are kept with them.
+
+    Raises:
+        ValueError: If the guide is not the model's, or an argument they were built with is not JSON-able.
+
+    Example:
+        >>> import tempfile, pyro_dssm as pd
+        >>> model = pd.DMM(x_dim=3, z_dim=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pd.save(f"{folder}/pair.safetensors", model, pd.PartialAlignment(model))
+        ...     model, guide = pd.load(f"{folder}/pair.safetensors")
+        >>> guide
+        PartialAlignment(DMM): q(z_t | z_{t-1}, g←_t)
+    """
+    if guide.model is not model:
+        raise ValueError("guide: expected the guide of this very model, got one of another model.")
+    metadata = {
+        "model": describe(model),
+        "guide": describe(guide),
+        "dtype": str(model._like.dtype).removeprefix("torch."),
+        "extra": extra,
+    }
+    write_tensors(path, pair_tensors(model, guide), metadata)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Any, Any]:
+    """Builds a saved model and its guide again, on the CPU.
+
+    Classes of your own must have been imported; nothing else of the file is executed.
+
+    Args:
+        path: A file written by :func:`save`.
+
+    Returns:
+        The model and the guide.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or needs a class that has not been imported.
+    """
+    tensors, metadata = read_tensors(path)
+    if "model" not in metadata:
+        raise ValueError(f"path: expected a saved pair, got another kind of checkpoint: {path}.")
+    dtype = getattr(torch, metadata["dtype"])
+    model = build(metadata["model"])
+    guide = build(metadata["guide"], model)
+    load_pair(model.to(dtype), guide.to(dtype), tensors)
+    return model, guide

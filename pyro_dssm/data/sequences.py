@@ -1,0 +1,216 @@
+"""Sets of sequences of different lengths, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate"]
+
+
+class Item(NamedTuple):
+    """One sequence: ``x`` (T, x_dim), and ``mask`` and ``controls`` where the set has them."""
+
+    x: Tensor
+    mask: Tensor | None = None
+    controls: Tensor | None = None
+
+
+class Batch(NamedTuple):
+    """Padded sequences, in the form that models and guides are called with.
+
+    Attributes:
+        x: Shape ``(B, T, x_dim)``, zero in the padding.
+        lengths: Shape ``(B,)``.
+        mask: Shape ``(B, T)`` or ``(B, T, x_dim)``, True where observed, or ``None``.
+        controls: Shape ``(B, T, control_dim)``, or ``None``.
+    """
+
+    x: Tensor
+    lengths: Tensor
+    mask: Tensor | None = None
+    controls: Tensor | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """Frames without the padding."""
+        return int(self.lengths.sum())
+
+    def to(self, like: Tensor) -> Batch:
+        """The batch on the device and in the dtype of a tensor."""
+        floats = [None if v is None else v.to(like.device, like.dtype) for v in (self.x, self.controls)]
+        rest = [None if v is None else v.to(like.device) for v in (self.lengths, self.mask)]
+        return Batch(floats[0], rest[0], rest[1], floats[1])  # type: ignore[arg-type]
+
+
+def _checked(name: str, values: Any, dim: int | None = None) -> list[Tensor]:
+    if isinstance(values, Tensor) and values.dim() == 3:
+        values = list(values)
+    if not isinstance(values, Sequence) or len(values) == 0:
+        raise ValueError(f"{name}: expected at least one tensor of shape (T, D), got {type(values).__name__}.")
+    for i, value in enumerate(values):
+        if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}[{i}]: expected a floating-point tensor, got {got}.")
+        dim = value.shape[-1] if dim is None and value.dim() == 2 else dim
+        if value.dim() != 2 or value.shape[-1] != dim or value.shape[0] == 0:
+            raise ValueError(f"{name}[{i}]: expected shape (T, {dim}) with T >= 1, got {tuple(value.shape)}.")
+    return list(values)
+
+
+class SequenceDataset(Dataset[Item]):
+    """Sequences of different lengths.
+
+    Args:
+        sequences: Floating-point tensors of shape ``(T_i, x_dim)``, or one of shape ``(N, T, x_dim)``.
+        masks: Boolean tensors of shape ``(T_i,)`` or ``(T_i, x_dim)``, True where observed.
+        controls: Floating-point tensors of shape ``(T_i, control_dim)``.
+
+    Attributes:
+        lengths: Length of each sequence.
+        dim: Size of a frame.
+
+    Raises:
+        ValueError: If a tensor has a wrong type, dtype or shape.
+
+    Example:
+        >>> data = SequenceDataset([torch.zeros(3, 2), torch.ones(5, 2)])
+        >>> len(data), data.dim, data.lengths, data.num_frames
+        (2, 2, [3, 5], 8)
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[Tensor] | Tensor,
+        masks: Sequence[Tensor] | None = None,
+        controls: Sequence[Tensor] | Tensor | None = None,
+    ) -> None:
+        self.sequences = _checked("sequences", sequences)
+        self.controls = None if controls is None else _checked("controls", controls)
+        self.masks = None if masks is None else list(masks)
+        self.lengths = [x.shape[0] for x in self.sequences]
+        self.dim = self.sequences[0].shape[-1]
+        for name, others in (("masks", self.masks), ("controls", self.controls)):
+            if others is not None and len(others) != len(self.sequences):
+                raise ValueError(f"{name}: expected {len(self.sequences)} of them, got {len(others)}.")
+            for i, other in enumerate(others or ()):
+                if other.shape[0] != self.lengths[i]:
+                    raise ValueError(f"{name}[{i}]: expected {self.lengths[i]} frames, got {other.shape[0]}.")
+        for i, mask in enumerate(self.masks or ()):
+            if mask.dtype != torch.bool:
+                raise ValueError(f"masks[{i}]: expected dtype torch.bool, got {mask.dtype}.")
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all sequences together."""
+        return sum(self.lengths)
+
+    def mean_frame(self) -> Tensor:
+        """The mean over all frames, shape ``(dim,)``."""
+        return torch.cat(self.sequences).mean(0)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> Item:
+        return Item(
+            self.sequences[index],
+            None if self.masks is None else self.masks[index],
+            None if self.controls is None else self.controls[index],
+        )
+
+
+class Splits(NamedTuple):
+    """Three sets: to train on, to choose with, and to report once."""
+
+    train: SequenceDataset
+    valid: SequenceDataset
+    test: SequenceDataset
+
+
+def _pad(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Pads sequences to the longest of them.
+
+    Args:
+        items: Items of one data set.
+
+    Returns:
+        The batch.
+
+    Example:
+        >>> collate([Item(torch.ones(2, 1)), Item(torch.ones(3, 1))]).x.sum(1).flatten()
+        tensor([2., 3.])
+    """
+    lengths = torch.tensor([item.x.shape[0] for item in items])
+    masks = [item.mask for item in items if item.mask is not None]
+    controls = [item.controls for item in items if item.controls is not None]
+    return Batch(
+        _pad([item.x for item in items]),
+        lengths,
+        _pad(masks) if masks else None,
+        _pad(controls) if controls else None,
+    )
+
+
+def batch_indices(lengths: Sequence[int], batch_size: int, *, seed: int | None = None) -> list[list[int]]:
+    """Groups sequences of similar length, so that little of a batch is padding.
+
+    Args:
+        lengths: Length of each sequence.
+        batch_size: Sequences per batch; the last may have fewer.
+        seed: Shuffles; ``None`` keeps the order of the lengths. The same seed gives the same batches.
+
+    Returns:
+        The indices of each batch; every sequence is in exactly one.
+
+    Raises:
+        ValueError: If the batch size is not positive.
+
+    Example:
+        >>> batch_indices([5, 1, 4, 2], 2)
+        [[1, 3], [2, 0]]
+    """
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}.")
+    key = torch.tensor(lengths, dtype=torch.float64)
+    generator = torch.Generator()
+    if seed is not None:
+        generator.manual_seed(seed)
+        # Lengths are blurred, so that a sequence meets other batch-mates in every epoch.
+        key = key * (0.9 + 0.2 * torch.rand(len(lengths), generator=generator, dtype=torch.float64))
+    order = torch.argsort(key, stable=True).tolist()
+    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if seed is not None:
+        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    return groups
+
+
+def batches(
+    data: SequenceDataset, batch_size: int, *, seed: int | None = None, skip: int = 0
+) -> Iterator[Batch]:
+    """Goes once through a data set in batches of sequences of similar length.
+
+    Args:
+        data: The sequences.
+        batch_size: Sequences per batch.
+        seed: Shuffles; ``None`` keeps the order of the lengths.
+        skip: Batches at the start to pass over.
+
+    Yields:
+        Batches.
+
+    Example:
+        >>> data = SequenceDataset([torch.zeros(n, 2) for n in (3, 5, 4)])
+        >>> [batch.lengths.tolist() for batch in batches(data, 2)]
+        [[3, 4], [5]]
+    """
+    for group in batch_indices(data.lengths, batch_size, seed=seed)[skip:]:
+        yield collate([data[i] for i in group])

@@ -1,0 +1,220 @@
+"""Bounds on the likelihood of data, per sequence and with standard errors."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from .data.sequences import Batch, SequenceDataset, batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .dssm import DSSM
+    from .guides import Guide
+
+__all__ = ["Bound", "Score", "evaluate", "log_weights"]
+
+FRAMES_AT_ONCE = 60_000
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A lower bound on the log-likelihood of each sequence.
+
+    The properties are *negative* log-likelihoods, so smaller is better and the truth is at most that large.
+
+    Attributes:
+        nats: The bound of each sequence, shape ``(N,)``.
+        lengths: Length of each sequence, shape ``(N,)``.
+    """
+
+    nats: Tensor
+    lengths: Tensor
+
+    @property
+    def nats_per_step(self) -> float:
+        """Flat: summed over everything and divided by the number of all frames, the first ones included."""
+        return float(-self.nats.sum() / self.lengths.sum())
+
+    @property
+    def standard_error(self) -> float:
+        """Of :attr:`nats_per_step` as a ratio of means over sequences."""
+        n = len(self.nats)
+        if n < 2:
+            return math.nan
+        residuals = -self.nats - self.nats_per_step * self.lengths
+        return float((residuals.square().sum() * n / (n - 1)).sqrt() / self.lengths.sum())
+
+    @property
+    def nats_per_step_by_sequence(self) -> float:
+        """The mean over sequences of each one's nats per step."""
+        return float((-self.nats / self.lengths).mean())
+
+    @property
+    def standard_error_by_sequence(self) -> float:
+        """Of :attr:`nats_per_step_by_sequence`."""
+        n = len(self.nats)
+        return float((self.nats / self.lengths).std() / n**0.5) if n > 1 else math.nan
+
+    @property
+    def nats_per_sequence(self) -> float:
+        """The mean over sequences of each one's nats."""
+        return float(-self.nats.mean())
+
+    def to_dict(self) -> dict[str, float]:
+        """The figures, for JSON."""
+        return {
+            "nats_per_step": self.nats_per_step,
+            "standard_error": self.standard_error,
+            "nats_per_step_by_sequence": self.nats_per_step_by_sequence,
+            "standard_error_by_sequence": self.standard_error_by_sequence,
+            "nats_per_sequence": self.nats_per_sequence,
+        }
+
+
+@dataclass(frozen=True)
+class Score:
+    """What :func:`evaluate` found.
+
+    Attributes:
+        elbo: The evidence lower bound, averaged over the particles.
+        iwae: The importance-weighted bound with that many particles; tighter.
+        num_particles: Latent paths per sequence.
+    """
+
+    elbo: Bound
+    iwae: Bound
+    num_particles: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, for JSON."""
+        return {
+            "elbo": self.elbo.to_dict(),
+            "iwae": self.iwae.to_dict(),
+            "num_particles": self.num_particles,
+            "num_sequences": len(self.elbo.nats),
+            "num_frames": int(self.elbo.lengths.sum()),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'bound, nats':<12}{'per step, flat':>20}{'per step, by sequence':>24}{'per sequence':>15}"]
+        for name, b in (("ELBO", self.elbo), (f"IWAE-{self.num_particles}", self.iwae)):
+            flat = f"{b.nats_per_step:.3f} ± {b.standard_error:.3f}"
+            by_sequence = f"{b.nats_per_step_by_sequence:.3f} ± {b.standard_error_by_sequence:.3f}"
+            lines.append(f"{name:<12}{flat:>20}{by_sequence:>24}{b.nats_per_sequence:>15.1f}")
+        return "\n".join(lines)
+
+
+@contextmanager
+def evaluating(*modules: torch.nn.Module) -> Iterator[None]:
+    """Switches dropout off for a while."""
+    training = [m.training for m in modules]
+    for m in modules:
+        m.eval()
+    try:
+        yield
+    finally:
+        for m, was in zip(modules, training, strict=True):
+            m.train(was)
+
+
+def log_weights(model: DSSM, guide: Guide, batch: Batch, num_particles: int) -> Tensor:
+    r"""Log importance weights :math:`\log p(x, z^k) - \log q(z^k \mid x)` with :math:`z^k \sim q`.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        batch: Sequences.
+        num_particles: Number of latent paths of each, ``K``.
+
+    Returns:
+        Shape ``(K, B)``.
+    """
+    args, kwargs = (batch.x, batch.lengths, batch.mask), {"controls": batch.controls}
+    dim = -batch.x.dim() + 1
+    total = batch.x.new_zeros(num_particles, *batch.x.shape[:-2])
+    with pyro.plate("_particles", num_particles, dim=dim):
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    for trace, sign in ((model_trace, 1), (guide_trace, -1)):
+        trace.compute_log_prob()
+        for site in trace.nodes.values():
+            if site["type"] == "sample" and not poutine.util.site_is_subsample(site):
+                total = total + sign * site["log_prob"]
+    return total
+
+
+def evaluate(
+    model: DSSM,
+    guide: Guide,
+    data: SequenceDataset,
+    *,
+    num_particles: int = 1,
+    batch_size: int = 20,
+    seed: int = 0,
+) -> Score:
+    r"""Bounds on the log-likelihood of every sequence of a data set, each frame from the first one scored.
+
+    .. math:: \mathrm{ELBO} = E_q [\log w], \qquad
+              \mathrm{IWAE}_K = E_q \Big[ \log \tfrac{1}{K} \sum_k w_k \Big], \qquad w = p(x, z) / q(z \mid x)
+
+    The weights are those of whole sequences. The same seed gives the same result, and the state of the random
+    number generators is left as it was. Standard errors are those of a mean over sequences.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        data: The sequences.
+        num_particles: Latent paths per sequence, ``K``.
+        batch_size: Sequences at a time.
+        seed: Of the latent paths.
+
+    Returns:
+        The bounds.
+
+    Raises:
+        ValueError: If a number is not positive or the data do not fit the model.
+
+    Reference:
+        Burda, Grosse, Salakhutdinov. Importance Weighted Autoencoders. 2015. arXiv:1509.00519.
+
+    Example:
+        >>> import pyro_dssm as pd
+        >>> model = pd.DMM(x_dim=3, z_dim=2, emission="gaussian")
+        >>> data = SequenceDataset(torch.zeros(5, 4, 3))
+        >>> score = evaluate(model, pd.PartialAlignment(model), data, num_particles=8)
+        >>> score.iwae.nats_per_step < score.elbo.nats_per_step
+        True
+    """
+    if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
+        raise ValueError(f"num_particles: expected a positive integer, got {num_particles!r}.")
+    if not isinstance(data, SequenceDataset):
+        raise ValueError(f"data: expected a SequenceDataset, got {type(data).__name__}.")
+    if data.dim != model.x_dim:
+        raise ValueError(f"data: expected frames of size {model.x_dim} like the model, got {data.dim}.")
+    like = model._like
+    elbos, iwaes, lengths = [], [], []
+    devices = [like.device] if like.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), evaluating(model, guide), torch.no_grad():
+        torch.manual_seed(seed)
+        for batch in batches(data, batch_size):
+            batch = batch.to(like)
+            at_once = max(1, FRAMES_AT_ONCE // batch.x[..., 0].numel())
+            parts = [
+                log_weights(model, guide, batch, min(at_once, num_particles - k)).double()
+                for k in range(0, num_particles, at_once)
+            ]
+            log_w = torch.cat(parts)
+            elbos.append(log_w.mean(0).cpu())
+            iwaes.append((log_w.logsumexp(0) - math.log(num_particles)).cpu())
+            lengths.append(batch.lengths.cpu().double())
+    n = torch.cat(lengths)
+    return Score(Bound(torch.cat(elbos), n), Bound(torch.cat(iwaes), n), num_particles)

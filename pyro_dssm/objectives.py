@@ -1,0 +1,212 @@
+"""What is optimised: the bound with a weight on its KL terms, and the schedules of that weight."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pyro.infer import TraceMeanField_ELBO
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+__all__ = ["ConstantKL", "CyclicKL", "KLSchedule", "LinearKL", "RecordingELBO", "kl_weight"]
+
+
+class kl_weight(Messenger):  # noqa: N801 (a handler, named like Pyro's)
+    r"""A handler that weights the latent sites: the bound becomes :math:`E \log p(x|z) - w\, \mathrm{KL}`.
+
+    It weights the sites of the model and of the guide alike, so it is right in every ELBO, and at every weight
+    from 0 on.
+
+    Args:
+        weight: The weight :math:`w \ge 0`.
+
+    Raises:
+        ValueError: If the weight is negative or not finite.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> with kl_weight(0.5), pyro.poutine.trace() as tr:
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> tr.trace.nodes["z"]["scale"]
+        0.5
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ValueError(f"weight: expected a finite number of at least 0, got {weight!r}.")
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            msg["scale"] = msg["scale"] * self.weight
+
+
+class KLSchedule:
+    """The weight of the KL terms during training: the base class of all schedules.
+
+    A schedule that looks at the training itself overrides :meth:`observe`, and keeps what it remembers in
+    :meth:`state_dict`.
+    """
+
+    def weight(self, epoch: float) -> float:
+        """The weight at a time.
+
+        Args:
+            epoch: Epochs since the start, with fractions.
+
+        Returns:
+            The weight.
+        """
+        raise NotImplementedError
+
+    def observe(self, reconstruction: float, kl: float) -> None:
+        """Is told the terms of each training step.
+
+        Args:
+            reconstruction: ``-log p(x|z)``, in nats per frame.
+            kl: In nats per frame.
+        """
+
+    def state_dict(self) -> dict[str, float]:
+        """What has to be kept to go on later."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes on from what was kept.
+
+        Args:
+            state: From :meth:`state_dict`.
+        """
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_"))
+        return f"{type(self).__name__}({values})"
+
+
+def _check_weight(name: str, value: float) -> float:
+    if not (isinstance(value, int | float) and value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}.")
+    return float(value)
+
+
+def _check_epochs(name: str, value: float) -> float:
+    if not (isinstance(value, int | float) and value > 0):
+        raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+    return float(value)
+
+
+class ConstantKL(KLSchedule):
+    """The same weight all the time; 1 is the plain bound.
+
+    Args:
+        value: The weight.
+
+    Raises:
+        ValueError: If the weight is negative or not finite.
+
+    Example:
+        >>> ConstantKL().weight(3)
+        1.0
+    """
+
+    def __init__(self, value: float = 1.0) -> None:
+        self.value = _check_weight("value", value)
+
+    def weight(self, epoch: float) -> float:
+        """The weight."""
+        return self.value
+
+
+class LinearKL(KLSchedule):
+    """From one weight to another in a straight line, constant afterwards.
+
+    Args:
+        start: The first weight.
+        end: The last weight.
+        epochs: How long it takes.
+
+    Raises:
+        ValueError: If a weight is negative or the time not positive.
+
+    Reference:
+        Bowman, Vilnis, Vinyals, Dai, Jozefowicz, Bengio. Generating Sentences from a Continuous Space. 2016.
+        arXiv:1511.06349.
+
+    Example:
+        >>> LinearKL(0.2, 1.0, epochs=100).weight(50)
+        0.6
+    """
+
+    def __init__(self, start: float = 0.2, end: float = 1.0, epochs: float = 100) -> None:
+        self.start, self.end = _check_weight("start", start), _check_weight("end", end)
+        self.epochs = _check_epochs("epochs", epochs)
+
+    def weight(self, epoch: float) -> float:
+        """The weight at a time."""
+        share = min(epoch / self.epochs, 1.0)
+        return self.start + (self.end - self.start) * share
+
+
+class CyclicKL(KLSchedule):
+    """Cycles, each of which rises in a straight line and then stays at the end.
+
+    Args:
+        start: Weight at the start of each cycle.
+        end: Weight at its end.
+        epochs: Length of a cycle.
+        rise: Share of a cycle that rises.
+
+    Raises:
+        ValueError: If a weight is negative, the time not positive or the share not from above 0 to 1.
+
+    Reference:
+        Fu, Li, Liu, Gao, Celikyilmaz, Carin. Cyclical Annealing Schedule: A Simple Approach to Mitigating KL
+        Vanishing. 2019. arXiv:1903.10145.
+
+    Example:
+        >>> schedule = CyclicKL(0.0, 1.0, epochs=10)
+        >>> [schedule.weight(epoch) for epoch in (0, 2.5, 5, 9, 10)]
+        [0.0, 0.5, 1.0, 1.0, 0.0]
+    """
+
+    def __init__(
+        self, start: float = 0.0, end: float = 1.0, epochs: float = 20, rise: float = 0.5
+    ) -> None:
+        self.start, self.end = _check_weight("start", start), _check_weight("end", end)
+        self.epochs = _check_epochs("epochs", epochs)
+        if not 0 < rise <= 1:
+            raise ValueError(f"rise: expected a share from above 0 to 1, got {rise!r}.")
+        self.rise = rise
+
+    def weight(self, epoch: float) -> float:
+        """The weight at a time."""
+        share = min((epoch % self.epochs) / self.epochs / self.rise, 1.0)
+        return self.start + (self.end - self.start) * share
+
+
+class RecordingELBO(TraceMeanField_ELBO):
+    """The bound, with the KL terms computed analytically where the guide is Gaussian and sampled elsewhere.
+
+    It keeps the last step's terms apart, weighted and scaled as they entered the loss.
+
+    Attributes:
+        reconstruction: Sum of the observed sites' log-densities.
+        loss_value: The loss.
+    """
+
+    reconstruction: float = math.nan
+    loss_value: float = math.nan
+
+    def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> Any:
+        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        self.reconstruction = sum(
+            float(site["log_prob_sum"].detach())
+            for site in model_trace.nodes.values()
+            if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site)
+        )
+        self.loss_value = float(loss)
+        return loss, surrogate

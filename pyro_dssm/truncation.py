@@ -1,0 +1,117 @@
+"""Truncated back-propagation: long sequences in chunks that hand their states on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .data.sequences import Batch
+from .dssm import DSSM
+from .guides import Guide
+from .nn import join, reverse
+
+__all__ = ["chunks"]
+
+
+@torch.no_grad()
+def _future_states(model: DSSM, guide: Guide, batch: Batch) -> Tensor | None:
+    """States of the backward RNN that have read the frames from each one to the end, shape (B, T, state_dim)."""
+    network = guide.backward_rnn
+    if network is None:
+        return None
+    inputs = model.observe(batch.x, batch.lengths, batch.mask, batch.controls)
+    frames = reverse(join(inputs.x, inputs.controls), batch.lengths)
+    state = network.start(frames.shape[:-2])
+    if network.cell == "lstm":
+        # The fused call returns the cell's inner state at the end only.
+        states = []
+        for frame in frames.unbind(-2):
+            state = network.step(frame, state)
+            states.append(state)
+        along = torch.stack(states, dim=-2)
+    else:
+        along, _ = network.scan(frames, state)
+    return reverse(along, batch.lengths)
+
+
+def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Iterator[Batch]:
+    """Cuts a batch of long sequences into chunks that carry the states of all memories on.
+
+    While a chunk is out, the model and the guide start from the states that the chunk before ended with, and the
+    guide's backward RNN from the state that it has after the frames still to come. No gradient passes a cut, but
+    the bounds of the chunks add up to that of the sequences. Each chunk must be run through guide and model once,
+    by ``svi.step`` for example, before the next is asked for. Sequences that have ended are left out. Needs path
+    sites.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        batch: Long sequences.
+        length: Frames per chunk.
+
+    Yields:
+        The chunks.
+
+    Raises:
+        ValueError: If the length is not positive or the model runs with step sites.
+
+    Reference:
+        Williams, Peng. An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network
+        Trajectories. 1990.
+
+    Example:
+        >>> import pyro_dssm as pd
+        >>> from pyro.infer import Trace_ELBO
+        >>> model = pd.DMM(x_dim=3, z_dim=2, emission="gaussian")
+        >>> guide = pd.PartialAlignment(model)
+        >>> batch = Batch(torch.zeros(2, 10, 3), torch.tensor([10, 3]))
+        >>> for chunk in chunks(model, guide, batch, 4):
+        ...     loss = Trace_ELBO().loss(model, guide, *chunk[:3])
+        ...     print(chunk.lengths.tolist())
+        [4, 3]
+        [4]
+        [2]
+    """
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise ValueError(f"length: expected a positive integer, got {length!r}.")
+    if model.sites != "path":
+        raise ValueError(f"model: expected path sites for truncated back-propagation, got {model.sites!r}.")
+    future = _future_states(model, guide, batch)
+    active = torch.arange(len(batch.lengths), device=batch.x.device)
+    carried: dict[str, Tensor] | None = None
+    for_guide: dict[str, Tensor] = {}
+    try:
+        for a in range(0, batch.x.shape[-2], length):
+            b = min(a + length, batch.x.shape[-2])
+            going = (batch.lengths[active] > a).nonzero().squeeze(-1)
+            active = active[going]
+            if len(active) == 0:
+                return
+            if carried is not None:
+                carried = {k: v[going] for k, v in carried.items()}
+                for_guide = {k: v[going] for k, v in for_guide.items()}
+            if future is not None and guide.backward_rnn is not None:
+                start = guide.backward_rnn.start((len(active),))
+                if b < batch.x.shape[-2]:
+                    goes_on = (batch.lengths[active] > b).unsqueeze(-1)
+                    start = torch.where(goes_on, future[active, b], start)
+                for_guide["backward"] = start
+            # The control that drives a chunk's first step is the last one of the chunk before.
+            model._transient.update(carried=carried, last={})
+            guide._transient.update(carried=for_guide, last={})
+            yield _cut(batch, active, a, b)
+            carried = {k: v.detach() for k, v in model._last.items()}
+            for_guide = {k: v.detach() for k, v in guide._last.items()}
+    finally:
+        for program in (model, guide):
+            program._transient.clear()
+
+
+def _cut(batch: Batch, active: Tensor, a: int, b: int) -> Batch:
+    lengths = (batch.lengths[active] - a).clamp(max=b - a)
+    b = a + int(lengths.max())
+    mask = None if batch.mask is None else batch.mask[active, a:b]
+    controls = None if batch.controls is None else batch.controls[active, a:b]
+    return Batch(batch.x[active, a:b], lengths, mask, controls)
