@@ -77,15 +77,15 @@ def _grid(arrows: Iterable[Arrow], steps: int) -> list[str]:
 _INK = "#2b2b2b"
 _OBSERVED = "#d9dde3"
 _COLOURS = {"z_from_z": "#d55e00", "z_from_x": "#009e73", "x_from_x": "#0072b2", "x_from_z": "#b0479a"}
-_LABELS = {
-    "z_from_z": r"$z_t$ from $z_{1:t-1}$",
-    "z_from_x": r"$z_t$ from $x_{1:t-1}$",
-    "x_from_x": r"$x_t$ from $x_{1:t-1}$",
-    "x_from_z": r"$x_t$ from $z_{1:t}$",
+_LABELS = {  # the arrows beyond first order alone, for those are what the colours mark
+    "z_from_z": r"$z_{1:t-2} \to z_t$",
+    "z_from_x": r"$x_{1:t-2} \to z_t$",
+    "x_from_x": r"$x_{1:t-2} \to x_t$",
+    "x_from_z": r"$z_{1:t-1} \to x_t$",
 }
-_BENDS = {"z_from_z": -0.4, "z_from_x": 0.12, "x_from_x": 0.4, "x_from_z": -0.12}
+_BENDS = {"z_from_z": -0.36, "z_from_x": 0.04, "x_from_x": 0.36, "x_from_z": -0.04}
 _RADIUS = 0.24
-_HEIGHT = 1.35  # between the rows; the distance between steps is 1
+_HEIGHT = 1.8  # between the rows; the distance between steps is 1
 
 
 def plot_structure(structure: Structure, ax: Axes | None, steps: int) -> Axes:
@@ -109,9 +109,7 @@ def plot_structure(structure: Structure, ax: Axes | None, steps: int) -> Axes:
     nodes = {}
     for variable, height, fill in (("z", _HEIGHT, "white"), ("x", 0.0, _OBSERVED)):
         for t in range(1, steps + 1):
-            circle = patches.Circle(
-                (t, height), _RADIUS, facecolor=fill, edgecolor=_INK, linewidth=1.3, zorder=3
-            )
+            circle = patches.Circle((t, height), _RADIUS, facecolor=fill, edgecolor=_INK, linewidth=1.3, zorder=3)
             ax.add_patch(circle)
             nodes[variable, t] = circle
             ax.annotate(f"${variable}_{{{t}}}$", (t, height), ha="center", va="center", fontsize=13, zorder=4)
@@ -134,19 +132,21 @@ def plot_structure(structure: Structure, ax: Axes | None, steps: int) -> Axes:
         )
 
     if structure.relaxed:
-        handles = [
-            lines.Line2D([], [], color=_COLOURS[edge], linewidth=1.6, label=f"{marker} {_LABELS[edge]}")
-            for edge, marker in MARKERS.items()
-            if edge in structure.relaxed
-        ]
-        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, frameon=False)
-    name, _, rest = structure.title().partition(", ")
-    ax.set_title(f"{name}\n{rest}" if rest else name)
+        handles = [lines.Line2D([], [], color=_INK, linewidth=1.6, label="first order")]
+        for edge, marker in MARKERS.items():
+            if edge in structure.relaxed:
+                label = f"{marker} {_LABELS[edge]}"
+                handles.append(lines.Line2D([], [], color=_COLOURS[edge], linewidth=1.6, label=label))
+        columns = 3 if len(handles) != 4 else 2
+        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=columns, frameon=False)
+    name, _, place = structure.title().partition(", ")
+    ax.set_title(f"{name}\n{place}" if place else name)
     ax.set_aspect("equal")
     ax.set_axis_off()
-    reach = max(abs(_bend(arrow)) * (arrow.target - arrow.source) / 2 for arrow in arrows)
+    arcs = [abs(_bend(arrow)) * (arrow.target - arrow.source) / 2 for arrow in arrows]
+    margin = 0.15 + max(_RADIUS, *arcs)
     ax.set_xlim(1 - 2 * _RADIUS, steps + 2 * _RADIUS)
-    ax.set_ylim(-2 * _RADIUS - reach, _HEIGHT + 2 * _RADIUS + reach)
+    ax.set_ylim(-margin, _HEIGHT + margin)
     return ax
 
 

@@ -4,61 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
+from ._files import atomic_write
 from ._program import Program
 from .dssm import DSSM
 from .guides import Guide
 from .structure import Structure
 
-__all__ = ["load", "read_tensors", "save", "write_atomically", "write_tensors"]
+__all__ = ["load", "read_tensors", "save", "write_tensors"]
 
 FORMAT = "pyro_dssm 1"
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Writes a file whole or not at all: to a temporary neighbour, which is then renamed.
-
-    Args:
-        path: The file. Missing folders are made.
-        write: Writes to the path that it is given.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = Path(folder) / "a" / "note.txt"
-        ...     write_atomically(file, lambda p: p.write_text("whole") and None)
-        ...     file.read_text(), len(list(file.parent.iterdir()))
-        ('whole', 1)
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
-) -> None:
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Writes tensors and JSON-able metadata atomically.
 
     Args:
@@ -66,9 +32,9 @@ def write_tensors(
         tensors: By name.
         metadata: Anything that JSON can hold.
     """
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    header = {"format": FORMAT, "metadata": json.dumps(metadata)}
-    write_atomically(path, lambda p: save_file(dict(tensors), p, metadata=header))
+    values = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with atomic_write(path) as file:
+        file.write(serialize(values, metadata={"format": FORMAT, "metadata": json.dumps(metadata)}))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,9 +80,7 @@ def describe(program: Program) -> dict[str, Any]:
             return {k: encode(v) for k, v in value.items()}
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        raise ValueError(
-            f"{type(program).__name__}: expected constructor arguments that JSON can hold, got {value!r}."
-        )
+        raise ValueError(f"{type(program).__name__}: expected constructor arguments that JSON can hold, got {value!r}.")
 
     arguments = {name: encode(value) for name, value in program.arguments.items()}
     return {"class": type(program).__qualname__, "arguments": arguments}

@@ -267,8 +267,7 @@ class DSSM(Generation, Program):
 
     def _read(self, states: Features, names: tuple[str, ...]) -> Tensor | None:
         reads = [
-            states[n] if n not in self.memories or n in ("z", "x") else self.memory(n).read(states[n])
-            for n in names
+            states[n] if n not in self.memories or n in ("z", "x") else self.memory(n).read(states[n]) for n in names
         ]
         return join(*reads) if reads else None
 

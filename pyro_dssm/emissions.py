@@ -68,9 +68,7 @@ class BernoulliEmission(Emission):
 
     binary = True
 
-    def __init__(
-        self, in_dim: int, x_dim: int, hidden_dims: Sequence[int] = (), *, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, in_dim: int, x_dim: int, hidden_dims: Sequence[int] = (), *, dropout: float = 0.0) -> None:
         super().__init__()
         self.logits = MLP(in_dim, hidden_dims, x_dim, dropout=dropout)
 
@@ -116,9 +114,7 @@ class GaussianEmission(Emission):
             raise ValueError(f"scale: expected a positive number or None, got {scale!r}.")
         self.scale = scale
         self.x_dim = x_dim
-        self.parameters_of_x = MLP(
-            in_dim, hidden_dims, x_dim if scale is not None else 2 * x_dim, dropout=dropout
-        )
+        self.parameters_of_x = MLP(in_dim, hidden_dims, x_dim if scale is not None else 2 * x_dim, dropout=dropout)
 
     def forward(self, features: Tensor) -> Any:
         """Returns the law of a frame."""
@@ -250,18 +246,14 @@ class AutoregressiveBernoulli(TorchDistribution):
         """The log-density of frames, shape ``(*,)``."""
         logits = self.conditioner(value, self.context)
         shape = torch.broadcast_shapes(logits.shape, value.shape)
-        terms = -binary_cross_entropy_with_logits(
-            logits.expand(shape), value.expand(shape), reduction="none"
-        )
+        terms = -binary_cross_entropy_with_logits(logits.expand(shape), value.expand(shape), reduction="none")
         if self.observed is not None:
             terms = torch.where(self.observed, terms, 0.0)
         return terms.sum(-1)
 
     def hide(self, observed: Tensor) -> AutoregressiveBernoulli:
         """Lets only the observed entries count; the hidden ones condition the others as zeros."""
-        return AutoregressiveBernoulli(
-            self.conditioner, self.context, observed=observed, batch_shape=self.batch_shape
-        )
+        return AutoregressiveBernoulli(self.conditioner, self.context, observed=observed, batch_shape=self.batch_shape)
 
 
 class AutoregressiveBernoulliEmission(Emission):

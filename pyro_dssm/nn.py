@@ -184,9 +184,7 @@ class GatedTransition(nn.Module):
         torch.Size([2])
     """
 
-    def __init__(
-        self, in_dim: int, carry_dim: int, z_dim: int, hidden_dim: int, *, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, in_dim: int, carry_dim: int, z_dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.carry_dim = carry_dim
         self.hidden = MLP(in_dim, (2 * hidden_dim,), dropout=dropout)

@@ -137,8 +137,8 @@ class LinearKL(KLSchedule):
         arXiv:1511.06349.
 
     Example:
-        >>> LinearKL(0.2, 1.0, epochs=100).weight(50)
-        0.6
+        >>> LinearKL(0.0, 1.0, epochs=100).weight(50)
+        0.5
     """
 
     def __init__(self, start: float = 0.2, end: float = 1.0, epochs: float = 100) -> None:
@@ -173,9 +173,7 @@ class CyclicKL(KLSchedule):
         [0.0, 0.5, 1.0, 1.0, 0.0]
     """
 
-    def __init__(
-        self, start: float = 0.0, end: float = 1.0, epochs: float = 20, rise: float = 0.5
-    ) -> None:
+    def __init__(self, start: float = 0.0, end: float = 1.0, epochs: float = 20, rise: float = 0.5) -> None:
         self.start, self.end = _check_weight("start", start), _check_weight("end", end)
         self.epochs = _check_epochs("epochs", epochs)
         if not 0 < rise <= 1:

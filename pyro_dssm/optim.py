@@ -46,9 +46,7 @@ class ClippedNormAdam(PyroOptim):
         self.clip_norm = options.pop("clip_norm", 10.0)
         unknown = set(options) - {"lr", "betas", "eps", "weight_decay"}
         if unknown:
-            raise ValueError(
-                f"options: expected lr, betas, eps, weight_decay or clip_norm, got {sorted(unknown)}."
-            )
+            raise ValueError(f"options: expected lr, betas, eps, weight_decay or clip_norm, got {sorted(unknown)}.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm: expected a positive number or None, got {self.clip_norm!r}.")
         lr = options.setdefault("lr", 1e-3)

@@ -93,9 +93,7 @@ class Posterior:
             Text such as ``"q(z_t | z_{t-1}, x_t, x_{t+1:T})"``.
         """
         future = "x_{t+1:T}" if self.z_from_future_x else ""
-        return _conditional(
-            "q", "z_t", _past("z", self.z_from_z), _past("x", self.z_from_past_x), "x_t", future
-        )
+        return _conditional("q", "z_t", _past("z", self.z_from_z), _past("x", self.z_from_past_x), "x_t", future)
 
     def __str__(self) -> str:
         return self.factorisation()
@@ -211,7 +209,7 @@ class Structure:
 
     @property
     def markers(self) -> str:
-        """The relaxed edges in the paper's signs: ○ z from z, ◑ z from x, ● x from x, ◐ x from z, so ordered."""
+        """The relaxed edges in the paper's signs: ○ z from z, ◑ z from x, ● x from x, ◐ x from z."""
         return "".join(marker for edge, marker in MARKERS.items() if edge in self.relaxed)
 
     @property

@@ -23,7 +23,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._extras import require
-from .checkpoints import load_pair, pair_tensors, read_tensors, save, write_atomically, write_tensors
+from ._files import atomic_write
+from .checkpoints import load_pair, pair_tensors, read_tensors, save, write_tensors
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
 from .dssm import DSSM
 from .evaluation import evaluate
@@ -268,7 +269,8 @@ class _Fit:
         }
         write_tensors(self.folder / "last.safetensors", tensors, metadata)
         lines = "".join(json.dumps(record) + "\n" for record in self.history.epochs)
-        write_atomically(self.folder / "log.jsonl", lambda p: _write_text(p, lines))
+        with atomic_write(self.folder / "log.jsonl") as file:
+            file.write(lines.encode())
 
     def _plan(self) -> dict[str, Any]:
         return {
@@ -308,10 +310,6 @@ class _Fit:
         if self.world > 1:
             for p in self._weights().values():
                 distributed.broadcast(p.data, 0)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _number(value: float) -> float | None:
@@ -500,9 +498,7 @@ def fit(
     return run.history
 
 
-def _run(
-    run: _Fit, *, progress: bool, max_seconds: float | None, report: Callable[[dict[str, Any]], None]
-) -> None:
+def _run(run: _Fit, *, progress: bool, max_seconds: float | None, report: Callable[[dict[str, Any]], None]) -> None:
     begun = saved = time.monotonic()
     run.model.train()
     run.guide.train()
@@ -547,9 +543,7 @@ def _both(
 
 
 @contextmanager
-def _writer(
-    folder: str | os.PathLike[str] | None, rank: int
-) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+def _writer(folder: str | os.PathLike[str] | None, rank: int) -> Iterator[Callable[[dict[str, Any]], None] | None]:
     if folder is None or rank != 0:
         yield None
         return

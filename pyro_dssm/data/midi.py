@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from .._extras import require
-from .music import KEYS, LOWEST_PITCH, atomic_write
+from .._files import atomic_write
+from .music import KEYS, LOWEST_PITCH
 
 __all__ = ["read_midi", "write_midi"]
 
@@ -77,9 +78,7 @@ def write_midi(
 
 def _check_frames_per_beat(frames_per_beat: int) -> int:
     if not isinstance(frames_per_beat, int) or not 1 <= frames_per_beat <= _TICKS_PER_BEAT:
-        raise ValueError(
-            f"frames_per_beat must be an integer from 1 to {_TICKS_PER_BEAT}, got {frames_per_beat!r}"
-        )
+        raise ValueError(f"frames_per_beat must be an integer from 1 to {_TICKS_PER_BEAT}, got {frames_per_beat!r}")
     return frames_per_beat
 
 

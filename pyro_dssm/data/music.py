@@ -10,19 +10,18 @@ import hashlib
 import io
 import math
 import os
-import secrets
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
+from .._files import atomic_write
+from ._matfile import MAX_MAT_BYTES, mat_cells
 from .sequences import SequenceDataset, Splits
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "LOWEST_PITCH",
     "MUSIC_SETS",
     "MusicSet",
-    "atomic_write",
     "content_hash",
     "data_folder",
     "load_music",
@@ -47,9 +45,7 @@ _MAT_NAMES = {"traindata": "train", "validdata": "valid", "testdata": "test"}
 _ROW_BYTES = KEYS // 8
 # Bounds on what a file may claim. The largest of the four sets has well under 10^6 frames, 4 MB packed.
 _MAX_FRAMES = 3_000_000
-_MAX_CELLS = 100_000
 _MAX_PACKED_BYTES = 32 << 20
-_MAX_MAT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -175,40 +171,6 @@ def _advice(entry: MusicSet) -> str:
     if entry.content_sha256 is None:
         return f"put your own copy of {entry.mat_file} there ({entry.licence}), {hint}"
     return f"fetch it with: python -m pyro_dssm.data.fetch {entry.name} --data-dir DIR, {hint}"
-
-
-@contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file that appears under its name complete or not at all.
-
-    The bytes go to a hidden file in the same folder, which takes the name when the block ends well
-    and is removed when it does not.
-
-    Args:
-        path: The file to write; its folder must exist.
-
-    Yields:
-        A binary file open for writing.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with atomic_write(pathlib.Path(folder, "note")) as file:
-        ...         _ = file.write(b"C4")
-        ...     pathlib.Path(folder, "note").read_bytes()
-        b'C4'
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def content_hash(splits: Splits) -> str:
@@ -378,8 +340,7 @@ def _unpack(split: str, arrays: dict[str, np.ndarray]) -> SequenceDataset:
     frames, lengths = arrays[f"{split}_frames"], arrays[f"{split}_lengths"]
     if frames.dtype != np.uint8 or frames.ndim != 2 or frames.shape[1] != _ROW_BYTES:
         raise ValueError(
-            f"expected {split}_frames uint8 of shape (frames, {_ROW_BYTES}), "
-            f"got {frames.dtype} of {frames.shape}"
+            f"expected {split}_frames uint8 of shape (frames, {_ROW_BYTES}), got {frames.dtype} of {frames.shape}"
         )
     if lengths.dtype.kind != "i" or lengths.ndim != 1 or len(lengths) == 0:
         raise ValueError(
@@ -420,10 +381,13 @@ def read_mat(path: str | os.PathLike[str]) -> Splits:
         ValueError: .../Mine.mat is not a music .mat file: expected MATLAB format 5 to 7, ...
     """
     with _refusing(path, "a music .mat file"):
-        found = _mat_cells(_file_bytes(path, _MAX_MAT_BYTES))
+        found = mat_cells(_file_bytes(path, MAX_MAT_BYTES), _MAT_NAMES, KEYS)
         missing = [name for name in _MAT_NAMES if name not in found]
         if missing:
             raise ValueError(f"expected cell arrays {', '.join(_MAT_NAMES)}, missing {', '.join(missing)}")
+        for name, rolls in found.items():
+            for index, roll in enumerate(rolls):
+                _check_roll(roll, f"{name} cell {index}")
         frames = sum(len(roll) for rolls in found.values() for roll in rolls)
         if frames > _MAX_FRAMES:
             raise ValueError(f"expected at most {_MAX_FRAMES} frames, got {frames}")
@@ -432,108 +396,3 @@ def read_mat(path: str | os.PathLike[str]) -> Splits:
 
 def _dataset(rolls: list[np.ndarray]) -> SequenceDataset:
     return SequenceDataset([torch.from_numpy(roll.astype(np.float32, order="C")) for roll in rolls])
-
-
-# The format: "MAT-File Format", The MathWorks. An element is a tag (type, size) and its data, padded
-# to 8 bytes; a matrix is an element that holds flags, dimensions, a name and then numbers or cells.
-_MI_INT32, _MI_UINT32, _MI_MATRIX, _MI_COMPRESSED = 5, 6, 14, 15
-_MI_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-_MX_CELL, _MX_NUMERIC, _MX_COMPLEX = 1, range(6, 16), 0x0800
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    kind: int
-    shape: tuple[int, ...]
-    name: str
-    body: memoryview
-
-
-def _mat_cells(data: bytes) -> dict[str, list[np.ndarray]]:
-    """Finds the cell arrays of the three splits in the bytes of a file."""
-    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
-    if order is None or data.startswith(b"MATLAB 7.3"):
-        raise ValueError("expected MATLAB format 5 to 7, got another one (save with -v7, not -v7.3)")
-    found: dict[str, list[np.ndarray]] = {}
-    for kind, body in _variables(memoryview(data)[128:], order):
-        if kind != _MI_MATRIX:
-            continue
-        matrix = _matrix(body, order)
-        if matrix.name in _MAT_NAMES:
-            found[matrix.name] = _cells(matrix, order)
-    return found
-
-
-def _variables(view: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """Walks over the variables of a file, decompressing within a common budget."""
-    budget = _MAX_MAT_BYTES
-    while view:
-        kind, body, rest = _element(view, order)
-        if kind == _MI_COMPRESSED:
-            rest = view[8 + len(body) :]  # compressed elements are not padded
-            inflater = zlib.decompressobj()
-            plain = inflater.decompress(body, budget)
-            if not inflater.eof:
-                raise ValueError(f"a compressed variable is cut short or larger than {_MAX_MAT_BYTES} bytes")
-            budget -= len(plain)
-            kind, body, _ = _element(memoryview(plain), order)
-        yield kind, body
-        view = rest
-
-
-def _element(view: memoryview, order: str) -> tuple[int, memoryview, memoryview]:
-    """Splits a view into the type and data of its first element, and what comes after it."""
-    kind, size = struct.unpack_from(order + "II", view)
-    if kind >> 16:  # up to four bytes of data are stored inside the tag
-        kind, size, start, end = kind & 0xFFFF, kind >> 16, 4, 8
-    else:
-        start, end = 8, 8 + (size + 7) // 8 * 8
-    if size > len(view) - start or (start == 4 and size > 4):
-        raise ValueError(f"an element declares {size} bytes, but {len(view) - start} bytes follow")
-    return kind, view[start : start + size], view[end:]
-
-
-def _matrix(view: memoryview, order: str) -> _Matrix:
-    """Parses flags, dimensions and name of a matrix; its contents stay bytes."""
-    flags_kind, flags, view = _element(view, order)
-    shape_kind, shape, view = _element(view, order)
-    _, name, view = _element(view, order)
-    if flags_kind != _MI_UINT32 or shape_kind != _MI_INT32:
-        raise ValueError("expected a matrix with flags and dimensions, got something else")
-    (word,) = struct.unpack_from(order + "I", flags)
-    if word & _MX_COMPLEX:
-        raise ValueError("expected a real matrix, got a complex one")
-    dimensions = struct.unpack(f"{order}{len(shape) // 4}i", shape)
-    return _Matrix(word & 0xFF, dimensions, bytes(name).decode("latin-1"), view)
-
-
-def _cells(matrix: _Matrix, order: str) -> list[np.ndarray]:
-    count, view = math.prod(matrix.shape), matrix.body
-    if matrix.kind != _MX_CELL:
-        raise ValueError(f"expected {matrix.name} to be a cell array, got class {matrix.kind}")
-    if not 1 <= count <= _MAX_CELLS or min(matrix.shape) < 1:
-        raise ValueError(f"expected {matrix.name} to have 1 to {_MAX_CELLS} cells, got shape {matrix.shape}")
-    rolls = []
-    for index in range(count):
-        kind, body, view = _element(view, order)
-        what = f"{matrix.name} cell {index}"
-        if kind != _MI_MATRIX or not body:
-            raise ValueError(f"expected {what} to be a matrix, got {len(body)} bytes of type {kind}")
-        rolls.append(_numbers(_matrix(body, order), order, what))
-    return rolls
-
-
-def _numbers(matrix: _Matrix, order: str, what: str) -> np.ndarray:
-    if matrix.kind not in _MX_NUMERIC:
-        raise ValueError(f"expected {what} to be a full numeric matrix, got class {matrix.kind}")
-    kind, body, _ = _element(matrix.body, order)
-    if kind not in _MI_NUMBERS:
-        raise ValueError(f"expected {what} to hold numbers, got type {kind}")
-    dtype = np.dtype(order + _MI_NUMBERS[kind])
-    if len(matrix.shape) != 2 or matrix.shape[1] != KEYS or matrix.shape[0] < 1:
-        raise ValueError(f"expected {what} of shape (T, {KEYS}) with T >= 1, got {matrix.shape}")
-    if math.prod(matrix.shape) * dtype.itemsize != len(body):
-        raise ValueError(f"{what} declares shape {matrix.shape}, but {len(body)} bytes of {dtype} follow")
-    roll = np.frombuffer(body, dtype).reshape(matrix.shape, order="F")
-    _check_roll(roll, what)
-    return roll

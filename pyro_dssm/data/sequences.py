@@ -193,9 +193,7 @@ def batch_indices(lengths: Sequence[int], batch_size: int, *, seed: int | None =
     return groups
 
 
-def batches(
-    data: SequenceDataset, batch_size: int, *, seed: int | None = None, skip: int = 0
-) -> Iterator[Batch]:
+def batches(data: SequenceDataset, batch_size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[Batch]:
     """Goes once through a data set in batches of sequences of similar length.
 
     Args:

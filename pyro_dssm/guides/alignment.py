@@ -53,9 +53,7 @@ class GaussianGuide(Guide):
         gated: bool = False,
     ) -> None:
         super().__init__(model, latents=latents, past=past, future=future, rnn_dim=rnn_dim, rnn=rnn)
-        self.combiner = Combiner(
-            self.past_dim, self.context_dim, model.z_dim, hidden_dim, dropout=dropout, gated=gated
-        )
+        self.combiner = Combiner(self.past_dim, self.context_dim, model.z_dim, hidden_dim, dropout=dropout, gated=gated)
 
     def encode(self, context: Tensor) -> Tensor:
         """The context's share of the combiner."""
@@ -227,9 +225,7 @@ class MeanField(GaussianGuide):
         MeanField(DMM): q(z_t | g←_t)
     """
 
-    def __init__(
-        self, model: DSSM, *, direction: Literal["left", "right", "both"] = "both", **options: Any
-    ) -> None:
+    def __init__(self, model: DSSM, *, direction: Literal["left", "right", "both"] = "both", **options: Any) -> None:
         if direction not in ("left", "right", "both"):
             raise ValueError(f"direction: expected 'left', 'right' or 'both', got {direction!r}.")
         past: Frames = "none" if direction == "right" else "own"

@@ -44,9 +44,7 @@ class FlowGuide(Guide):
         FlowGuide(FullAlignment(ArSSM)): z_t = f_3(u_t), q(u_t | h¹_{t-1}, h²_t, g←_t)
     """
 
-    def __init__(
-        self, guide: Guide, num_flows: int = 3, hidden_dim: int = 20, *, conditional: bool = False
-    ) -> None:
+    def __init__(self, guide: Guide, num_flows: int = 3, hidden_dim: int = 20, *, conditional: bool = False) -> None:
         if not isinstance(guide, Guide):
             raise ValueError(f"guide: expected a Guide, got {type(guide).__name__}.")
         for name, value in (("num_flows", num_flows), ("hidden_dim", hidden_dim)):

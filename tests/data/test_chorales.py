@@ -194,9 +194,7 @@ def test_import_is_free_of_side_effects(tmp_path):
     )
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": paths, "TMPDIR": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "[]"
     assert os.listdir(tmp_path) == []

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from pyro_dssm._files import atomic_write
 from pyro_dssm.data import music
 from pyro_dssm.data.music import (
     MUSIC_SETS,
-    atomic_write,
     content_hash,
     data_folder,
     load_music,
@@ -347,9 +347,7 @@ def test_hand_made_file_as_matlab_writes_it(tmp_path, rolls, order, mark):
     """Doubles stored as bytes, both byte orders, a subsystem header: none of which scipy writes."""
     data = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack(order + "H", 0x0100) + mark
     for split, sequences in rolls.items():
-        inner = b"".join(
-            matrix(6, s.shape, b"", element(2, s.tobytes(order="F"), order), order) for s in sequences
-        )
+        inner = b"".join(matrix(6, s.shape, b"", element(2, s.tobytes(order="F"), order), order) for s in sequences)
         data += matrix(1, (1, len(sequences)), f"{split}data".encode(), inner, order)
     (tmp_path / "a.mat").write_bytes(data)
     assert_same(read_mat(tmp_path / "a.mat"), rolls)

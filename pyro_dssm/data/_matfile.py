@@ -1,0 +1,134 @@
+"""Cell arrays of numbers from MATLAB files (formats 5 to 7), with bounds on everything that a file declares.
+
+General readers allocate what a file says it holds; this one parses only the one kind of file that the piano rolls
+come in, so that a damaged or hostile file ends in an error.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["MAX_MAT_BYTES", "mat_cells"]
+
+_MAX_CELLS = 100_000
+MAX_MAT_BYTES = 1 << 30
+
+# The format: "MAT-File Format", The MathWorks. An element is a tag (type, size) and its data, padded
+# to 8 bytes; a matrix is an element that holds flags, dimensions, a name and then numbers or cells.
+_MI_INT32, _MI_UINT32, _MI_MATRIX, _MI_COMPRESSED = 5, 6, 14, 15
+_MI_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_MX_CELL, _MX_NUMERIC, _MX_COMPLEX = 1, range(6, 16), 0x0800
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    kind: int
+    shape: tuple[int, ...]
+    name: str
+    body: memoryview
+
+
+def mat_cells(data: bytes, names: Collection[str], num_columns: int) -> dict[str, list[np.ndarray]]:
+    """Finds cell arrays of matrices in the bytes of a file.
+
+    Args:
+        data: The whole file.
+        names: The variables to look for.
+        num_columns: Number of columns that every matrix must have.
+
+    Returns:
+        The matrices of each variable that was found.
+
+    Raises:
+        ValueError: If the file is malformed.
+    """
+    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    if order is None or data.startswith(b"MATLAB 7.3"):
+        raise ValueError("expected MATLAB format 5 to 7, got another one (save with -v7, not -v7.3)")
+    found: dict[str, list[np.ndarray]] = {}
+    for kind, body in _variables(memoryview(data)[128:], order):
+        if kind != _MI_MATRIX:
+            continue
+        matrix = _matrix(body, order)
+        if matrix.name in names:
+            found[matrix.name] = _cells(matrix, order, num_columns)
+    return found
+
+
+def _variables(view: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """Walks over the variables of a file, decompressing within a common budget."""
+    budget = MAX_MAT_BYTES
+    while view:
+        kind, body, rest = _element(view, order)
+        if kind == _MI_COMPRESSED:
+            rest = view[8 + len(body) :]  # compressed elements are not padded
+            inflater = zlib.decompressobj()
+            plain = inflater.decompress(body, budget)
+            if not inflater.eof:
+                raise ValueError(f"a compressed variable is cut short or larger than {MAX_MAT_BYTES} bytes")
+            budget -= len(plain)
+            kind, body, _ = _element(memoryview(plain), order)
+        yield kind, body
+        view = rest
+
+
+def _element(view: memoryview, order: str) -> tuple[int, memoryview, memoryview]:
+    """Splits a view into the type and data of its first element, and what comes after it."""
+    kind, size = struct.unpack_from(order + "II", view)
+    if kind >> 16:  # up to four bytes of data are stored inside the tag
+        kind, size, start, end = kind & 0xFFFF, kind >> 16, 4, 8
+    else:
+        start, end = 8, 8 + (size + 7) // 8 * 8
+    if size > len(view) - start or (start == 4 and size > 4):
+        raise ValueError(f"an element declares {size} bytes, but {len(view) - start} bytes follow")
+    return kind, view[start : start + size], view[end:]
+
+
+def _matrix(view: memoryview, order: str) -> _Matrix:
+    """Parses flags, dimensions and name of a matrix; its contents stay bytes."""
+    flags_kind, flags, view = _element(view, order)
+    shape_kind, shape, view = _element(view, order)
+    _, name, view = _element(view, order)
+    if flags_kind != _MI_UINT32 or shape_kind != _MI_INT32:
+        raise ValueError("expected a matrix with flags and dimensions, got something else")
+    (word,) = struct.unpack_from(order + "I", flags)
+    if word & _MX_COMPLEX:
+        raise ValueError("expected a real matrix, got a complex one")
+    dimensions = struct.unpack(f"{order}{len(shape) // 4}i", shape)
+    return _Matrix(word & 0xFF, dimensions, bytes(name).decode("latin-1"), view)
+
+
+def _cells(matrix: _Matrix, order: str, num_columns: int) -> list[np.ndarray]:
+    count, view = math.prod(matrix.shape), matrix.body
+    if matrix.kind != _MX_CELL:
+        raise ValueError(f"expected {matrix.name} to be a cell array, got class {matrix.kind}")
+    if not 1 <= count <= _MAX_CELLS or min(matrix.shape) < 1:
+        raise ValueError(f"expected {matrix.name} to have 1 to {_MAX_CELLS} cells, got shape {matrix.shape}")
+    rolls = []
+    for index in range(count):
+        kind, body, view = _element(view, order)
+        what = f"{matrix.name} cell {index}"
+        if kind != _MI_MATRIX or not body:
+            raise ValueError(f"expected {what} to be a matrix, got {len(body)} bytes of type {kind}")
+        rolls.append(_numbers(_matrix(body, order), order, what, num_columns))
+    return rolls
+
+
+def _numbers(matrix: _Matrix, order: str, what: str, num_columns: int) -> np.ndarray:
+    if matrix.kind not in _MX_NUMERIC:
+        raise ValueError(f"expected {what} to be a full numeric matrix, got class {matrix.kind}")
+    kind, body, _ = _element(matrix.body, order)
+    if kind not in _MI_NUMBERS:
+        raise ValueError(f"expected {what} to hold numbers, got type {kind}")
+    dtype = np.dtype(order + _MI_NUMBERS[kind])
+    if len(matrix.shape) != 2 or matrix.shape[1] != num_columns or matrix.shape[0] < 1:
+        raise ValueError(f"expected {what} of shape (T, {num_columns}) with T >= 1, got {matrix.shape}")
+    if math.prod(matrix.shape) * dtype.itemsize != len(body):
+        raise ValueError(f"{what} declares shape {matrix.shape}, but {len(body)} bytes of {dtype} follow")
+    return np.frombuffer(body, dtype).reshape(matrix.shape, order="F")
