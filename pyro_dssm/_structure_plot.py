@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pyro_dssm._extras import require
-from pyro_dssm.structure import MARKERS, Arrow, Structure
+from ._extras import require
+from .structure import MARKERS, Arrow, Structure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +85,7 @@ _LABELS = {  # the arrows beyond first order alone, for those are what the colou
 }
 _BENDS = {"z_from_z": -0.36, "z_from_x": 0.04, "x_from_x": 0.36, "x_from_z": -0.04}
 _RADIUS = 0.24
-_HEIGHT = 1.8  # between the rows; the distance between steps is 1
+_HEIGHT = 1.8  # between the rows, at the least; the distance between steps is 1
 
 
 def plot_structure(structure: Structure, ax: Axes | None, steps: int) -> Axes:
@@ -102,17 +102,21 @@ def plot_structure(structure: Structure, ax: Axes | None, steps: int) -> Axes:
     arrows = structure.arrows(steps)
     patches = require("matplotlib.patches", extra="plots")
     lines = require("matplotlib.lines", extra="plots")
+    height = max(_HEIGHT, 0.35 * (steps - 1))  # steep enough for the longest diagonal to miss its neighbours
+    arcs = [abs(_bend(arrow)) * (arrow.target - arrow.source) / 2 for arrow in arrows]
+    margin = 0.15 + max(_RADIUS, *arcs)
     if ax is None:
         pyplot = require("matplotlib.pyplot", extra="plots")
-        _, ax = pyplot.subplots(figsize=(1.3 * steps + 0.8, 4.0), layout="constrained")
+        size = (max(1.2 * steps + 0.8, 4.0), 1.2 * (height + 2 * margin) + 0.9)
+        _, ax = pyplot.subplots(figsize=size, layout="constrained")
 
     nodes = {}
-    for variable, height, fill in (("z", _HEIGHT, "white"), ("x", 0.0, _OBSERVED)):
+    for variable, row, fill in (("z", height, "white"), ("x", 0.0, _OBSERVED)):
         for t in range(1, steps + 1):
-            circle = patches.Circle((t, height), _RADIUS, facecolor=fill, edgecolor=_INK, linewidth=1.3, zorder=3)
+            circle = patches.Circle((t, row), _RADIUS, facecolor=fill, edgecolor=_INK, linewidth=1.3, zorder=3)
             ax.add_patch(circle)
             nodes[variable, t] = circle
-            ax.annotate(f"${variable}_{{{t}}}$", (t, height), ha="center", va="center", fontsize=13, zorder=4)
+            ax.annotate(f"${variable}_{{{t}}}$", (t, row), ha="center", va="center", fontsize=13, zorder=4)
     for arrow in arrows:
         source, target = nodes[arrow.edge[-1], arrow.source], nodes[arrow.edge[0], arrow.target]
         ax.add_patch(
@@ -143,10 +147,8 @@ def plot_structure(structure: Structure, ax: Axes | None, steps: int) -> Axes:
     ax.set_title(f"{name}\n{place}" if place else name)
     ax.set_aspect("equal")
     ax.set_axis_off()
-    arcs = [abs(_bend(arrow)) * (arrow.target - arrow.source) / 2 for arrow in arrows]
-    margin = 0.15 + max(_RADIUS, *arcs)
     ax.set_xlim(1 - 2 * _RADIUS, steps + 2 * _RADIUS)
-    ax.set_ylim(-margin, _HEIGHT + margin)
+    ax.set_ylim(-margin, height + margin)
     return ax
 
 

@@ -90,7 +90,7 @@ def _edges(structure: Structure) -> tuple[Any, ...]:
     return structure.z_from_z, structure.z_from_x, structure.x_from_z, structure.x_from_x
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: type[Program]) -> Iterator[type[Program]]:
     yield cls
     for sub in cls.__subclasses__():
         yield from _subclasses(sub)

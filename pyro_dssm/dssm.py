@@ -36,7 +36,8 @@ def plates(batch_shape: torch.Size) -> ExitStack:
 class DSSM(Generation, Program):
     r"""A deep state-space model: latents :math:`z_{1:T}`, observations :math:`x_{1:T}`, controls :math:`u_{1:T}`.
 
-    .. math:: p(x_{1:T}, z_{1:T} \mid u_{1:T}) = \prod_t p(z_t \mid z_{<t}, x_{<t}, u_{<t})\, p(x_t \mid z_{\le t}, x_{<t})
+    .. math:: p(x_{1:T}, z_{1:T} \mid u_{1:T}) =
+              \prod_t p(z_t \mid z_{<t}, x_{<t}, u_{<t})\, p(x_t \mid z_{\le t}, x_{<t})
 
     The ``structure`` says how far each of the four edges reaches: not at all, to the last value, or (through an
     RNN) to the start. Calling the model runs the Pyro program. With ``sites="path"`` it has one site ``z`` and
@@ -128,7 +129,7 @@ class DSSM(Generation, Program):
         self.transition_dims = (z_past, x_past, control_dim)
         self.emission_dims = (z_now, x_before)
         mlp_dims = tuple(mlp_dims)
-        if type(self).transition is DSSM.transition and sum(self.transition_dims):
+        if type(self).transition is DSSM.transition and any(self.transition_dims):
             self.transition_net = self._build_transition(transition_net, mlp_dims, dropout)
         if type(self).emission is DSSM.emission:
             self.emission_net = self._build_emission(emission, mlp_dims, dropout, emission_options or {})
@@ -140,14 +141,18 @@ class DSSM(Generation, Program):
         self.memories = nn.ModuleDict()
         if s.z_from_z is markov or (self.skip and s.z_from_z is full):
             self.memories["z"] = Last(self.z_dim)
-        x_orders = (s.z_from_x, s.x_from_x)
-        if self.shared or markov in x_orders or (self.skip and full in x_orders):
+        x_edges = (s.z_from_x, s.x_from_x)
+        if self.shared or markov in x_edges or (self.skip and full in x_edges):
             self.memories["x"] = Last(self.x_dim)
         if self.shared:
             self.memories["h"] = Recurrent(self.z_dim + self.x_dim + self.control_dim, rnn_dim, rnn)
         # What the shared RNN does not serve is served by an RNN over z or x alone.
-        z_orders = () if self._shared_transition else (s.z_from_z,) + (() if self.shared else (s.x_from_z,))
-        x_orders = () if self._shared_transition else (s.z_from_x,) + (() if self.shared else (s.x_from_x,))
+        z_orders: tuple[Order, ...] = (
+            () if self._shared_transition else (s.z_from_z,) + (() if self.shared else (s.x_from_z,))
+        )
+        x_orders: tuple[Order, ...] = (
+            () if self._shared_transition else (s.z_from_x,) + (() if self.shared else (s.x_from_x,))
+        )
         if full in z_orders:
             self.memories["hz"] = Recurrent(self.z_dim + self.control_dim, rnn_dim, rnn)
         if full in x_orders:
@@ -422,8 +427,8 @@ class DSSM(Generation, Program):
         with plates(inputs.batch_shape):
             states = self._first_states(inputs)
             for t in pyro.markov(range(inputs.num_steps)):
-                with poutine.mask(mask=True if inputs.valid is None else inputs.valid[..., t]):
-                    u = None if inputs.controls is None else inputs.controls[..., t, :]
+                with poutine.mask(mask=inputs.valid_at(t)):
+                    u = inputs.controls_at(t)
                     z = pyro.sample(f"z_{t + 1}", self.transition_from(states, u))
                     after = self.remember_z(states, z, u)
                     observed = None if inputs.observed is None else inputs.observed[..., t, :]
@@ -452,16 +457,13 @@ class PriorPath(Path):
         """The states of the model's memories."""
         return {k: v.expand(*batch, -1) for k, v in self.model._first_states(self.inputs).items()}
 
-    def _control(self, t: int) -> Tensor | None:
-        return None if self.inputs.controls is None else self.inputs.controls[..., t, :]
-
     def at(self, state: Any, t: int) -> Any:
         """The transition."""
-        return self.model.transition_from(state, self._control(t))
+        return self.model.transition_from(state, self.inputs.controls_at(t))
 
     def advance(self, state: Any, z: Tensor, t: int) -> Any:
         """Both variables are remembered; x is the given one."""
-        states = self.model.remember_z(state, z, self._control(t))
+        states = self.model.remember_z(state, z, self.inputs.controls_at(t))
         return self.model.remember_x(states, self.inputs.x[..., t, :])
 
     def along(self, z: Tensor) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -79,7 +79,8 @@ class BernoulliEmission(Emission):
     def init_bias(self, mean: Tensor) -> None:
         """Starts the logits at those of the mean frame."""
         with torch.no_grad():
-            self.logits[-1].bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
+            last = cast(nn.Linear, self.logits[-1])
+            last.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
 
 
 class GaussianEmission(Emission):
@@ -127,7 +128,8 @@ class GaussianEmission(Emission):
     def init_bias(self, mean: Tensor) -> None:
         """Starts the loc at the mean frame."""
         with torch.no_grad():
-            self.parameters_of_x[-1].bias[: self.x_dim].copy_(mean)
+            last = cast(nn.Linear, self.parameters_of_x[-1])
+            last.bias[: self.x_dim].copy_(mean)
 
 
 class MaskedConditioner(nn.Module):

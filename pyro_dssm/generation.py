@@ -33,7 +33,7 @@ class Generation:
     # The part of the model that is used here.
     x_dim: int
     control_dim: int
-    _like: Tensor
+    _like: Any
     start: Any
     remember_z: Any
     remember_x: Any
@@ -186,7 +186,7 @@ class Generation:
         states = self.start(batch)
         means = []
         for t, z in enumerate(zs):
-            after = self.remember_z(states, z, None if inputs.controls is None else inputs.controls[..., t, :])
+            after = self.remember_z(states, z, inputs.controls_at(t))
             fn = self.emission_from(states, after)
             means.append(_mean(fn))
             x = inputs.x[..., t, :].expand(*batch, -1)

@@ -37,6 +37,14 @@ class Inputs:
         """``(*, B)``."""
         return self.x.shape[:-2]
 
+    def valid_at(self, t: int) -> Any:
+        """Which sequences have a step ``t`` (from 0): a mask of shape ``(B,)``, or True for all."""
+        return True if self.valid is None else self.valid[..., t]
+
+    def controls_at(self, t: int) -> Tensor | None:
+        """The control that drives step ``t`` (from 0), shape ``(*, B, control_dim)``."""
+        return None if self.controls is None else self.controls[..., t, :]
+
     @property
     def num_steps(self) -> int:
         """``T``."""

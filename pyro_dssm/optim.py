@@ -71,7 +71,7 @@ class ClippedNormAdam(PyroOptim):
         store = pyro.get_param_store()
         # SVI hands over a set; the sum of squares must not depend on its order.
         named = sorted(
-            ((_plain(store.param_name(p)), p) for p in params if p.grad is not None), key=lambda item: item[0]
+            ((_plain(store.param_name(p) or ""), p) for p in params if p.grad is not None), key=lambda item: item[0]
         )
         ordered = [p for _, p in named]
         self._admit(named)

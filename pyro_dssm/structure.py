@@ -339,7 +339,7 @@ class Structure:
               ◑ z_from_x full: z3 ← x1
               ● x_from_x full: x3 ← x1
         """
-        from pyro_dssm._structure_plot import draw_structure
+        from ._structure_plot import draw_structure
 
         return draw_structure(self, steps)
 
@@ -356,7 +356,7 @@ class Structure:
         Raises:
             ValueError: If `steps` is less than 1.
         """
-        from pyro_dssm._structure_plot import plot_structure
+        from ._structure_plot import plot_structure
 
         return plot_structure(self, ax, steps)
 

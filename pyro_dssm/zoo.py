@@ -141,7 +141,9 @@ class DMMAug(ZooModel):
 
 
 class SRNN(ZooModel):
-    r"""Stochastic RNN: :math:`z_t \sim p(\cdot \mid h_{t-1}, z_{t-1}),\; x_t \sim p(\cdot \mid h_{t-1}, z_t),\; h_t = d(x_t, h_{t-1})`.
+    r"""Stochastic RNN.
+
+    .. math:: z_t \sim p(\cdot \mid h_{t-1}, z_{t-1}),\; x_t \sim p(\cdot \mid h_{t-1}, z_t),\; h_t = d(x_t, h_{t-1})
 
     Reference:
         Fraccaro, Sønderby, Paquet, Winther. Sequential Neural Models with Stochastic Layers. 2016.
@@ -168,7 +170,9 @@ class VRNN(ZooModel):
 
 
 class STORN(ZooModel):
-    r"""Stochastic recurrent network: :math:`z_t \sim N(0, I),\; h_t = d(x_{t-1}, z_t, h_{t-1}),\; x_t \sim p(\cdot \mid h_t)`, tanh cell.
+    r"""Stochastic recurrent network, tanh cell.
+
+    .. math:: z_t \sim N(0, I),\; h_t = d(x_{t-1}, z_t, h_{t-1}),\; x_t \sim p(\cdot \mid h_t)
 
     Reference:
         Bayer, Osendorfer. Learning Stochastic Recurrent Networks. 2014. arXiv:1411.7610.

@@ -123,7 +123,9 @@ class FullAlignment(GaussianGuide):
 
 
 class ApproachA(GaussianGuide):
-    r"""Like full alignment, with an RNN of the guide's own over the latents: :math:`q(z_t \mid H^1_{t-1}, h^2_t, \overleftarrow{g}_t)`.
+    r"""Like full alignment, with an RNN of the guide's own over the latents.
+
+    For the ArSSM, :math:`q(z_t \mid H^1_{t-1}, h^2_t, \overleftarrow{g}_t)`.
 
     Args:
         model: The model whose latents it infers.
@@ -163,7 +165,9 @@ class ApproachB(GaussianGuide):
 
 
 class ApproachC(GaussianGuide):
-    r"""The model's RNN over the latents, the guide's own over the frames: :math:`q(z_t \mid h^1_{t-1}, \overrightarrow{g}_t, \overleftarrow{g}_t)`.
+    r"""The model's RNN over the latents, the guide's own over the frames.
+
+    For the ArSSM, :math:`q(z_t \mid h^1_{t-1}, \overrightarrow{g}_t, \overleftarrow{g}_t)`.
 
     Args:
         model: The model whose latents it infers.

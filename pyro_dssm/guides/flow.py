@@ -61,12 +61,12 @@ class FlowGuide(Guide):
         self._model = guide._model
         self.latents, self.past, self.future = guide.latents, guide.past, guide.future
         self.past_dim, self.context_dim = guide.past_dim, guide.context_dim
-        self.flows = nn.ModuleList(self._build(z_dim, hidden_dim, i, conditional) for i in range(num_flows))
+        self.flows = nn.ModuleList(self._build(z_dim, hidden_dim, i, conditional=conditional) for i in range(num_flows))
 
     def _build(
-        self, z_dim: int, hidden_dim: int, layer: int, conditional: bool
+        self, z_dim: int, hidden_dim: int, layer: int, *, conditional: bool
     ) -> AffineAutoregressive | ConditionalAffineAutoregressive:
-        order = torch.arange(z_dim) if layer % 2 == 0 else torch.arange(z_dim).flip(0)
+        order: Any = torch.arange(z_dim) if layer % 2 == 0 else torch.arange(z_dim).flip(0)
         hidden = [hidden_dim, hidden_dim]
         if conditional:
             width = self.base.encode(torch.zeros(1, 1, self.context_dim)).shape[-1]

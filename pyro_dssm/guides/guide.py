@@ -272,7 +272,7 @@ class Guide(Program):
             zs = []
             state = path.start(inputs.batch_shape)
             for t in pyro.markov(range(inputs.num_steps)):
-                with poutine.mask(mask=True if inputs.valid is None else inputs.valid[..., t]):
+                with poutine.mask(mask=inputs.valid_at(t)):
                     z = pyro.sample(f"z_{t + 1}", path.at(state, t))
                     state = path.advance(state, z, t)
                     zs.append(z)
