@@ -119,7 +119,7 @@ def plot_structure(structure: Structure, ax: Axes | None, steps: int) -> Axes:
             ax.annotate(f"${variable}_{{{t}}}$", (t, row), ha="center", va="center", fontsize=13, zorder=4)
     for arrow in arrows:
         source, target = nodes[arrow.edge[-1], arrow.source], nodes[arrow.edge[0], arrow.target]
-        ax.add_patch(
+        ax.add_artist(  # not add_patch, which would work out limits that are set below anyway, slowly
             patches.FancyArrowPatch(
                 source.center,
                 target.center,

@@ -162,6 +162,11 @@ class DSSM(Generation, Program):
         """One of the memories: ``z``, ``x`` (last values), ``hz``, ``hx`` (RNNs), ``h`` (the shared RNN)."""
         return cast(Memory, self.memories[name])
 
+    @property
+    def z_memory(self) -> str:
+        """Name of the RNN that holds the past latents: the shared one, if there is one."""
+        return "h" if self.shared else "hz"
+
     def _dim(self, name: str) -> int:
         return self.memory(name).out_dim
 
@@ -308,6 +313,7 @@ class DSSM(Generation, Program):
         if seen is not None and seen[0] is z:
             return seen[1]
         start = self._first_states(inputs)
+        known = inputs.cache.get("after_z")
         before: Features = {}
         after: Features = {"z": z}
         last: Features = {"z": z[..., -1, :]}
@@ -318,7 +324,10 @@ class DSSM(Generation, Program):
             if name in self.memories:
                 memory = self.memory(name)
                 extra = self.scan_x(inputs)[0]["x"] if name == "h" else None
-                after[name], last[name] = memory.scan(join(z, extra, u), start[name])
+                if known is not None and known[0] is z and name == self.z_memory:
+                    _, after[name], last[name] = known
+                else:
+                    after[name], last[name] = memory.scan(join(z, extra, u), start[name])
                 before[name] = memory.past(after[name], start[name])
         inputs.cache["z"] = z, (before, after)
         self._last.update(last)

@@ -66,8 +66,8 @@ def test_strings_of_any_case_and_members_build_the_same():
 def test_round_trips(structure):
     assert eval(repr(structure)) == structure
     assert pickle.loads(pickle.dumps(structure)) == structure
-    assert Structure.named(structure.name) is structure
-    assert Structure.named(f"  {structure.name.lower()} ") is structure
+    assert Structure.named(structure.name) == structure
+    assert Structure.named(f"  {structure.name.lower()} ") == structure
 
 
 def test_repr():
@@ -212,9 +212,7 @@ def test_arrows_are_the_unrolled_graph(structure):
     assert len(edges) == len(arrows)
     assert edges == set(unrolled(structure, STEPS).edges)
     assert {arrow.edge for arrow in arrows if arrow.relaxed} == set(structure.relaxed)
-    first_order = dataclasses.replace(
-        structure, **{edge: Order.MARKOV for edge in structure.relaxed}
-    )  # without the relaxed arrows, the structure is that of its first-order base
+    first_order = dataclasses.replace(structure, **dict.fromkeys(structure.relaxed, Order.MARKOV))
     assert [arrow for arrow in arrows if not arrow.relaxed] == list(first_order.arrows(STEPS))
 
 
@@ -272,12 +270,13 @@ def test_plot_draws_every_arrow():
     from matplotlib import pyplot
     from matplotlib.patches import Circle, FancyArrowPatch
 
-    figure, axes = pyplot.subplots(6, 9)
+    figure, ax = pyplot.subplots()
     settings = dict(matplotlib.rcParams)
-    for structure, ax in zip(EVERY, axes.flat, strict=True):
-        assert structure.plot(ax, steps=4) is ax
+    for structure in EVERY:
+        ax.clear()
+        assert structure.plot(ax, steps=3) is ax
         kinds = Counter(type(patch) for patch in ax.patches)
-        assert kinds == {Circle: 8, FancyArrowPatch: len(structure.arrows(4))}
+        assert kinds == {Circle: 6, FancyArrowPatch: len(structure.arrows(3))}
         assert structure.name in ax.get_title()
         assert structure.markers in ax.get_title()
         legend = ax.get_legend()

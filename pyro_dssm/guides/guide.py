@@ -116,10 +116,6 @@ class Guide(Program):
         need = self.model.structure.posterior.z_from_z
         return {Order.NONE: "none", Order.MARKOV: "last", Order.FULL: "model"}[need]
 
-    @property
-    def _model_memory(self) -> str:
-        return "h" if "h" in self.model.memories else "hz"
-
     def _build_memory(self, rnn_dim: int, rnn: Cell) -> Memory | None:
         if self._z_source == "last":
             return Last(self.model.z_dim)
@@ -129,11 +125,11 @@ class Guide(Program):
 
     @property
     def _z_memory(self) -> Memory | None:
-        return self.model.memory(self._model_memory) if self._z_source == "model" else self.memory
+        return self.model.memory(self.model.z_memory) if self._z_source == "model" else self.memory
 
     def _z_extra(self, inputs: Inputs) -> Tensor | None:
         """What enters the memory of the latents beside ``z_t``."""
-        if self._z_source == "model" and self._model_memory == "h":
+        if self._z_source == "model" and self.model.z_memory == "h":
             x = self.model.scan_x(inputs)[0]["x"]
             return x if inputs.controls is None else join(x, inputs.controls)
         return None if self._z_source == "last" else inputs.controls
@@ -157,7 +153,7 @@ class Guide(Program):
     @property
     def _reads_shared(self) -> bool:
         """Whether the latents' memory is the model's shared RNN, which holds ``x_{1:t-2}`` as well."""
-        return self._z_source == "model" and self._model_memory == "h"
+        return self._z_source == "model" and self.model.z_memory == "h"
 
     def _count_context(self) -> int:
         model, total = self.model, 0
@@ -312,15 +308,19 @@ class GuidePath(Path):
         self._contexts = self._context.unbind(-2)
         self._first: Tensor | None = None
         if self._memory is not None:
-            name = guide._model_memory
+            name = guide.model.z_memory
             from_model = guide._z_source == "model"
             carried = guide.model._first_states(inputs)[name] if from_model else guide._carried.get("z")
             self._first = self._memory.start(inputs.batch_shape) if carried is None else carried
-        self.carrying = "carried" in guide._transient and self._memory is not None
+        self._inputs = inputs
+        self._shares = guide._z_source == "model"
+        self._states: list[Tensor] = []
+        self.carrying = self._memory is not None and (self._shares or "carried" in guide._transient)
         super().__init__(inputs.batch_shape, inputs.num_steps, guide.model.z_dim, inputs.valid)
 
     def start(self, batch: torch.Size) -> Any:
         """The state of the memory of the latents."""
+        self._states = []
         return None if self._first is None else self._first.expand(*batch, -1)
 
     def at(self, state: Any, t: int) -> Any:
@@ -335,12 +335,21 @@ class GuidePath(Path):
         """The memory after one more latent variable."""
         if self._memory is None:
             return None
-        return self._memory.step(z if self._extras is None else join(z, self._extras[t]), state)
+        state = self._memory.step(z if self._extras is None else join(z, self._extras[t]), state)
+        self._states.append(state)
+        return state
 
     def finish(self, state: Any) -> None:
         """Keeps the state for the next chunk."""
-        if self.guide._z_source != "model":
+        if not self._shares:
             self.guide._last["z"] = state
+
+    def _keep(self, z: Tensor, densities: list[Any]) -> None:
+        super()._keep(z, densities)
+        if self._shares and self._memory is not None:
+            # The model reads the same RNN along the same path: it need not run it again.
+            after = torch.stack([self._memory.read(state) for state in self._states], dim=-2)
+            self._inputs.cache["after_z"] = z, after, self._states[-1]
 
     def along(self, z: Tensor) -> Any:
         """All steps at once."""

@@ -1,0 +1,143 @@
+"""Sets of sequences, their batches, and the order of a pass through them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_dssm.data.sequences import Batch, Item, SequenceDataset, batch_indices, batches, collate
+
+SHAPES = {"lengths": st.lists(st.integers(1, 60), min_size=1, max_size=40), "size": st.integers(1, 12)}
+
+
+@given(**SHAPES, seed=st.none() | st.integers(0, 2**50))
+@settings(max_examples=100, deadline=None)
+def test_every_sequence_once(lengths, size, seed):
+    groups = batch_indices(lengths, size, seed=seed)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert len(groups) == -(-len(lengths) // size)
+    assert all(1 <= len(group) <= size for group in groups)
+
+
+@given(**SHAPES, seed=st.integers(0, 2**50))
+@settings(max_examples=50, deadline=None)
+def test_same_seed_same_order(lengths, size, seed):
+    state = torch.get_rng_state()
+    assert batch_indices(lengths, size, seed=seed) == batch_indices(lengths, size, seed=seed)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_other_seed_other_batches():
+    lengths = list(range(10, 50))
+    groups = [batch_indices(lengths, 8, seed=seed) for seed in range(3)]
+    assert groups[0] != groups[1] != groups[2] != groups[0]
+    # Not only the order of the batches: also who is in them.
+    assert sorted(map(sorted, groups[0])) != sorted(map(sorted, groups[1]))
+
+
+def padding(lengths, groups):
+    return sum(max(lengths[i] for i in group) - lengths[i] for group in groups for i in group)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_bucketing_saves_padding(seed):
+    lengths = torch.randint(5, 200, (200,), generator=torch.Generator().manual_seed(3)).tolist()
+    in_order = [list(range(i, i + 10)) for i in range(0, 200, 10)]
+    assert padding(lengths, batch_indices(lengths, 10, seed=seed)) < padding(lengths, in_order) / 4
+
+
+def test_without_seed_by_length():
+    data = SequenceDataset([torch.zeros(n, 1) for n in (4, 1, 3, 2, 5)])
+    assert [batch.lengths.tolist() for batch in batches(data, 2)] == [[1, 2], [3, 4], [5]]
+    assert [batch.lengths.tolist() for batch in batches(data, 2, skip=1)] == [[3, 4], [5]]
+
+
+def test_batches_hold_all_frames():
+    sequences = [torch.full((n, 2), float(n)) for n in (4, 1, 3, 2, 5)]
+    found = list(batches(SequenceDataset(sequences), 2, seed=7))
+    assert sum(batch.num_frames for batch in found) == 15
+    for batch in found:
+        for x, n in zip(batch.x, batch.lengths.tolist(), strict=True):
+            assert torch.equal(x[:n], torch.full((n, 2), float(n)))
+            assert not x[n:].any()
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "2"])
+def test_bad_batch_size(size):
+    with pytest.raises(ValueError, match="batch_size: expected a positive integer"):
+        batch_indices([1, 2], size)
+
+
+def test_collate_pads_everything():
+    items = [
+        Item(torch.ones(2, 3), torch.ones(2, dtype=torch.bool), torch.full((2, 1), 2.0)),
+        Item(torch.ones(4, 3), torch.ones(4, dtype=torch.bool), torch.full((4, 1), 3.0)),
+    ]
+    batch = collate(items)
+    assert batch.x.shape == (2, 4, 3)
+    assert batch.lengths.tolist() == [2, 4]
+    assert batch.mask.dtype == torch.bool
+    assert batch.mask.sum(1).tolist() == [2, 4]
+    assert batch.controls[..., 0].tolist() == [[2, 2, 0, 0], [3, 3, 3, 3]]
+    assert batch.num_frames == 6
+    for padded in (batch.x, batch.controls):
+        assert not padded[0, 2:].any()
+
+
+def test_collate_masks_of_entries():
+    masks = [torch.tensor([[True, False]]), torch.tensor([[False, True], [True, True]])]
+    batch = collate([Item(torch.zeros(len(mask), 2), mask) for mask in masks])
+    assert batch.mask.tolist() == [[[True, False], [False, False]], [[False, True], [True, True]]]
+    assert batch.controls is None
+
+
+def test_batch_to():
+    lengths = torch.tensor([2])
+    batch = Batch(torch.zeros(1, 2, 1), lengths, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, 1))
+    moved = batch.to(torch.zeros((), dtype=torch.float64))
+    assert (moved.x.dtype, moved.controls.dtype) == (torch.float64, torch.float64)
+    assert (moved.lengths.dtype, moved.mask.dtype) == (torch.int64, torch.bool)
+    assert Batch(torch.zeros(1, 2, 1), lengths).to(torch.zeros(())).mask is None
+
+
+def test_dataset_of_one_tensor():
+    data = SequenceDataset(torch.arange(12.0).reshape(2, 3, 2), controls=torch.ones(2, 3, 4))
+    assert (len(data), data.dim, data.lengths, data.num_frames) == (2, 2, [3, 3], 6)
+    assert data[1].x.tolist() == [[6, 7], [8, 9], [10, 11]]
+    assert data[1].mask is None
+    assert data[1].controls.shape == (3, 4)
+
+
+def test_mean_frame_counts_each_frame():
+    data = SequenceDataset([torch.zeros(1, 1), torch.ones(3, 1)])
+    assert data.mean_frame().tolist() == [0.75]
+
+
+GOOD = [torch.zeros(3, 2), torch.zeros(1, 2)]
+BAD = {
+    "no sequences": (([],), "sequences: expected at least one tensor"),
+    "two dimensions": ((torch.zeros(3, 2),), "sequences: expected at least one tensor"),
+    "integers": (([torch.zeros(3, 2, dtype=torch.long)],), r"sequences\[0\]: expected a floating-point tensor"),
+    "lists": (([[1.0], [2.0]],), r"sequences\[0\]: expected a floating-point tensor, got list"),
+    "other width": (([torch.zeros(3, 2), torch.zeros(3, 1)],), r"sequences\[1\]: expected shape \(T, 2\)"),
+    "no frames": (([torch.zeros(3, 2), torch.zeros(0, 2)],), r"sequences\[1\]: expected shape \(T, 2\) with T >= 1"),
+    "one mask": ((GOOD, [torch.ones(3, dtype=torch.bool)]), "masks: expected 2 of them, got 1"),
+    "mask too short": (
+        (GOOD, [torch.ones(2, dtype=torch.bool), torch.ones(1, dtype=torch.bool)]),
+        r"masks\[0\]: expected 3 frames, got 2",
+    ),
+    "mask of floats": ((GOOD, [torch.ones(3), torch.ones(1)]), r"masks\[0\]: expected dtype torch.bool"),
+    "one control": ((GOOD, None, [torch.zeros(3, 1)]), "controls: expected 2 of them, got 1"),
+    "control too long": (
+        (GOOD, None, [torch.zeros(3, 1), torch.zeros(2, 1)]),
+        r"controls\[1\]: expected 1 frames, got 2",
+    ),
+    "controls of two widths": ((GOOD, None, [torch.zeros(3, 1), torch.zeros(1, 2)]), r"controls\[1\]: expected shape"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    arguments, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        SequenceDataset(*arguments)
