@@ -79,6 +79,10 @@ class Program(PyroModule):
         child = self.__dict__.get("_modules", {}).get(name)
         if child is not None and not isinstance(child, PyroModule):
             return child
+        own = self.__dict__.get("_parameters", {}).get(name)
+        if own is not None and not own.requires_grad:
+            # `pyro.param` would thaw a frozen parameter.
+            return own
         return super().__getattr__(name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

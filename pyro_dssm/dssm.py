@@ -452,7 +452,8 @@ def _state_of(value: Any) -> Any:
     """What changes when a tensor is replaced or written to."""
     if not isinstance(value, Tensor):
         return value is None
-    return id(value), 0 if value.is_inference() else value._version
+    # A tensor of inference mode does not count its changes: it equals nothing, not even itself.
+    return object() if value.is_inference() else (id(value), value._version)
 
 
 class PriorPath(Path):

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .data.sequences import Batch, SequenceDataset, batches
+from .data.sequences import Batch, SequenceDataset, batch_indices, collate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,8 +205,9 @@ def evaluate(
     devices = [like.device] if like.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), evaluating(model, guide), torch.no_grad():
         torch.manual_seed(seed)
-        for batch in batches(data, batch_size):
-            batch = batch.to(like)
+        groups = batch_indices(data.lengths, batch_size)
+        for group in groups:
+            batch = collate([data[i] for i in group]).to(like)
             at_once = max(1, FRAMES_AT_ONCE // batch.x[..., 0].numel())
             parts = [
                 log_weights(model, guide, batch, min(at_once, num_particles - k)).double()
@@ -216,5 +217,7 @@ def evaluate(
             elbos.append(log_w.mean(0).cpu())
             iwaes.append((log_w.logsumexp(0) - math.log(num_particles)).cpu())
             lengths.append(batch.lengths.cpu().double())
-    n = torch.cat(lengths)
-    return Score(Bound(torch.cat(elbos), n), Bound(torch.cat(iwaes), n), num_particles)
+    # Batches are of similar length; the results are in the order of the data.
+    order = torch.tensor([i for group in groups for i in group]).argsort()
+    elbo, iwae, n = (torch.cat(parts)[order] for parts in (elbos, iwaes, lengths))
+    return Score(Bound(elbo, n), Bound(iwae, n), num_particles)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .inputs import Inputs, delay
 
-if TYPE_CHECKING:
-    from .guides import Guide
+
+class DrawsPaths(Protocol):
+    """What is needed of a guide here."""
+
+    def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
+        """Latent paths, shape ``(num_samples, *, B, T, z_dim)``."""
+
 
 __all__ = ["Generation"]
 
@@ -100,7 +105,7 @@ class Generation:
     @torch.no_grad()
     def forecast(
         self,
-        guide: Guide,
+        guide: DrawsPaths,
         x: Tensor,
         horizon: int,
         num_samples: int = 100,
@@ -147,7 +152,7 @@ class Generation:
     @torch.no_grad()
     def reconstruct(
         self,
-        guide: Guide,
+        guide: DrawsPaths,
         x: Tensor,
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
@@ -179,7 +184,7 @@ class Generation:
         out = torch.stack(means, dim=-2).mean(0)
         return out if inputs.valid is None else torch.where(inputs.valid.unsqueeze(-1), out, 0.0)
 
-    def _follow(self, guide: Guide, inputs: Inputs, num_samples: int) -> tuple[list[Tensor], Any]:
+    def _follow(self, guide: DrawsPaths, inputs: Inputs, num_samples: int) -> tuple[list[Tensor], Any]:
         """Runs the memories along latent paths from the guide and x, drawing x where it is hidden."""
         zs = guide.draw(inputs, num_samples).unbind(-2)
         batch = zs[0].shape[:-1]

@@ -12,7 +12,7 @@ import torch.distributed as distributed
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-__all__ = ["ClippedNormAdam"]
+__all__ = ["ClippedNormAdam", "plain_name"]
 
 
 class ClippedNormAdam(PyroOptim):
@@ -69,9 +69,11 @@ class ClippedNormAdam(PyroOptim):
             **kwargs: Ignored.
         """
         store = pyro.get_param_store()
+        params = _same_everywhere(params)
         # SVI hands over a set; the sum of squares must not depend on its order.
         named = sorted(
-            ((_plain(store.param_name(p) or ""), p) for p in params if p.grad is not None), key=lambda item: item[0]
+            ((plain_name(store.param_name(p) or ""), p) for p in params if p.grad is not None),
+            key=lambda item: item[0],
         )
         ordered = [p for _, p in named]
         self._admit(named)
@@ -103,9 +105,10 @@ class ClippedNormAdam(PyroOptim):
 
     def get_state(self) -> dict[str, dict[str, Tensor]]:
         """The moments of every parameter, by name (without the serial number of its module)."""
-        if self._adam is None:
-            return dict(self._waiting)
-        return {name: dict(self._adam.state[p]) for p, name in self._names.items() if p in self._adam.state}
+        state = dict(self._waiting)
+        if self._adam is not None:
+            state |= {name: dict(self._adam.state[p]) for p, name in self._names.items() if p in self._adam.state}
+        return state
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
         """Goes on from moments that were kept.
@@ -117,13 +120,27 @@ class ClippedNormAdam(PyroOptim):
         self._waiting = dict(state_dict)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A parameter's name without its module's serial number, which differs from process to process."""
     return re.sub(r"_\d+(?=[.$])", "", name, count=1)
 
 
+def _distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _same_everywhere(params: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters; with several processes, a gradient that one of them has no part in is zero there."""
+    params = list(params)
+    if _distributed():
+        for p in params:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+    return params
+
+
 def _average_gradients(params: list[Tensor]) -> None:
-    if not (distributed.is_available() and distributed.is_initialized()) or not params:
+    if not _distributed() or not params:
         return
     grads = [p.grad for p in params if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in grads])

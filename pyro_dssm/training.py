@@ -23,14 +23,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._extras import require
-from ._files import atomic_write
+from ._files import atomic_write, remove_leftovers
 from .checkpoints import load_pair, pair_tensors, read_tensors, save, write_tensors
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
 from .dssm import DSSM
 from .evaluation import evaluate
 from .guides import Guide
 from .objectives import ConstantKL, KLSchedule, RecordingELBO, kl_weight
-from .optim import ClippedNormAdam
+from .optim import ClippedNormAdam, plain_name
 from .truncation import chunks
 
 __all__ = ["LR_SCHEDULES", "History", "fit"]
@@ -104,6 +104,8 @@ class _Fit:
         self.rank, self.world = _world()
         self.epoch = self.batch = self.step = 0
         self.history = History()
+        self._grouped = -1
+        self._groups: list[list[int]] = []
         self.sums = [0.0, 0.0, 0.0]
         self.average: dict[str, Tensor] = {}
         self.best: dict[str, Tensor] = {}
@@ -137,11 +139,21 @@ class _Fit:
 
     def _batch(self) -> tuple[Batch, float]:
         """This process's share of the current batch, and its weight."""
-        groups = batch_indices(self.data.lengths, self.batch_size, seed=_seed_of(self.seed, self.epoch))
-        group = groups[self.batch]
+        if self._grouped != self.epoch:
+            seed = _seed_of(self.seed, self.epoch)
+            self._groups = batch_indices(self.data.lengths, self.batch_size, seed=seed)
+            self._grouped = self.epoch
+        group = self._groups[self.batch]
         share = group[self.rank :: self.world]
         weight = 1.0 if share else 0.0
         return collate([self.data[i] for i in share or group[:1]]).to(self.model._like), weight
+
+    def settle(self) -> None:
+        """Lets a loss that guesses the nesting of plates draw its noise for that before the first step is seeded."""
+        loss: Any = self.loss
+        if loss.vectorize_particles and loss.max_plate_nesting == math.inf:
+            batch = collate([self.data[0]]).to(self.model._like)
+            loss.loss(self.model, self.guide, *batch[:3], controls=batch.controls)
 
     def train_step(self) -> None:
         batch, weight = self._batch()
@@ -153,20 +165,35 @@ class _Fit:
         if self.augment is not None:
             batch = self.augment(batch)
         scale = weight * self.world / self.frames_per_batch
-        parts = [batch] if not self.truncate else chunks(self.model, self.guide, batch, self.truncate)
         w = self.kl.weight(now)
-        for part in parts:
-            with _Scale(scale), kl_weight(w):
+        for part, factor in self._parts(batch, scale):
+            with _Scale(factor), kl_weight(w):
                 loss = self.svi.step(*part[:3], controls=part.controls)
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"The loss is {loss} at epoch {self.epoch + 1}, batch {self.batch + 1}. Lower the learning "
                     "rate or clip_norm, or look at the data; the last checkpoint is still there."
                 )
-            self._record(loss, w, part.num_frames, scale)
+            self._record(loss, w, part.num_frames, factor)
         self._average_weights()
         self.batch += 1
         self.step += 1
+
+    def _parts(self, batch: Batch, scale: float) -> Iterator[tuple[Batch, float]]:
+        """What is run through SVI one after the other, each with its scale; as many in every process."""
+        if not self.truncate:
+            yield batch, scale
+            return
+        count = most = math.ceil(int(batch.lengths.max()) / self.truncate)
+        if self.world > 1:
+            counts = torch.tensor(count, device=batch.x.device)
+            distributed.all_reduce(counts, distributed.ReduceOp.MAX)
+            most = int(counts)
+        for part in chunks(self.model, self.guide, batch, self.truncate):
+            yield part, scale
+        # Where another process has longer sequences, this one takes part in its steps with gradients of zero.
+        for _ in range(most - count):
+            yield part, 0.0
 
     def _record(self, loss: float, w: float, frames: int, scale: float) -> None:
         if not isinstance(self.loss, RecordingELBO) or scale == 0:
@@ -253,7 +280,10 @@ class _Fit:
         """Writes the state of training, whole or not at all."""
         if self.folder is None or self.rank != 0:
             return
-        optimizer, shape = _flatten(self.optimizer.get_state())
+        state = self.optimizer.get_state()
+        if not isinstance(self.optimizer, ClippedNormAdam):
+            state = {plain_name(k): v for k, v in state.items()}
+        optimizer, shape = _flatten(state)
         tensors = {
             **pair_tensors(self.model, self.guide),
             **{f"optimizer/{k}": v for k, v in optimizer.items()},
@@ -292,8 +322,10 @@ class _Fit:
                 f"{self._plan()}. Choose another folder, or resume=False to start anew."
             )
         load_pair(self.model, self.guide, tensors)
-        state = _take(tensors, "optimizer/")
-        self.optimizer.set_state(_unflatten(state, metadata["optimizer"]))
+        state = _unflatten(_take(tensors, "optimizer/"), metadata["optimizer"])
+        if not isinstance(self.optimizer, ClippedNormAdam):
+            state = {self._full_name(k): v for k, v in state.items()}
+        self.optimizer.set_state(state)
         like = self.model._like
         self.average = {k: v.to(like.device) for k, v in _take(tensors, "average/").items()}
         self.best = {k: v.to(like.device) for k, v in _take(tensors, "best/").items()}
@@ -304,6 +336,23 @@ class _Fit:
         history["best_valid"] = math.inf if history["best_valid"] is None else history["best_valid"]
         self.history = History(**history)
         self.kl.load_state_dict(metadata["kl"])
+
+    def _full_name(self, plain: str) -> str:
+        """The name that Pyro's store has in this process for a parameter."""
+        for program in (self.model, self.guide):
+            root = program._pyro_name
+            head = plain_name(f"{root}.")[:-1]
+            if plain[: len(head)] == head and plain[len(head) :][:1] in (".", "$"):
+                return root + plain[len(head) :]
+        return plain
+
+    def agree(self, value: bool) -> bool:  # noqa: FBT001
+        """The first process's answer, so that all of them stop together."""
+        if self.world == 1:
+            return value
+        answer = torch.tensor(int(value), device=self.model._like.device)
+        distributed.broadcast(answer, 0)
+        return bool(answer)
 
     def synchronise(self) -> None:
         """Starts every process from the first one's weights."""
@@ -485,6 +534,9 @@ def fit(
         augment=augment,
         **options,
     )
+    if run.folder is not None and run.rank == 0:
+        for name in ("best.safetensors", "last.safetensors", "log.jsonl"):
+            remove_leftovers(run.folder / name)
     if resume:
         run.resume()
     run.synchronise()
@@ -502,6 +554,7 @@ def _run(run: _Fit, *, progress: bool, max_seconds: float | None, report: Callab
     begun = saved = time.monotonic()
     run.model.train()
     run.guide.train()
+    run.settle()
     going = run.epoch < run.epochs and not run.history.stopped_early
     hidden = not progress or run.rank != 0
     with tqdm(total=run.epochs, initial=run.epoch, unit="epoch", disable=hidden) as bar:
@@ -519,7 +572,7 @@ def _run(run: _Fit, *, progress: bool, max_seconds: float | None, report: Callab
             report(record)
             bar.set_postfix_str(_summary(record, run.history))
             bar.update()
-            if max_seconds is not None and time.monotonic() - begun > max_seconds:
+            if max_seconds is not None and run.agree(time.monotonic() - begun > max_seconds):
                 break
 
 

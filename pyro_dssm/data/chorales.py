@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from .._extras import require
-from .music import KEYS, LOWEST_PITCH, read_packed, write_packed
+from .rolls import KEYS, LOWEST_PITCH, read_packed, write_packed
 from .sequences import SequenceDataset, Splits
 
 __all__ = ["bach_chorales", "build_chorales", "cache_folder", "chorale_files", "read_chorale"]

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .._files import atomic_write
-from .music import MUSIC_SETS, MusicSet, content_hash, data_folder, read_mat
+from .music import MUSIC_SETS, MusicSet, data_folder
+from .rolls import content_hash, read_mat
 
 __all__ = ["fetch", "fetch_music", "main"]
 

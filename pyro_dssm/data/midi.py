@@ -14,7 +14,7 @@ import torch
 
 from .._extras import require
 from .._files import atomic_write
-from .music import KEYS, LOWEST_PITCH
+from .rolls import KEYS, LOWEST_PITCH
 
 __all__ = ["read_midi", "write_midi"]
 

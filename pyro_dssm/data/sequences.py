@@ -94,15 +94,16 @@ class SequenceDataset(Dataset[Item]):
         self.masks = None if masks is None else list(masks)
         self.lengths = [x.shape[0] for x in self.sequences]
         self.dim = self.sequences[0].shape[-1]
+        for i, mask in enumerate(self.masks or ()):
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise ValueError(f"masks[{i}]: expected dtype torch.bool, got {got}.")
         for name, others in (("masks", self.masks), ("controls", self.controls)):
             if others is not None and len(others) != len(self.sequences):
                 raise ValueError(f"{name}: expected {len(self.sequences)} of them, got {len(others)}.")
             for i, other in enumerate(others or ()):
                 if other.shape[0] != self.lengths[i]:
                     raise ValueError(f"{name}[{i}]: expected {self.lengths[i]} frames, got {other.shape[0]}.")
-        for i, mask in enumerate(self.masks or ()):
-            if mask.dtype != torch.bool:
-                raise ValueError(f"masks[{i}]: expected dtype torch.bool, got {mask.dtype}.")
 
     @property
     def num_frames(self) -> int:

@@ -10,7 +10,8 @@ import torch
 
 from pyro_dssm.data import chorales
 from pyro_dssm.data.chorales import bach_chorales, build_chorales, cache_folder, chorale_files, read_chorale
-from pyro_dssm.data.music import content_hash, load_music, read_packed
+from pyro_dssm.data.music import load_music
+from pyro_dssm.data.rolls import content_hash, read_packed
 
 music21 = pytest.importorskip("music21")
 

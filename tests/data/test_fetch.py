@@ -11,7 +11,8 @@ import pytest
 
 from pyro_dssm.data import fetch as fetch_module
 from pyro_dssm.data.fetch import fetch, fetch_music, main
-from pyro_dssm.data.music import MUSIC_SETS, content_hash, load_music, read_mat
+from pyro_dssm.data.music import MUSIC_SETS, load_music
+from pyro_dssm.data.rolls import content_hash, read_mat
 
 scipy = pytest.importorskip("scipy")
 

@@ -13,16 +13,9 @@ import pytest
 import torch
 
 from pyro_dssm._files import atomic_write
-from pyro_dssm.data import music
-from pyro_dssm.data.music import (
-    MUSIC_SETS,
-    content_hash,
-    data_folder,
-    load_music,
-    read_mat,
-    read_packed,
-    write_packed,
-)
+from pyro_dssm.data import _matfile
+from pyro_dssm.data.music import MUSIC_SETS, data_folder, load_music
+from pyro_dssm.data.rolls import content_hash, read_mat, read_packed, write_packed
 from pyro_dssm.data.sequences import SequenceDataset, Splits
 
 scipy = pytest.importorskip("scipy")
@@ -263,7 +256,7 @@ def test_error_without_words_still_says_something(tmp_path, monkeypatch):
         raise MemoryError
 
     (tmp_path / "a.npz").write_bytes(b"x")
-    monkeypatch.setattr(music, "_npz_arrays", fail)
+    monkeypatch.setattr(rolls_module, "_npz_arrays", fail)
     refused(read_packed, tmp_path / "a.npz", "MemoryError")
 
 
@@ -451,7 +444,7 @@ def test_matrix_that_declares_too_many_rows(tmp_path):
 
 
 def test_compressed_bomb_is_cut_off(tmp_path, rolls, monkeypatch):
-    monkeypatch.setattr(music, "_MAX_MAT_BYTES", 200_000)
+    monkeypatch.setattr(_matfile, "MAX_MAT_BYTES", 200_000)
     rolls["train"] = [np.zeros((100_000, 88), np.uint8)]
     path = save_mat(tmp_path / "a.mat", rolls, dtype=np.uint8, do_compression=True)
     assert path.stat().st_size < 100_000
@@ -464,7 +457,7 @@ def test_compressed_bomb_is_cut_off(tmp_path, rolls, monkeypatch):
 
 
 def test_too_many_frames_are_refused(tmp_path, rolls, monkeypatch):
-    monkeypatch.setattr(music, "_MAX_FRAMES", 20)
+    monkeypatch.setattr(rolls_module, "_MAX_FRAMES", 20)
     refused(read_mat, save_mat(tmp_path / "a.mat", rolls), "at most 20 frames, got 21")
 
 

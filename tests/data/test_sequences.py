@@ -127,6 +127,7 @@ BAD = {
         r"masks\[0\]: expected 3 frames, got 2",
     ),
     "mask of floats": ((GOOD, [torch.ones(3), torch.ones(1)]), r"masks\[0\]: expected dtype torch.bool"),
+    "mask of a list": ((GOOD, [[True] * 3, [True]]), r"masks\[0\]: expected dtype torch.bool, got list"),
     "one control": ((GOOD, None, [torch.zeros(3, 1)]), "controls: expected 2 of them, got 1"),
     "control too long": (
         (GOOD, None, [torch.zeros(3, 1), torch.zeros(2, 1)]),

@@ -1,0 +1,41 @@
+# `make demo` and `make test` do all the set-up that they need, in a virtual environment of this folder.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+
+.PHONY: demo test test-slow benchmark lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/music.py --out runs/demo
+
+test: lint
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m slow
+
+benchmark: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m benchmark tests/benchmarks --benchmark-disable-gc
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and pinned: the extras then find it installed and bring no second one.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) install -c constraints.txt -e ".[music,plots]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

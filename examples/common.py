@@ -1,0 +1,217 @@
+"""What the example scripts share: their options, what they write, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+import pyro_dssm as pd
+from pyro_dssm._files import atomic_write
+from pyro_dssm.training import LR_SCHEDULES
+
+log = logging.getLogger("examples")
+
+# These may differ between the call that began a run and the one that goes on with it.
+FREE = ("out", "data_dir", "particles", "max_minutes", "threads", "device", "fresh", "verbose")
+
+
+def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """A parser with the options that every example has, and other defaults of some of them."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    common = made.add_argument_group("options of every example")
+    common.add_argument("--out", type=Path, metavar="DIR", help="where everything is written")
+    common.add_argument("--seed", type=int, default=0, help="of the weights, the noise and the order of the data")
+    common.add_argument("--smoke", action="store_true", help="a tiny run that only shows that everything works")
+    common.add_argument("--fresh", action="store_true", help="start anew instead of going on with what DIR holds")
+    common.add_argument("--max-minutes", type=float, help="stop training after the epoch in which this time is over")
+    common.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
+    common.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    common.add_argument("--verbose", action="store_true", help="show where in the code an error came from")
+    training = made.add_argument_group("training")
+    add = training.add_argument
+    add("--epochs", type=int, default=100, help="passes through the training set")
+    add("--batch-size", type=int, default=20, help="sequences per step")
+    add("--lr", type=float, default=3e-3, help="learning rate, its peak where it changes")
+    add("--lr-schedule", choices=list(LR_SCHEDULES), default="one-cycle", help="its course")
+    add("--weight-decay", type=float, default=0.0, help="decoupled weight decay")
+    add("--averaging", type=float, default=0.0, help="decay of the running average of the weights")
+    add("--kl-start", type=float, default=0.2, help="first weight of the KL terms")
+    add("--kl-epochs", type=float, help="epochs until that weight is 1; half of all by default")
+    add("--truncate", type=int, metavar="FRAMES", help="back-propagate through so many frames; through all by default")
+    add("--patience", type=int, help="stop after so many epochs without a better validation bound; never by default")
+    made.set_defaults(**defaults)
+    return made
+
+
+def parse(made: argparse.ArgumentParser, smoke: dict[str, Any]) -> argparse.Namespace:
+    """Parses the command line; ``--smoke`` changes the defaults, not what was asked for."""
+    if made.parse_args().smoke:
+        made.set_defaults(**smoke)
+    args = made.parse_args()
+    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.INFO, format="%(message)s", force=True)
+    for noisy in ("matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return args
+
+
+def start(args: argparse.Namespace, *, writes: bool = True) -> torch.device:
+    """Sets threads and seed, claims the output folder for these arguments, and finds the device."""
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads: expected a positive number, got {args.threads}.")
+        torch.set_num_threads(args.threads)
+    pyro.set_rng_seed(args.seed)
+    if writes:
+        _claim(args.out / "arguments.json", args)
+    return device(args)
+
+
+def device(args: argparse.Namespace) -> torch.device:
+    """The device that was asked for."""
+    name = args.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {name!r} cannot be used ({str(error).splitlines()[0]})") from error
+
+
+def _claim(file: Path, args: argparse.Namespace) -> None:
+    """Refuses to go on with a run that was begun with other arguments."""
+    now = arguments(args)
+    if file.is_file() and not args.fresh:
+        before = json.loads(file.read_text())
+        changed = [k for k in {**before, **now} if k not in FREE and before.get(k) != now.get(k)]
+        if changed:
+            was = ", ".join(f"{k} = {before.get(k)}" for k in sorted(changed))
+            raise ValueError(f"--out: {args.out} holds a run with {was}; choose another folder, or --fresh.")
+    write_json(file, now)
+
+
+def fit(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: pd.Splits, **more: Any) -> pd.History:
+    """Trains as the command line says; the output folder keeps the checkpoints."""
+    options = ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "averaging", "truncate", "patience", "seed")
+    chosen = {
+        **{name: getattr(args, name) for name in options},
+        "kl": pd.LinearKL(args.kl_start, 1.0, epochs=args.kl_epochs or args.epochs / 2),
+        "checkpoint": args.out,
+        "resume": not args.fresh,
+        "max_seconds": None if args.max_minutes is None else 60 * args.max_minutes,
+        "progress": sys.stderr.isatty(),
+    }
+    return pd.fit(model, guide, data.train, data.valid, **{**chosen, **more})
+
+
+def arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments as JSON holds them."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all; numbers that are not finite become null."""
+
+    def clean(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {k: clean(inner) for k, inner in v.items()}
+        if isinstance(v, list | tuple):
+            return [clean(inner) for inner in v]
+        return None if isinstance(v, float) and not math.isfinite(v) else v
+
+    with atomic_write(path) as file:
+        file.write((json.dumps(clean(value), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_metrics(args: argparse.Namespace, **results: Any) -> None:
+    """Writes ``metrics.json``: the results, and what it takes to get them again."""
+    packages = ["pyro-dssm", "torch", "pyro-ppl", "numpy", *(["music21"] if getattr(args, "data", "") else [])]
+    installed = {d.metadata["Name"].lower() for d in metadata.distributions() if d.metadata["Name"]}
+    origin = {
+        "command": shlex.join(["python", *sys.argv]),
+        "arguments": arguments(args),
+        "seed": args.seed,
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in packages if name in installed},
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+    }
+    if torch.cuda.is_available():
+        origin["machine"]["gpu"] = torch.cuda.get_device_name()
+    write_json(args.out / "metrics.json", {**results, **origin})
+    log.info("Everything is in %s.", args.out)
+
+
+def describe(model: pd.DSSM, guide: pd.Guide, history: pd.History) -> dict[str, Any]:
+    """What was trained, for how long, and what chose its weights."""
+    parts = {"model": model, "guide": guide}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return {
+        "guide": repr(guide),
+        "parameters": {**counts, "total": sum(counts.values())},
+        "training": {
+            "epochs": len(history.epochs),
+            "seconds": round(sum(history["seconds"]), 1),
+            "device": str(model._like.device),
+        },
+        "chosen_by": {
+            "rule": "the epoch with the best un-annealed bound on the validation set; "
+            "the test set was read once, afterwards",
+            "epoch": history.best_epoch,
+            "valid_nats_per_step": history.best_valid,
+        },
+    }
+
+
+def savefig(figure: Any, path: Path, *, dpi: int = 130) -> None:
+    """Writes a figure as PNG whole or not at all."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=dpi)
+
+
+def forecast_figure(path: Path, model: pd.DSSM, guide: pd.Guide, x: torch.Tensor) -> None:
+    """Draws how a trained pair continues the first part of a sequence, one channel below the other."""
+    with optional("the figure"):
+        from matplotlib.figure import Figure
+
+        from pyro_dssm.plots import plot_forecast
+
+        known = int(0.6 * len(x))
+        future = model.forecast(guide, x[None, :known].to(model._like), len(x) - known, num_samples=200)[:, 0]
+        figure = Figure(figsize=(8, 2.2 * x.shape[-1] + 0.4), layout="constrained")
+        for i, ax in enumerate(figure.subplots(x.shape[-1], squeeze=False)[:, 0]):
+            plot_forecast(future[..., i], ax, known=x[:known, i], truth=x[known:, i], ylabel=f"channel {i + 1}")
+            ax.label_outer()
+        figure.suptitle(f"Forecast by {guide!r}", fontsize="medium")
+        savefig(figure, path)
+
+
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Leaves something out, and says so, where the package that it needs is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        log.warning("Left out %s: %s", what, error)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script; what the user can mend ends in one sentence rather than in a traceback."""
+    try:
+        main()
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        log.debug("The error in full:", exc_info=True)
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command goes on from the last checkpoint.")

@@ -1,0 +1,107 @@
+"""All 36 deep state-space models with a latent chain: a table, a sheet of their graphs, and a short race.
+
+Every structure is trained for a moment, with full alignment, on noisy nonlinear oscillators seen through a sensor
+that lags, so that memory of the frames pays. One seed and a short training do not rank models: they show that all
+of them run, and what the taxonomy looks like.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import common
+import torch
+
+import pyro_dssm as pd
+from pyro_dssm.data.synthetic import oscillator, splits
+
+DEFAULTS: dict[str, Any] = {
+    "z_dim": 4, "rnn_dim": 16, "sequences": 120, "length": 50, "epochs": 20, "batch_size": 24, "lr": 1e-2,
+    "averaging": 0.95, "kl_start": 0.2,
+}  # fmt: skip
+SMOKE = {"z_dim": 2, "rnn_dim": 4, "sequences": 6, "length": 5, "epochs": 1, "batch_size": 4}
+
+
+def parse() -> argparse.Namespace:
+    parser = common.parser(__doc__, out="runs/taxonomy")
+    add = parser.add_argument_group("this example").add_argument
+    add("--z-dim", type=int, help="size of a latent variable")
+    add("--rnn-dim", type=int, help="size of RNN states and hidden layers")
+    add("--sequences", type=int, help="oscillators: 60 %% to train on, 20 %% to validate, 20 %% to test")
+    add("--length", type=int, help="frames of each")
+    parser.set_defaults(**DEFAULTS)
+    return common.parse(parser, SMOKE)
+
+
+def place(structure: pd.Structure) -> dict[str, Any]:
+    """Where a structure stands in the taxonomy."""
+    return {
+        "name": structure.name,
+        "group": structure.group,
+        "figure": structure.figure,
+        "markers": structure.markers,
+        "generative": structure.factorisation(),
+        "posterior": str(structure.posterior),
+    }
+
+
+def sheet(args: argparse.Namespace) -> None:
+    """Draws all the graphs on one page."""
+    with common.optional("the sheet of graphs"):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(18, 18))
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05, top=0.925, wspace=0.05, hspace=0.32)
+        for structure, ax in zip(pd.Structure.all(), figure.subplots(6, 6).flat, strict=True):
+            structure.plot(ax, steps=3 if args.smoke else 4)
+            ax.title.set_fontsize(15)
+            if ax.get_legend() is not None:
+                ax.get_legend().remove()
+        figure.suptitle("The 36 deep state-space models with a latent chain", fontsize=26, y=0.985)
+        figure.legend(handles=legend(), loc="lower center", ncols=5, frameon=False, fontsize=20)
+        common.savefig(figure, args.out / "taxonomy.png", dpi=100)
+
+
+def legend() -> list[Any]:
+    """What the colours of all graphs mean, taken from the model that has them all."""
+    from matplotlib.figure import Figure
+
+    ax = pd.Structure.named("VRNN").plot(Figure().subplots())
+    return list(ax.get_legend().legend_handles)
+
+
+def train(args: argparse.Namespace, structure: pd.Structure, data: pd.Splits) -> dict[str, Any]:
+    """A short training; returns the validation and test bounds."""
+    torch.manual_seed(args.seed)
+    sizes = {"rnn_dim": args.rnn_dim, "mlp_dims": (args.rnn_dim,)}
+    model = pd.DSSM(structure, data.train.dim, args.z_dim, emission="gaussian", **sizes)
+    guide = pd.FullAlignment(model, rnn_dim=args.rnn_dim, hidden_dim=args.rnn_dim)
+    model.to(common.device(args)), guide.to(common.device(args))
+    folder = args.out / structure.name.replace(" ", "-")
+    history = common.fit(args, model, guide, data, checkpoint=folder, progress=False)
+    scores = {"valid": pd.evaluate(model, guide, data.valid).to_dict()}
+    scores["test"] = pd.evaluate(model, guide, data.test).to_dict()
+    return {**place(structure), **scores, **common.describe(model, guide, history)}
+
+
+def main() -> None:
+    args = parse()
+    common.start(args)
+    data = splits(oscillator(args.sequences, args.length, seed=args.seed))
+    sheet(args)
+    columns = {"name": 12, "group": 9, "figure": 8, "markers": 9, "generative": 54, "posterior": 44}
+    print("".join(f"{name:<{width}}" for name, width in columns.items()), "  bound")
+    rows = []
+    for structure in pd.Structure.all():
+        row = train(args, structure, data)
+        bound = row["valid"]["elbo"]["nats_per_step"]
+        print("".join(f"{row[name]:<{width}}" for name, width in columns.items()), f"{bound:>7.3f}", flush=True)
+        rows.append(row)
+    print("bound: on the validation set, in nats per frame; smaller is better, and densities can make it negative.")
+    best = min(rows, key=lambda row: row["valid"]["elbo"]["nats_per_step"])
+    common.write_metrics(args, best_on_valid=best["name"], models=rows)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,260 @@
+"""Piano rolls in files: packed bits in ``.npz``, and the public ``.mat`` files.
+
+A piano roll is a float32 matrix (T, 88) of zeros and ones; column ``k`` is MIDI pitch ``21 + k``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._files import atomic_write
+from ._matfile import MAX_MAT_BYTES, mat_cells
+from .sequences import SequenceDataset, Splits
+
+__all__ = ["KEYS", "LOWEST_PITCH", "content_hash", "read_mat", "read_packed", "write_packed"]
+
+KEYS = 88
+LOWEST_PITCH = 21
+
+_SPLITS = ("train", "valid", "test")
+_MAT_NAMES = {"traindata": "train", "validdata": "valid", "testdata": "test"}
+_ROW_BYTES = KEYS // 8
+# Bounds on what a file may claim. The largest of the four sets has well under 10^6 frames, 4 MB packed.
+_MAX_FRAMES = 3_000_000
+_MAX_PACKED_BYTES = 32 << 20
+
+
+def content_hash(splits: Splits) -> str:
+    """Hashes the music itself, whatever file it came from.
+
+    SHA-256 over, for train, valid and test in turn: the number of sequences and each length as
+    little-endian int64, then the frames as 11 packed bytes each, in order.
+
+    Args:
+        splits: Datasets of binary (T, 88) sequences.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ValueError: If a sequence is not a binary (T, 88) matrix.
+
+    Example:
+        >>> roll = SequenceDataset([torch.eye(88)])
+        >>> content_hash(Splits(roll, roll, roll))[:8]
+        'd03cd6d7'
+    """
+    digest = hashlib.sha256()
+    for dataset in splits:
+        frames, lengths = _pack(dataset)
+        digest.update(np.array([len(lengths), *lengths], dtype="<i8").tobytes())
+        digest.update(frames.tobytes())
+    return digest.hexdigest()
+
+
+def write_packed(path: str | os.PathLike[str], splits: Splits) -> Path:
+    """Writes datasets of piano rolls to one packed file, atomically.
+
+    Args:
+        path: The ``.npz`` file; its folder must exist.
+        splits: Datasets of binary (T, 88) sequences.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If a sequence is not a binary (T, 88) matrix.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> roll = SequenceDataset([torch.eye(88), torch.zeros(3, 88)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_packed(pathlib.Path(folder, "mine.npz"), Splits(roll, roll, roll))
+        ...     [len(dataset) for dataset in read_packed(path)]
+        [2, 2, 2]
+    """
+    arrays: dict[str, Any] = {}  # Any: the stub of savez_compressed mixes keywords and arrays
+    for split, dataset in zip(_SPLITS, splits, strict=True):
+        frames, lengths = _pack(dataset)
+        arrays[f"{split}_frames"] = frames
+        arrays[f"{split}_lengths"] = lengths
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **arrays)
+    return Path(path)
+
+
+def _pack(dataset: SequenceDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Packs a dataset into bytes (frames, 11) and int32 lengths (sequences,)."""
+    rolls = [dataset[index].x.numpy() for index in range(len(dataset))]
+    for index, roll in enumerate(rolls):
+        _check_roll(roll, f"sequence {index}")
+    bits = np.concatenate(rolls).astype(np.uint8)
+    return np.packbits(bits, axis=1), np.array([len(roll) for roll in rolls], dtype=np.int32)
+
+
+def _check_roll(roll: np.ndarray, what: str) -> None:
+    if roll.ndim != 2 or roll.shape[0] < 1 or roll.shape[1] != KEYS:
+        raise ValueError(f"{what} must have shape (T, {KEYS}) with T >= 1, got {roll.shape}")
+    if not ((roll == 0) | (roll == 1)).all():
+        raise ValueError(f"{what} must hold only zeros and ones, got other values")
+
+
+def read_packed(path: str | os.PathLike[str]) -> Splits:
+    """Reads a packed file of piano rolls.
+
+    The file has, for each split, ``<split>_frames`` (uint8, (frames, 11), bits packed along the
+    keys) and ``<split>_lengths`` (int32, (sequences,)). Nothing is unpickled, and sizes are checked
+    before memory is taken for them.
+
+    Args:
+        path: The ``.npz`` file.
+
+    Returns:
+        Three datasets whose sequences are float32 (T, 88).
+
+    Raises:
+        ValueError: If the file is malformed; the message names it.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "mine.npz")
+        ...     _ = path.write_bytes(b"not a zip archive")
+        ...     read_packed(path)
+        Traceback (most recent call last):
+        ValueError: .../mine.npz is not a packed music file: File is not a zip file
+    """
+    with _refusing(path, "a packed music file"):
+        arrays = _npz_arrays(_file_bytes(path, _MAX_PACKED_BYTES))
+        return Splits(*(_unpack(split, arrays) for split in _SPLITS))
+
+
+@contextmanager
+def _refusing(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Turns whatever a malformed file sets off into one `ValueError` that names the file."""
+    try:
+        yield
+    except OSError:
+        raise  # the file could not be read at all: the system's own message says why
+    except Exception as error:
+        raise ValueError(f"{path} is not {what}: {str(error) or type(error).__name__}") from error
+
+
+def _file_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Reads a regular file of at most ``limit`` bytes; parsers then work in memory."""
+    size = os.stat(path).st_size
+    if not os.path.isfile(path):
+        raise ValueError("expected a regular file, got something else")
+    if size > limit:
+        raise ValueError(f"expected at most {limit} bytes, got {size}")
+    return Path(path).read_bytes()
+
+
+def _npz_arrays(data: bytes) -> dict[str, np.ndarray]:
+    keys = {f"{split}_{part}" for split in _SPLITS for part in ("frames", "lengths")}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        if sorted(names) != sorted(f"{key}.npy" for key in keys):
+            raise ValueError(f"expected the arrays {sorted(keys)}, got {sorted(names)[:20]}")
+        total = sum(info.file_size for info in archive.infolist())
+        if total > _MAX_PACKED_BYTES:
+            raise ValueError(f"expected at most {_MAX_PACKED_BYTES} bytes unpacked, got {total}")
+        return {key: _npy_array(_member(archive, f"{key}.npy"), key) for key in keys}
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Unpacks one member; a member that holds more than it declares is not unpacked further."""
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"expected {name} stored or deflated, got compression {info.compress_type}")
+    with archive.open(info) as file:
+        return file.read(info.file_size + 1)
+
+
+def _npy_array(data: bytes, key: str) -> np.ndarray:
+    """Parses an .npy file whose header must agree with the number of bytes that follow."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"expected {key} in .npy version 1.0 or 2.0, got {version}")
+    shape, fortran, dtype = readers[version](file)
+    if dtype.kind not in "iu":
+        raise ValueError(f"expected {key} to hold integers, got dtype {dtype}")
+    body, needed = data[file.tell() :], math.prod(shape) * dtype.itemsize
+    if len(body) != needed or min(shape, default=0) < 0:
+        raise ValueError(f"{key} declares shape {shape}, {needed} bytes, but {len(body)} bytes follow")
+    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _unpack(split: str, arrays: dict[str, np.ndarray]) -> SequenceDataset:
+    frames, lengths = arrays[f"{split}_frames"], arrays[f"{split}_lengths"]
+    if frames.dtype != np.uint8 or frames.ndim != 2 or frames.shape[1] != _ROW_BYTES:
+        raise ValueError(
+            f"expected {split}_frames uint8 of shape (frames, {_ROW_BYTES}), got {frames.dtype} of {frames.shape}"
+        )
+    if lengths.dtype.kind != "i" or lengths.ndim != 1 or len(lengths) == 0:
+        raise ValueError(
+            f"expected {split}_lengths int32 of shape (sequences,), got {lengths.dtype} of {lengths.shape}"
+        )
+    if lengths.min() < 1:
+        raise ValueError(f"expected {split}_lengths of at least 1, got {lengths.min()}")
+    total = sum(lengths.tolist())  # Python integers: a sum of int64 could wrap around
+    if total != len(frames):
+        raise ValueError(f"expected {split}_lengths to add up to {len(frames)} frames, got {total}")
+    bits = torch.from_numpy(np.unpackbits(frames, axis=1)).to(torch.float32)
+    return SequenceDataset(list(bits.split(lengths.tolist())))
+
+
+def read_mat(path: str | os.PathLike[str]) -> Splits:
+    """Reads a public ``.mat`` file of piano rolls (MATLAB 5 to 7, compressed or not).
+
+    The file has cell arrays ``traindata``, ``validdata`` and ``testdata`` of binary (T, 88) matrices.
+    Only such cell arrays are parsed, with bounds on every declared size, so that a damaged or hostile
+    file ends in an error.
+
+    Args:
+        path: The ``.mat`` file.
+
+    Returns:
+        Three datasets whose sequences are float32 (T, 88).
+
+    Raises:
+        ValueError: If the file is malformed; the message names it.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "Mine.mat")
+        ...     _ = path.write_bytes(b"MATLAB 7.3 MAT-file")
+        ...     read_mat(path)
+        Traceback (most recent call last):
+        ValueError: .../Mine.mat is not a music .mat file: expected MATLAB format 5 to 7, ...
+    """
+    with _refusing(path, "a music .mat file"):
+        found = mat_cells(_file_bytes(path, MAX_MAT_BYTES), _MAT_NAMES, KEYS)
+        missing = [name for name in _MAT_NAMES if name not in found]
+        if missing:
+            raise ValueError(f"expected cell arrays {', '.join(_MAT_NAMES)}, missing {', '.join(missing)}")
+        for name, rolls in found.items():
+            for index, roll in enumerate(rolls):
+                _check_roll(roll, f"{name} cell {index}")
+        frames = sum(len(roll) for rolls in found.values() for roll in rolls)
+        if frames > _MAX_FRAMES:
+            raise ValueError(f"expected at most {_MAX_FRAMES} frames, got {frames}")
+        return Splits(*(_dataset(found[name]) for name in _MAT_NAMES))
+
+
+def _dataset(rolls: list[np.ndarray]) -> SequenceDataset:
+    return SequenceDataset([torch.from_numpy(roll.astype(np.float32, order="C")) for roll in rolls])
