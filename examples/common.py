@@ -162,7 +162,7 @@ def describe(model: pd.DSSM, guide: pd.Guide, history: pd.History) -> dict[str, 
         "parameters": {**counts, "total": sum(counts.values())},
         "training": {
             "epochs": len(history.epochs),
-            "seconds": round(sum(history["seconds"]), 1),
+            "seconds": round(sum(history["seconds"]), 3),
             "device": str(model._like.device),
         },
         "chosen_by": {
@@ -193,6 +193,8 @@ def forecast_figure(path: Path, model: pd.DSSM, guide: pd.Guide, x: torch.Tensor
         for i, ax in enumerate(figure.subplots(x.shape[-1], squeeze=False)[:, 0]):
             plot_forecast(future[..., i], ax, known=x[:known, i], truth=x[known:, i], ylabel=f"channel {i + 1}")
             ax.label_outer()
+            if i > 0:
+                ax.get_legend().remove()
         figure.suptitle(f"Forecast by {guide!r}", fontsize="medium")
         savefig(figure, path)
 

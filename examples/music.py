@@ -86,12 +86,10 @@ def title(args: argparse.Namespace) -> str:
     return ", ".join(parts + ([args.emission] if args.emission != "bernoulli" else []))
 
 
-def play(
-    args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, test: pd.SequenceDataset, history: pd.History
-) -> None:
+def play(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, piece: torch.Tensor, history: pd.History) -> None:
     torch.manual_seed(args.seed)
     model.eval(), guide.eval()
-    piece = test[0].x[:64].to(model._like)
+    piece = piece[:64].to(model._like)
     half = min(32, len(piece) // 2)
     future = model.forecast(guide, piece[None, :half], horizon=len(piece) - half, num_samples=1)[0, 0]
     rolls = {
@@ -135,7 +133,7 @@ def main() -> None:
     valid = pd.evaluate(model, guide, data.valid, num_particles=args.particles)
     test = pd.evaluate(model, guide, data.test, num_particles=args.particles)
     print(published.table(args.data, title(args), test))
-    play(args, model, guide, data.test, history)
+    play(args, model, guide, data.test[0].x, history)
     common.write_metrics(
         args,
         valid=valid.to_dict(),

@@ -55,6 +55,7 @@ def sheet(args: argparse.Namespace) -> None:
         figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05, top=0.925, wspace=0.05, hspace=0.32)
         for structure, ax in zip(pd.Structure.all(), figure.subplots(6, 6).flat, strict=True):
             structure.plot(ax, steps=3 if args.smoke else 4)
+            ax.set_ylim(-0.9, 2.7)  # the same for all, so that the rows are in line
             ax.title.set_fontsize(15)
             if ax.get_legend() is not None:
                 ax.get_legend().remove()
@@ -82,7 +83,8 @@ def train(args: argparse.Namespace, structure: pd.Structure, data: pd.Splits) ->
     history = common.fit(args, model, guide, data, checkpoint=folder, progress=False)
     scores = {"valid": pd.evaluate(model, guide, data.valid).to_dict()}
     scores["test"] = pd.evaluate(model, guide, data.test).to_dict()
-    return {**place(structure), **scores, **common.describe(model, guide, history)}
+    kl = history["kl"][history.best_epoch - 1]
+    return {**place(structure), **scores, "kl": kl, **common.describe(model, guide, history)}
 
 
 def main() -> None:
@@ -90,15 +92,17 @@ def main() -> None:
     common.start(args)
     data = splits(oscillator(args.sequences, args.length, seed=args.seed))
     sheet(args)
-    columns = {"name": 12, "group": 9, "figure": 8, "markers": 9, "generative": 54, "posterior": 44}
-    print("".join(f"{name:<{width}}" for name, width in columns.items()), "  bound")
+    columns = {"name": 12, "group": 9, "figure": 8, "markers": 9, "generative": 56, "posterior": 45}
+    print("".join(f"{name:<{width}}" for name, width in columns.items()), "  bound     KL")
     rows = []
     for structure in pd.Structure.all():
         row = train(args, structure, data)
         bound = row["valid"]["elbo"]["nats_per_step"]
-        print("".join(f"{row[name]:<{width}}" for name, width in columns.items()), f"{bound:>7.3f}", flush=True)
+        texts = [f"{row[name]:<{width}}" for name, width in columns.items()]
+        print("".join(texts), f"{bound:>7.3f}{row['kl']:>7.3f}", flush=True)
         rows.append(row)
-    print("bound: on the validation set, in nats per frame; smaller is better, and densities can make it negative.")
+    print("bound: negative ELBO on the validation set in nats per frame; smaller is better, densities may exceed 1.")
+    print("KL: its part that the latent variables cost, in training; at 0 they are not used.")
     best = min(rows, key=lambda row: row["valid"]["elbo"]["nats_per_step"])
     common.write_metrics(args, best_on_valid=best["name"], models=rows)
 

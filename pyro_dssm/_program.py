@@ -62,6 +62,9 @@ class Program(PyroModule):
         return self.__dict__.setdefault("_transient_values", {})
 
     def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            # Pyro leaves weak references on what it has trained, and they cannot be pickled.
+            vars(parameter).pop("unconstrained", None)
         return {name: value for name, value in self.__dict__.items() if name != "_transient_values"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

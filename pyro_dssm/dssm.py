@@ -11,11 +11,12 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ._checks import one_of, probability
 from ._program import Program
 from .emissions import EMISSIONS, Emission, hide
 from .generation import Generation
 from .inputs import Inputs, prepare
-from .nn import MLP, Cell, GatedTransition, Last, Memory, NormalHead, Recurrent, join, normal
+from .nn import CELLS, MLP, Cell, GatedTransition, Last, Memory, NormalHead, Recurrent, join, normal
 from .paths import Path
 from .structure import Order, Structure
 
@@ -109,10 +110,11 @@ class DSSM(Generation, Program):
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"{name}: expected an integer of at least {low}, got {value!r}.")
-        if not all(isinstance(width, int) and width > 0 for width in mlp_dims):
+        if not (isinstance(mlp_dims, Sequence) and all(isinstance(width, int) and width > 0 for width in mlp_dims)):
             raise ValueError(f"mlp_dims: expected positive integers, got {mlp_dims!r}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected a probability from 0 to below 1, got {dropout!r}.")
+        probability("dropout", dropout)
+        one_of("rnn", rnn, CELLS)
+        one_of("transition_net", transition_net, ("mlp", "gated"))
         full = Order.FULL
         if shared and not (structure.x_from_z is full and structure.x_from_x is full):
             raise ValueError(
@@ -133,6 +135,16 @@ class DSSM(Generation, Program):
             self.transition_net = self._build_transition(transition_net, mlp_dims, dropout)
         if type(self).emission is DSSM.emission:
             self.emission_net = self._build_emission(emission, mlp_dims, dropout, emission_options or {})
+
+    @property
+    def sites(self) -> Literal["path", "step"]:
+        """``"path"`` or ``"step"``; may be changed at any time."""
+        return self._sites
+
+    @sites.setter
+    def sites(self, form: Literal["path", "step"]) -> None:
+        one_of("sites", form, ("path", "step"))
+        self._sites = form
 
     # What it is made of.
 
@@ -202,8 +214,6 @@ class DSSM(Generation, Program):
             carry = self.transition_dims[0] or in_dim
             width = mlp_dims[0] if mlp_dims else self.z_dim
             return GatedTransition(in_dim, carry, self.z_dim, width, dropout=dropout)
-        if kind != "mlp":
-            raise ValueError(f"transition_net: expected 'mlp' or 'gated', got {kind!r}.")
         hidden = MLP(in_dim, mlp_dims, dropout=dropout)
         return nn.Sequential(hidden, NormalHead(hidden.out_dim, self.z_dim))
 
@@ -253,7 +263,7 @@ class DSSM(Generation, Program):
 
     @property
     def _like(self) -> Tensor:
-        return next(self.parameters())
+        return next(self.parameters(), torch.empty(0))
 
     def start(self, batch: torch.Size | tuple[int, ...]) -> Features:
         """The states of all memories before the first step."""
@@ -417,11 +427,7 @@ class DSSM(Generation, Program):
             ValueError: If an argument has a wrong type, dtype, device, shape or value.
         """
         inputs = self.observe(x, lengths, mask, controls)
-        if self.sites == "path":
-            return self._path_sites(inputs)
-        if self.sites == "step":
-            return self._step_sites(inputs)
-        raise ValueError(f"sites: expected 'path' or 'step', got {self.sites!r}.")
+        return self._path_sites(inputs) if self.sites == "path" else self._step_sites(inputs)
 
     def _path_sites(self, inputs: Inputs) -> Tensor:
         with plates(inputs.batch_shape):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, linear, softplus
 
+from ._checks import positive
 from .nn import MLP, SCALE_FLOOR, normal
 
 __all__ = [
@@ -268,6 +269,9 @@ class AutoregressiveBernoulliEmission(Emission):
         dropout: Probability of dropping a hidden unit.
         conditioner_dim: Number of hidden units of the conditioner.
 
+    Raises:
+        ValueError: If that number is not positive.
+
     Reference:
         Boulanger-Lewandowski, Bengio, Vincent. Modeling Temporal Dependencies in High-Dimensional Sequences.
         2012. arXiv:1206.6392.
@@ -290,6 +294,7 @@ class AutoregressiveBernoulliEmission(Emission):
         conditioner_dim: int = 512,
     ) -> None:
         super().__init__()
+        positive("conditioner_dim", conditioner_dim)
         self.context = MLP(in_dim, hidden_dims, dropout=dropout)
         self.conditioner = MaskedConditioner(x_dim, self.context.out_dim, conditioner_dim, dropout=dropout)
 

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .inputs import Inputs, delay
+from ._checks import positive
+from .inputs import Inputs, check_controls, check_lengths, delay
 
 
 class DrawsPaths(Protocol):
@@ -25,11 +26,6 @@ def _mean(fn: Any) -> Tensor:
         return fn.mean
     except NotImplementedError:
         return fn.sample()
-
-
-def _positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
 
 
 class Generation:
@@ -61,15 +57,14 @@ class Generation:
         return xs, zs
 
     def _controls_for(self, controls: Any, shape: tuple[int, ...]) -> Tensor | None:
-        expected = (*shape, self.control_dim)
-        if self.control_dim == 0:
-            if controls is not None:
-                raise ValueError("controls: expected None, since the model was built with control_dim=0.")
-            return None
-        if not isinstance(controls, Tensor) or controls.shape[-2:] != expected[-2:]:
-            got = tuple(controls.shape) if isinstance(controls, Tensor) else controls
-            raise ValueError(f"controls: expected shape {expected}, got {got}.")
-        return delay(controls)
+        u = check_controls(controls, self._like.new_empty(*shape, 0), self.control_dim)
+        return None if u is None else delay(u)
+
+    def _check_guide(self, guide: Any) -> None:
+        model = getattr(guide, "model", None)
+        if model is not self:
+            got = type(guide).__name__ if model is None else "a guide of another model"
+            raise ValueError(f"guide: expected a Guide of this model, got {got}.")
 
     @torch.no_grad()
     def sample(
@@ -94,8 +89,8 @@ class Generation:
         Raises:
             ValueError: If a number is not positive or the controls do not fit.
         """
-        _positive("num_sequences", num_sequences)
-        _positive("length", length)
+        positive("num_sequences", num_sequences)
+        positive("length", length)
         u = self._controls_for(controls, (num_sequences, length))
         batch = torch.Size((num_sequences,))
         xs, zs = self._run(self.start(batch), batch, length, u)
@@ -132,15 +127,16 @@ class Generation:
         Raises:
             ValueError: If an argument has a wrong type, dtype, device, shape or value.
         """
-        _positive("horizon", horizon)
-        _positive("num_samples", num_samples)
+        self._check_guide(guide)
+        positive("horizon", horizon)
+        positive("num_samples", num_samples)
         known = future = None
         if isinstance(x, Tensor) and x.dim() >= 3:
             batch, steps = x.shape[-3:-1]
             u = self._controls_for(controls, (batch, steps + horizon))
             if u is not None and controls is not None:
                 known = controls[..., :steps, :]
-                ends = torch.full((batch,), steps, device=u.device) if lengths is None else lengths
+                ends = torch.full((batch,), steps, device=u.device) if lengths is None else check_lengths(lengths, x)
                 index = ends.unsqueeze(-1) + torch.arange(horizon, device=u.device)
                 index = index.clamp(max=u.shape[-2] - 1).unsqueeze(-1).expand(batch, horizon, u.shape[-1])
                 future = u.expand(batch, *u.shape[-2:]).gather(-2, index)
@@ -178,7 +174,8 @@ class Generation:
         Raises:
             ValueError: If an argument has a wrong type, dtype, device, shape or value.
         """
-        _positive("num_samples", num_samples)
+        self._check_guide(guide)
+        positive("num_samples", num_samples)
         inputs = self.observe(x, lengths, mask, controls)
         means, _ = self._follow(guide, inputs, num_samples)
         out = torch.stack(means, dim=-2).mean(0)

@@ -72,7 +72,8 @@ def _check_real(name: str, value: object, like: Tensor, dim: int) -> Tensor:
     return value
 
 
-def _check_lengths(lengths: object, x: Tensor) -> Tensor:
+def check_lengths(lengths: object, x: Tensor) -> Tensor:
+    """Raises ``ValueError`` unless these are lengths of the sequences in x."""
     batch, steps = x.shape[-3], x.shape[-2]
     lengths = _check_tensor("lengths", lengths, x)
     if lengths.dtype.is_floating_point or lengths.dtype in (torch.bool, torch.complex64, torch.complex128):
@@ -97,7 +98,8 @@ def _check_mask(mask: object, x: Tensor) -> Tensor:
     raise ValueError(f"mask: expected shape {frames} or {entries}, got {_shape(mask)}.")
 
 
-def _check_controls(controls: object, x: Tensor, control_dim: int) -> Tensor | None:
+def check_controls(controls: object, x: Tensor, control_dim: int) -> Tensor | None:
+    """Raises ``ValueError`` unless these are controls for the frames of x, or none are expected."""
     if control_dim == 0:
         if controls is not None:
             raise ValueError(
@@ -161,10 +163,10 @@ def prepare(
     x = _check_real("x", x, like, x_dim)
     if x.numel() == 0:
         raise ValueError(f"x: expected at least one sequence of at least one frame, got shape {_shape(x)}.")
-    u = _check_controls(controls, x, control_dim)
+    u = check_controls(controls, x, control_dim)
     valid = observed = None
     if lengths is not None:
-        lengths = _check_lengths(lengths, x)
+        lengths = check_lengths(lengths, x)
         valid = torch.arange(x.shape[-2], device=x.device) < lengths.unsqueeze(-1)
         observed = valid.unsqueeze(-1)
     if mask is not None:

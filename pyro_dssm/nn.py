@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ._checks import one_of
+
 __all__ = [
     "MLP",
     "Combiner",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 Cell = Literal["gru", "lstm", "rnn"]
+CELLS = ("gru", "lstm", "rnn")
 SCALE_FLOOR = 1e-4
 
 
@@ -348,9 +351,8 @@ class Recurrent(Memory):
 
     def __init__(self, in_dim: int, hidden_dim: int, cell: Cell = "gru") -> None:
         super().__init__()
+        one_of("rnn", cell, CELLS)
         kinds = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
-        if cell not in kinds:
-            raise ValueError(f"rnn: expected one of {sorted(kinds)}, got {cell!r}.")
         self.cell = cell
         self.out_dim = hidden_dim
         self.rnn = kinds[cell](in_dim, hidden_dim, batch_first=True)

@@ -89,6 +89,7 @@ def plot_roll(
         ValueError: If the roll has another shape.
 
     Example:
+        >>> import torch
         >>> plot_roll(torch.eye(88), title="Every key").get_ylabel()
         'pitch'
     """
@@ -156,7 +157,8 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
     if np.nansum(np.abs(column["kl"])) > 0:
         _line(left, epochs, column["kl"], _BLUE, "KL divergence")
     left.set_title("Terms of the bound, training set", loc="left", fontsize="medium")
-    left.set_ylim(bottom=0)
+    if np.nanmin(column["reconstruction"], initial=0) == 0:
+        left.set_ylim(bottom=0)
     _line(right, epochs, bound, _GREY, "training set")
     _line(right, epochs, column["valid"], _ORANGE, "validation set")
     if np.isfinite(column["valid"]).any():
@@ -231,6 +233,7 @@ def plot_forecast(
         ValueError: If an array has another shape, or a level is no probability.
 
     Example:
+        >>> import torch
         >>> ax = plot_forecast(torch.randn(100, 8), known=torch.zeros(20))
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['known', 'median', '50 % interval', '90 % interval']
@@ -266,6 +269,7 @@ def plot_phase(
     dims: tuple[int, int] = (0, 1),
     names: tuple[str, str] | None = None,
     title: str = "",
+    colorbar: bool = True,
 ) -> Axes:
     """Draws paths in the plane of two of their variables, coloured by time.
 
@@ -275,6 +279,7 @@ def plot_phase(
         dims: Which two variables.
         names: Their names, with units; by default z with the number.
         title: Title of the axes.
+        colorbar: Adds a bar that says which colour is which time.
 
     Returns:
         The axes.
@@ -284,8 +289,9 @@ def plot_phase(
         ValueError: If the paths have another shape.
 
     Example:
+        >>> import torch
         >>> plot_phase(torch.randn(3, 50, 2)).get_xlabel()
-        '$z_1$'
+        '$z_{1}$'
     """
     values = _array("paths", paths, (2, 3))
     values = values if values.ndim == 3 else values[None]
@@ -302,5 +308,6 @@ def plot_phase(
     ax.set_xlabel(first)
     ax.set_ylabel(second)
     ax.set_title(title, loc="left", fontsize="medium")
-    ax.figure.colorbar(lines, ax=ax, label="time (frames)")
+    if colorbar:
+        ax.figure.colorbar(lines, ax=ax, label="time (frames)")
     return _plain(ax)

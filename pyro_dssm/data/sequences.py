@@ -104,6 +104,10 @@ class SequenceDataset(Dataset[Item]):
             for i, other in enumerate(others or ()):
                 if other.shape[0] != self.lengths[i]:
                     raise ValueError(f"{name}[{i}]: expected {self.lengths[i]} frames, got {other.shape[0]}.")
+        for i, mask in enumerate(self.masks or ()):
+            frames, entries = (self.lengths[i],), (self.lengths[i], self.dim)
+            if mask.shape not in (frames, entries):
+                raise ValueError(f"masks[{i}]: expected shape {frames} or {entries}, got {tuple(mask.shape)}.")
 
     @property
     def num_frames(self) -> int:

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from .._checks import positive, probability
 from ..dssm import DSSM
 from ..nn import Cell, Combiner
 from ..structure import Order
-from .guide import Frames, Guide, Latents
+from .guide import Frames, Guide, Latents, check_model
 
 __all__ = [
     "GUIDES",
@@ -37,6 +38,9 @@ class GaussianGuide(Guide):
         rnn: Cell of the RNNs.
         dropout: Probability of dropping a feature of the context.
         gated: Whether the combiner is gated.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class GaussianGuide(Guide):
         gated: bool = False,
     ) -> None:
         super().__init__(model, latents=latents, past=past, future=future, rnn_dim=rnn_dim, rnn=rnn)
+        positive("hidden_dim", hidden_dim)
+        probability("dropout", dropout)
         self.combiner = Combiner(self.past_dim, self.context_dim, model.z_dim, hidden_dim, dropout=dropout, gated=gated)
 
     def encode(self, context: Tensor) -> Tensor:
@@ -65,10 +71,12 @@ class GaussianGuide(Guide):
 
 
 def _needs_past(model: DSSM) -> bool:
+    check_model(model)
     return model.structure.posterior.z_from_past_x is not Order.NONE
 
 
 def _needs_future(model: DSSM) -> bool:
+    check_model(model)
     return model.structure.posterior.z_from_future_x
 
 

@@ -14,6 +14,7 @@ from pyro.distributions.transforms import (
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
+from .._checks import positive
 from .guide import Guide
 
 __all__ = ["FlowGuide"]
@@ -47,9 +48,8 @@ class FlowGuide(Guide):
     def __init__(self, guide: Guide, num_flows: int = 3, hidden_dim: int = 20, *, conditional: bool = False) -> None:
         if not isinstance(guide, Guide):
             raise ValueError(f"guide: expected a Guide, got {type(guide).__name__}.")
-        for name, value in (("num_flows", num_flows), ("hidden_dim", hidden_dim)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
+        positive("num_flows", num_flows)
+        positive("hidden_dim", hidden_dim)
         z_dim = guide.model.z_dim
         if z_dim < 2:
             raise ValueError(f"guide: expected a model with z_dim of at least 2, got {z_dim}.")

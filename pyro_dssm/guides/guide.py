@@ -10,10 +10,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from .._checks import one_of, positive
 from .._program import Program
 from ..dssm import DSSM, plates
 from ..inputs import Inputs
-from ..nn import Cell, Last, Memory, Recurrent, join, reverse, shift
+from ..nn import CELLS, Cell, Last, Memory, Recurrent, join, reverse, shift
 from ..paths import Path
 from ..structure import Order
 
@@ -24,6 +25,12 @@ Frames = Literal["none", "now", "last", "model", "own"]
 
 _Z = {"none": "", "last": "z_{t-1}", "model": "h¹_{t-1}", "own": "H¹_{t-1}"}
 _X = {"none": "", "now": "x_t", "last": "x_{t-1}, x_t", "model": "h²_t", "own": "g→_t"}
+
+
+def check_model(model: object) -> None:
+    """Raises ``ValueError`` unless this is a model that a guide can be built for."""
+    if not isinstance(model, DSSM):
+        raise ValueError(f"model: expected a DSSM, got {type(model).__name__}.")
 
 
 class Guide(Program):
@@ -58,7 +65,7 @@ class Guide(Program):
         context_dim: Size of what :meth:`encode` is given.
 
     Raises:
-        ValueError: If the model is no :class:`DSSM`, or a source has no such name.
+        ValueError: If the model is no :class:`DSSM`, a source or a cell has no such name, or a size is not positive.
 
     Example:
         >>> from pyro_dssm import DMM
@@ -85,8 +92,9 @@ class Guide(Program):
         rnn: Cell = "gru",
     ) -> None:
         super().__init__()
-        if not isinstance(model, DSSM):
-            raise ValueError(f"model: expected a DSSM, got {type(model).__name__}.")
+        check_model(model)
+        positive("rnn_dim", rnn_dim)
+        one_of("rnn", rnn, CELLS)
         for name, value, names in (("latents", latents, _Z), ("past", past, _X)):
             if value not in names:
                 raise ValueError(f"{name}: expected one of {list(names)}, got {value!r}.")

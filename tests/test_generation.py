@@ -1,0 +1,270 @@
+"""Sampling, forecasting, reconstructing. Statistical checks allow 4.5 standard errors at fixed seeds."""
+
+import math
+
+import pytest
+import torch
+from linear_gaussian import ExactGuide, LinearGaussian
+
+import pyro_dssm as pd
+from pyro_dssm.testing import random_batch
+
+B, T, D, Z, H = 3, 5, 2, 2, 4
+STRUCTURES = pd.Structure.all(chain=False)
+LENGTHS = torch.tensor([5, 2, 4])
+
+
+def name(structure):
+    return "-".join(getattr(structure, edge).value for edge in ("z_from_z", "z_from_x", "x_from_z", "x_from_x"))
+
+
+def make(structure="VRNN", guide="full", **options):
+    structure = pd.Structure.named(structure) if isinstance(structure, str) else structure
+    model = pd.DSSM(structure, D, Z, **{"rnn_dim": 4, "mlp_dims": (8,), "emission": "gaussian", **options})
+    return model, pd.GUIDES[guide](model, rnn_dim=4, hidden_dim=5)
+
+
+def seeded(do):
+    torch.manual_seed(1)
+    return do()
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=name)
+def test_every_structure_generates(structure):
+    for shared in (False, True) if structure.x_from_z is structure.x_from_x is pd.Order.FULL else (False,):
+        model, guide = make(structure, shared=shared)
+        x = torch.randn(B, T, D)
+        mask = torch.rand(B, T) > 0.3
+        frames, latents = model.sample(4, 6, with_latents=True)
+        assert (frames.shape, latents.shape) == ((4, 6, D), (4, 6, Z))
+        ahead = model.forecast(guide, x, H, 7, lengths=LENGTHS, mask=mask)
+        assert ahead.shape == (7, B, H, D)
+        filled = model.reconstruct(guide, x, LENGTHS, mask, num_samples=2)
+        assert filled.shape == (B, T, D)
+        for out in (frames, latents, ahead, filled):
+            assert torch.isfinite(out).all()
+            assert not out.requires_grad
+
+
+@pytest.mark.parametrize("guide", pd.GUIDES)
+def test_every_guide_generates(guide):
+    model, guide = make("SRNN", guide, control_dim=1, skip=True)
+    controls = torch.randn(B, T + H, 1)
+    x = torch.randn(B, T, D)
+    assert model.sample(B, T + H, controls=controls).shape == (B, T + H, D)
+    assert model.forecast(guide, x, H, 2, controls=controls).shape == (2, B, H, D)
+    assert model.reconstruct(guide, x, controls=controls[:, :T], num_samples=2).shape == (B, T, D)
+
+
+@pytest.mark.parametrize("emission", ["bernoulli", "autoregressive"])
+def test_binary_emissions_generate(emission):
+    model, guide = make("VRNN", emission=emission, shared=True)
+    x = model.sample(B, T)
+    assert set(x.unique().tolist()) <= {0.0, 1.0}
+    assert set(model.forecast(guide, x, H, 3).unique().tolist()) <= {0.0, 1.0}
+    filled = model.reconstruct(guide, x)
+    assert ((filled >= 0) & (filled <= 1)).all()
+
+
+def test_without_latents():
+    model = pd.RNN(D, emission="gaussian")
+    guide = pd.NoLatents(model)
+    x = model.sample(B, T)
+    assert model.forecast(guide, x, H, 3, lengths=LENGTHS).shape == (3, B, H, D)
+    assert model.reconstruct(guide, x).shape == (B, T, D)
+
+
+def test_flow_generates():
+    model, guide = make("SRNN")
+    guide = pd.FlowGuide(guide, 2, 8, conditional=True)
+    assert model.forecast(guide, torch.randn(B, T, D), H, 3, lengths=LENGTHS).shape == (3, B, H, D)
+
+
+def test_seeds_decide():
+    model, guide = make()
+    x = torch.randn(B, T, D)
+    for do in (
+        lambda: model.sample(2, 3),
+        lambda: model.forecast(guide, x, H, 2),
+        lambda: model.reconstruct(guide, x),
+    ):
+        first = seeded(do)
+        assert torch.equal(first, seeded(do))
+        assert not torch.equal(first, do())
+
+
+# Against the joint Gaussian.
+
+
+def standardised(draws, mean, cov):
+    """Errors of the mean and of the variances, in standard errors (of a Gaussian: var of a variance is 2 s^4 / n)."""
+    n, var = len(draws), cov.diagonal()
+    of_mean = (draws.mean(0) - mean) / (var / n).sqrt()
+    of_var = (draws.var(0) - var) / (var * (2 / n) ** 0.5)
+    return of_mean, of_var
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_samples_have_the_joint_law(autoregressive):
+    model = LinearGaussian(autoregressive=autoregressive)
+    x, z = model.sample(4000, 3, with_latents=True)
+    mean, cov = (v.detach() for v in model.joint(3))
+    for error in standardised(torch.cat([z.flatten(1), x.flatten(1)], 1), mean, cov):
+        assert error.abs().max() < 4.5
+    scale = cov.diagonal().sqrt()
+    correlation = torch.corrcoef(torch.cat([z.flatten(1), x.flatten(1)], 1).T) - cov / scale.outer(scale)
+    assert correlation.abs().max() < 4.5 / 4000**0.5
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_forecast_is_the_predictive_law(autoregressive):
+    """Mean, variance and all covariances of the next frames, each after its own sequence's end."""
+    model = LinearGaussian(autoregressive=autoregressive)
+    x = torch.randn(2, 4, 2)
+    lengths = torch.tensor([4, 2])
+    draws = model.forecast(ExactGuide(model), x, 3, 4000, lengths=lengths)
+    for i, n in enumerate(lengths.tolist()):
+        mean, cov = (v.detach() for v in model.forecast_law(x[i, :n], 3))
+        own = draws[:, i].flatten(1)
+        for error in standardised(own, mean, cov):
+            assert error.abs().max() < 4.5
+        scale = cov.diagonal().sqrt()
+        assert (torch.corrcoef(own.T) - cov / scale.outer(scale)).abs().max() < 4.5 / 4000**0.5
+        # Negative control: the forecast of another length is a different one.
+        other, _ = model.forecast_law(x[i, : 6 - n], 3)
+        assert standardised(own, other.detach(), cov)[0].abs().max() > 20
+
+
+@pytest.mark.usefixtures("double")
+def test_reconstruction_is_the_smoothed_mean():
+    """Without edges from x, the expected frame given x is C E[z_t | x] + c: 2000 paths, scale of a path below 1."""
+    model = LinearGaussian()
+    x = torch.randn(1, 4, 2)
+    found = model.reconstruct(ExactGuide(model), x, num_samples=2000)
+    with torch.no_grad():
+        expected = model.smoothed(x[0]) @ model.C.T + model.c
+    scale = model.C.detach().abs().sum(1).max().item()
+    assert (found[0] - expected).abs().max() < 4.5 * scale / 2000**0.5
+
+
+# Lengths and masks.
+
+
+@pytest.mark.parametrize("structure", ["VRNN", "ArSSM", "SRNN", "DMM", "STORN"])
+def test_forecast_continues_from_the_own_end(structure):
+    """One sequence forecast within a padded batch, and alone: the same law, and with equal noise the same draws."""
+    model, guide = make(structure)
+    x = torch.randn(1, T, D)
+    padded = torch.cat([x, torch.full((1, 3, D), math.nan)], 1)
+
+    def last_states(x, lengths):
+        inputs = model.observe(x, lengths)
+        torch.manual_seed(0)
+        z = torch.randn(1, 1, inputs.num_steps, Z)
+        z[..., :T, :] = torch.randn(1, 1, T, Z, generator=torch.Generator().manual_seed(5))
+
+        class Fixed:
+            draw = staticmethod(lambda inputs, num_samples: z)
+
+        return model._follow(Fixed, inputs, 1)[1]
+
+    with torch.no_grad():
+        alone, within = last_states(x, None), last_states(padded, torch.tensor([T]))
+    assert alone.keys() == within.keys()
+    for key in alone:
+        torch.testing.assert_close(within[key], alone[key])
+
+
+@pytest.mark.usefixtures("double")
+def test_forecast_with_controls_takes_those_after_the_own_end():
+    """A model that copies its control into the frame shows which controls it was given."""
+
+    class Copying(pd.DSSM):
+        def __init__(self):
+            super().__init__(pd.Structure(), 1, 1, control_dim=1)
+            self.anything = torch.nn.Parameter(torch.zeros(()))
+
+        def transition(self, z_past, x_past, u):
+            return pd.nn.normal(u, torch.full_like(u, 1e-9))
+
+        def emission(self, z, x_past):
+            return pd.nn.normal(z, torch.full_like(z, 1e-9))
+
+    model = Copying()
+    controls = torch.arange(2 * (T + H), dtype=torch.float64).view(2, T + H, 1)
+    drawn = model.sample(2, T + H, controls=controls)
+    # The control of a frame drives the next one.
+    torch.testing.assert_close(drawn[:, 1:], controls[:, :-1], atol=1e-6, rtol=0)
+    lengths = torch.tensor([T, 2])
+    guide = pd.PartialAlignment(model, rnn_dim=2)
+    ahead = model.forecast(guide, drawn[:, :T], H, 1, lengths=lengths, controls=controls)[0]
+    for i, n in enumerate(lengths.tolist()):
+        torch.testing.assert_close(ahead[i], controls[i, n - 1 : n - 1 + H], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["frames", "entries"])
+@pytest.mark.parametrize("structure", ["VRNN", "SRNN", "DMM", "AR-HMM"])
+def test_reconstruction_does_not_look_at_what_is_hidden(structure, kind):
+    model, guide = make(structure)
+    x = torch.randn(B, T, D)
+    mask = torch.rand((B, T) if kind == "frames" else (B, T, D)) > 0.4
+    observed = mask.unsqueeze(-1) if kind == "frames" else mask
+    outs = [
+        seeded(lambda values=values: model.reconstruct(guide, values, LENGTHS, mask))
+        for values in (x, torch.where(observed, x, math.nan), torch.where(observed, x, 1e6))
+    ]
+    assert torch.isfinite(outs[0]).all()
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+    # Negative control: without the mask it does look.
+    assert not torch.allclose(seeded(lambda: model.reconstruct(guide, x, LENGTHS)), outs[0])
+
+
+@pytest.mark.parametrize("structure", ["VRNN", "SRNN", "FSSM"])
+def test_forecast_does_not_look_at_what_is_hidden(structure):
+    model, guide = make(structure)
+    x = torch.randn(B, T, D)
+    mask = torch.rand(B, T) > 0.4
+    hidden = torch.where(mask.unsqueeze(-1), x, math.nan)
+    a, b = (seeded(lambda v=v: model.forecast(guide, v, H, 2, lengths=LENGTHS, mask=mask)) for v in (x, hidden))
+    assert torch.equal(a, b)
+
+
+def test_reconstruction_leaves_the_padding_at_zero():
+    model, guide = make()
+    out = model.reconstruct(guide, torch.randn(B, T, D), LENGTHS)
+    valid = torch.arange(T) < LENGTHS.unsqueeze(-1)
+    assert out[~valid].abs().max() == 0
+    assert (out[valid] != 0).all()
+
+
+def test_hidden_frames_are_drawn_where_later_ones_depend_on_them():
+    """With its last frame hidden, an autoregressive model's next frame still has the model's spread."""
+
+    class Copying(pd.DSSM):
+        def __init__(self):
+            super().__init__(pd.Structure(x_from_x="markov"), 1, 1)
+            self.anything = torch.nn.Parameter(torch.zeros(()))
+
+        def transition(self, z_past, x_past, u):
+            return pd.nn.normal(torch.zeros_like(z_past), torch.ones_like(z_past))
+
+        def emission(self, z, x_past):
+            return pd.nn.normal(x_past + 1, torch.full_like(x_past, 1e-6))
+
+    model = Copying()
+    guide = pd.PartialAlignment(model, rnn_dim=2)
+    x = torch.tensor([[[5.0], [math.nan], [math.nan]]])
+    mask = torch.tensor([[True, False, False]])
+    out = model.reconstruct(guide, x, mask=mask)
+    torch.testing.assert_close(out[0, 1:, 0], torch.tensor([6.0, 7.0]), atol=1e-4, rtol=0)
+    ahead = model.forecast(guide, x, 2, 3, mask=mask)
+    torch.testing.assert_close(ahead[..., 0], torch.tensor([8.0, 9.0]).expand(3, 1, 2), atol=1e-4, rtol=0)
+
+
+def test_random_batch_fits():
+    model, guide = make("VRNN", control_dim=2, emission="bernoulli")
+    batch = random_batch(model)
+    assert guide(*batch[:3], controls=batch.controls).shape == (4, 6, Z)
