@@ -59,7 +59,7 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
 def parse(made: argparse.ArgumentParser, smoke: dict[str, Any]) -> argparse.Namespace:
     """Parses the command line; ``--smoke`` changes the defaults, not what was asked for."""
     if made.parse_args().smoke:
-        made.set_defaults(**smoke)
+        made.set_defaults(**{"out": Path(f"{made.get_default('out')}-smoke"), **smoke})
     args = made.parse_args()
     logging.basicConfig(level=logging.DEBUG if args.verbose else logging.INFO, format="%(message)s", force=True)
     for noisy in ("matplotlib", "PIL"):
@@ -93,7 +93,7 @@ def device(args: argparse.Namespace) -> torch.device:
 def _claim(file: Path, args: argparse.Namespace) -> None:
     """Refuses to go on with a run that was begun with other arguments."""
     now = arguments(args)
-    if file.is_file() and not args.fresh:
+    if file.is_file() and any(args.out.rglob("last.safetensors")) and not args.fresh:
         before = json.loads(file.read_text())
         changed = [k for k in {**before, **now} if k not in FREE and before.get(k) != now.get(k)]
         if changed:
@@ -216,4 +216,4 @@ def run(main: Callable[[], None]) -> None:
         log.debug("The error in full:", exc_info=True)
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except KeyboardInterrupt:
-        sys.exit("Stopped. The same command goes on from the last checkpoint.")
+        sys.exit("Stopped. The same command, without --fresh, goes on from the last checkpoint.")

@@ -49,7 +49,7 @@ def main() -> None:
         if distributed.is_initialized():
             distributed.barrier()  # the others wait until the first has claimed the folder
         data = splits(oscillator(12 if args.smoke else 400, 50, seed=args.seed))
-        model = pd.ArSSM(data.train.dim, z_dim=4, rnn_dim=32, mlp_dims=(32,), emission="gaussian").to(args.device)
+        model = pd.RSSM(data.train.dim, z_dim=4, rnn_dim=32, mlp_dims=(32,), emission="gaussian").to(args.device)
         guide = pd.FullAlignment(model, rnn_dim=32, hidden_dim=32).to(args.device)
         history = common.fit(args, model, guide, data)
         if rank > 0:

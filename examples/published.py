@@ -19,6 +19,7 @@ ROWS: list[tuple[str, list[tuple[float | None, float | None]], str]] = [
     ("RNN", [(4.46, None), (8.71, None), (8.13, None), (8.37, None)], TANG),
     ("TSBN", [(None, 3.67), (None, 7.48), (None, 6.81), (None, 7.98)], TANG),
     ("DMM, 2 flows, 5000 epochs", [(None, None), (None, 6.80), (None, None), (None, None)], "Pyro's tutorial"),
+    ("DMM-Aug, NADE", [(None, None), (5.33, None), (None, None), (None, None)], "clinicalml's scripts, 5.33 to 5.40"),
     ("RNN-NADE", [(2.31, None), (5.19, None), (5.60, None), (7.05, None)], "Boulanger-Lewandowski et al. 2012"),
 ]
 

@@ -52,10 +52,10 @@ def sheet(args: argparse.Namespace) -> None:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(18, 18))
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05, top=0.925, wspace=0.05, hspace=0.32)
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05, top=0.925, wspace=0.05, hspace=0.27)
         for structure, ax in zip(pd.Structure.all(), figure.subplots(6, 6).flat, strict=True):
             structure.plot(ax, steps=3 if args.smoke else 4)
-            ax.set_ylim(-0.9, 2.7)  # the same for all, so that the rows are in line
+            ax.set_ylim(-0.7, 2.5)  # the same for all, so that the rows are in line
             ax.title.set_fontsize(15)
             if ax.get_legend() is not None:
                 ax.get_legend().remove()

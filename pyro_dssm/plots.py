@@ -164,11 +164,11 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
     if np.isfinite(column["valid"]).any():
         right.plot(history.best_epoch, history.best_valid, "o", color=_ORANGE, markersize=5)
         right.annotate(
-            f"{history.best_valid:.2f}, epoch {history.best_epoch}",
+            f"{history.best_valid:.2f}, epoch {history.best_epoch}".replace("-", "−"),
             (history.best_epoch, history.best_valid),
             xytext=(0, 8),
             textcoords="offset points",
-            ha="center",
+            ha="right" if history.best_epoch > 0.7 * epochs[-1] else "center",
             color=_ORANGE,
             fontsize="small",
         )

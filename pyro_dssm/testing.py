@@ -678,8 +678,7 @@ def check_pair(
         with run_as(model, form):
             check_padding_changes_nothing(*args, **close)
             check_batch_changes_nothing(*args, **close)
-            if getattr(model, "emission_net", None) is not None:
-                check_hidden_values_change_nothing(*args, **close)
+            check_hidden_values_change_nothing(*args, **close)
     for form in FORMS:
         with run_as(model, form):
             check_every_parameter_moves(*args, **kwargs)

@@ -496,8 +496,8 @@ def fit(
         >>> data = SequenceDataset([torch.zeros(5, 3), torch.ones(7, 3)])
         >>> model = pd.ArSSM(x_dim=3, z_dim=2, rnn_dim=8)
         >>> history = fit(model, pd.FullAlignment(model), data, data, epochs=3, lr=1e-2, progress=False)
-        >>> len(history.epochs), history.best_epoch
-        (3, 3)
+        >>> len(history.epochs), history.stopped_early
+        (3, False)
     """
     for name, value in (("train", train), ("valid", valid)):
         if value is not None and (not isinstance(value, SequenceDataset) or value.dim != model.x_dim):

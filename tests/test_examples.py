@@ -227,6 +227,13 @@ def test_a_mistake_ends_in_one_sentence(options, expected, call, tmp_path, monke
     assert "\n" not in message
 
 
+def test_after_a_mistake_the_same_folder_serves(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    options = ["distributed", "--smoke", "--out", tmp_path, "--epochs", 1]
+    assert "lr" in call(*options, "--lr", -1)
+    assert call(*options) is None
+
+
 def test_a_folder_belongs_to_one_run(call, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     options = ["distributed", "--smoke", "--out", tmp_path, "--epochs", 1]

@@ -129,9 +129,10 @@ def test_analytic_and_sampled_divergence_agree(model, sites):
     draws = {}
     for elbo in (Trace_ELBO, TraceMeanField_ELBO):
         with run_as(model, sites), torch.no_grad():
-            draws[elbo] = torch.tensor([elbo().loss(model, guide, x, LENGTHS) for _ in range(200)])
+            loss = elbo(num_particles=10, vectorize_particles=True).loss
+            draws[elbo] = torch.tensor([loss(model, guide, x, LENGTHS) for _ in range(50)])
     a, b = draws.values()
-    error = ((a.var() + b.var()) / 200).sqrt()
+    error = ((a.var() + b.var()) / 50).sqrt()
     assert (a.mean() - b.mean()).abs() < 4 * error
     assert not torch.equal(a, b)
 
@@ -168,7 +169,7 @@ def test_training_finds_the_evidence():
     for p in model.parameters():
         p.requires_grad_(False)
     svi = SVI(model, guide, pd.ClippedNormAdam({"lr": 2e-2}), TraceMeanField_ELBO())
-    for _ in range(250):
+    for _ in range(200):
         svi.step(x)
     assert all(torch.equal(p, fixed[name]) for name, p in model.named_parameters())
     truth = evidence(model, x).detach()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -87,10 +86,12 @@ class FlowGuide(Guide):
 
     def step(self, past: Tensor | None, context: Tensor) -> TransformedDistribution:
         """The wrapped guide's step, pushed through the flows."""
-        flows: Sequence[Any] = [
-            f.condition(context) if isinstance(f, ConditionalAffineAutoregressive) else f for f in self.flows
+        # Fresh transforms for each law: they remember their last pass, which no other law must be answered with.
+        flows = [
+            f.condition(context) if isinstance(f, ConditionalAffineAutoregressive) else AffineAutoregressive(f.arn)
+            for f in self.flows
         ]
-        return TransformedDistribution(self.base.step(past, context), list(flows))
+        return TransformedDistribution(self.base.step(past, context), flows)
 
     def __repr__(self) -> str:
         inner = self.base.factorisation().replace("z_t |", "u_t |")

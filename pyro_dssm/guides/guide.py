@@ -72,7 +72,7 @@ class Guide(Program):
         >>> class MyGuide(Guide):
         ...     def __init__(self, model):
         ...         super().__init__(model, latents="last", past="none", future=True)
-        ...         self.loc = nn.Linear(self.past_dim + self.context_dim, model.z_dim)
+        ...         self.loc = torch.nn.Linear(self.past_dim + self.context_dim, model.z_dim)
         ...     def step(self, past, context):
         ...         loc = self.loc(torch.cat([past, context], -1))
         ...         return torch.distributions.Independent(torch.distributions.Normal(loc, 0.1), 1)
