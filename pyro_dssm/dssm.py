@@ -245,6 +245,7 @@ class DSSM(Generation, Program):
             like = self._like
             zero = torch.zeros(self.z_dim, dtype=like.dtype, device=like.device)
             return normal(zero, torch.ones_like(zero))
+        self._need("transition")
         return self.transition_net(join(*features))
 
     def emission(self, z: Tensor, x_past: Tensor | None) -> Any:
@@ -257,7 +258,15 @@ class DSSM(Generation, Program):
         Returns:
             A distribution with event shape ``(x_dim,)``.
         """
+        self._need("emission")
         return self.emission_net(join(z, x_past))
+
+    def _need(self, method: str) -> None:
+        if f"{method}_net" not in self._modules:
+            raise AttributeError(
+                f"{type(self).__name__} overrides `{method}`, so no network was built for DSSM's own. To call "
+                f"`super().{method}`, set `self.{method}_net` in `__init__`."
+            )
 
     # The memories, one step at a time and for whole sequences.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -67,6 +68,9 @@ class ClippedNormAdam(PyroOptim):
             params: As SVI collects them.
             *args: Ignored.
             **kwargs: Ignored.
+
+        Raises:
+            FloatingPointError: If the gradient is not finite.
         """
         store = pyro.get_param_store()
         params = _same_everywhere(params)
@@ -82,6 +86,10 @@ class ClippedNormAdam(PyroOptim):
             ordered, float("inf") if self.clip_norm is None else self.clip_norm, foreach=True
         )
         self.grad_norm = float(norm)
+        if not math.isfinite(self.grad_norm):
+            raise FloatingPointError(
+                f"The norm of the gradient is {self.grad_norm}; the parameters were left as they are."
+            )
         if self._adam is not None:
             for group in self._adam.param_groups:
                 group["lr"] = self.lr

@@ -167,13 +167,16 @@ class _Fit:
         scale = weight * self.world / self.frames_per_batch
         w = self.kl.weight(now)
         for part, factor in self._parts(batch, scale):
-            with _Scale(factor), kl_weight(w):
-                loss = self.svi.step(*part[:3], controls=part.controls)
-            if not math.isfinite(loss):
+            try:
+                with _Scale(factor), kl_weight(w):
+                    loss = self.svi.step(*part[:3], controls=part.controls)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"The loss is {loss}.")
+            except FloatingPointError as error:
                 raise FloatingPointError(
-                    f"The loss is {loss} at epoch {self.epoch + 1}, batch {self.batch + 1}. Lower the learning "
+                    f"{error} This was at epoch {self.epoch + 1}, batch {self.batch + 1}. Lower the learning "
                     "rate or clip_norm, or look at the data; the last checkpoint is still there."
-                )
+                ) from error
             self._record(loss, w, part.num_frames, factor)
         self._average_weights()
         self.batch += 1

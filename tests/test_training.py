@@ -522,7 +522,7 @@ def test_loss_that_is_not_finite(tmp_path):
         calls.append(1)
         return batch._replace(x=batch.x * 1e30) if len(calls) == 6 else batch
 
-    with pytest.raises(FloatingPointError, match=r"loss is (inf|nan) at epoch 3, batch 2"):
+    with pytest.raises(FloatingPointError, match=r"is (inf|nan).* at epoch 3, batch 2"):
         fit(model, guide, waves(8), epochs=4, checkpoint=tmp_path, augment=spoil)
     # The last checkpoint is from before, and training can go on from it.
     fresh = pair(seed=1)
