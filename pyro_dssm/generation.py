@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -108,6 +109,7 @@ class Generation:
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
         controls: Tensor | None = None,
+        num_rounds: int = 20,
     ) -> Tensor:
         """Continues sequences: draws latent paths of what is known from the guide, then runs the model on.
 
@@ -120,6 +122,7 @@ class Generation:
             mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``.
             controls: Shape ``(B, T + H, control_dim)``; the future of a sequence takes the controls that follow
                 its own end.
+            num_rounds: As in :meth:`reconstruct`, where ``mask`` hides something.
 
         Returns:
             Shape ``(S, B, H, x_dim)``.
@@ -130,6 +133,7 @@ class Generation:
         self._check_guide(guide)
         positive("horizon", horizon)
         positive("num_samples", num_samples)
+        positive("num_rounds", num_rounds)
         known = future = None
         if isinstance(x, Tensor) and x.dim() >= 3:
             batch, steps = x.shape[-3:-1]
@@ -141,7 +145,7 @@ class Generation:
                 index = index.clamp(max=u.shape[-2] - 1).unsqueeze(-1).expand(batch, horizon, u.shape[-1])
                 future = u.expand(batch, *u.shape[-2:]).gather(-2, index)
         inputs = self.observe(x, lengths, mask, known)
-        _, states = self._follow(guide, inputs, num_samples)
+        _, states = self._infer(guide, inputs, num_samples, num_rounds)
         xs, _ = self._run(states, states["z"].shape[:-1], horizon, future)
         return torch.stack(xs, dim=-2)
 
@@ -155,10 +159,18 @@ class Generation:
         *,
         controls: Tensor | None = None,
         num_samples: int = 16,
+        num_rounds: int = 20,
     ) -> Tensor:
-        """The expected frames given latent paths from the guide; also where ``mask`` hides them: imputation.
+        r"""The expected frames given latent paths from the guide; also where ``mask`` hides them: imputation.
 
-        A hidden frame that a later one depends on is drawn from the model before that later one is.
+        Where something is hidden, the latent path is drawn from the guide and the hidden frames from the model in
+        turn, each given the other. Without x-edges and with an exact guide, this Markov chain tends to
+        :math:`p(z, x_\mathrm{hidden} \mid x_\mathrm{observed})`; with x-edges, a hidden frame does not yet look at
+        the frames after it except through the latents. It starts with zeros in the place of what is hidden.
+
+        Reference:
+            Rezende, Mohamed, Wierstra. Stochastic Backpropagation and Approximate Inference in Deep Generative
+            Models. 2014. arXiv:1401.4082 (Appendix F).
 
         Args:
             guide: Infers the latents.
@@ -167,6 +179,7 @@ class Generation:
             mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``.
             controls: Shape ``(B, T, control_dim)``.
             num_samples: Number of latent paths to average over.
+            num_rounds: Rounds of that chain.
 
         Returns:
             Shape ``(B, T, x_dim)``; zero in the padding.
@@ -176,31 +189,43 @@ class Generation:
         """
         self._check_guide(guide)
         positive("num_samples", num_samples)
+        positive("num_rounds", num_rounds)
         inputs = self.observe(x, lengths, mask, controls)
-        means, _ = self._follow(guide, inputs, num_samples)
+        means, _ = self._infer(guide, inputs, num_samples, num_rounds)
         out = torch.stack(means, dim=-2).mean(0)
         return out if inputs.valid is None else torch.where(inputs.valid.unsqueeze(-1), out, 0.0)
 
-    def _follow(self, guide: DrawsPaths, inputs: Inputs, num_samples: int) -> tuple[list[Tensor], Any]:
-        """Runs the memories along latent paths from the guide and x, drawing x where it is hidden."""
-        zs = guide.draw(inputs, num_samples).unbind(-2)
-        batch = zs[0].shape[:-1]
+    def _infer(self, guide: DrawsPaths, inputs: Inputs, num_samples: int, num_rounds: int) -> tuple[list[Tensor], Any]:
+        """Draws latent paths and what is hidden in turn; returns the means of the frames and the last states."""
+        if inputs.hidden is None:
+            return self._follow(inputs, guide.draw(inputs, num_samples))[::2]
+        x = inputs.x.expand(num_samples, *inputs.x.shape)
+        for _ in range(num_rounds):
+            filled = replace(inputs, x=x, cache={})
+            means, xs, states = self._follow(inputs, guide.draw(filled, 1)[0])
+            x = torch.where(inputs.hidden, torch.stack(xs, dim=-2), inputs.x)
+        return means, states
+
+    def _follow(self, inputs: Inputs, z: Tensor) -> tuple[list[Tensor], list[Tensor], Any]:
+        """Runs the memories along latent paths and x, drawing x where it is hidden."""
+        batch = z.shape[:-2]
         states = self.start(batch)
-        means = []
-        for t, z in enumerate(zs):
-            after = self.remember_z(states, z, inputs.controls_at(t))
+        means, xs = [], []
+        for t, z_t in enumerate(z.unbind(-2)):
+            after = self.remember_z(states, z_t, inputs.controls_at(t))
             fn = self.emission_from(states, after)
             means.append(_mean(fn))
             x = inputs.x[..., t, :].expand(*batch, -1)
-            if inputs.observed is not None:
-                x = torch.where(inputs.observed[..., t, :], x, fn.sample())
+            if inputs.hidden is not None:
+                x = torch.where(inputs.hidden[..., t, :], fn.sample(), x)
+            xs.append(x)
             new = self.remember_x(after, x)
             if inputs.valid is not None:
                 # A sequence that has ended keeps the state of its own last frame.
                 going = inputs.valid[..., t].unsqueeze(-1)
                 new = {k: torch.where(going, v, states[k]) if k in states else v for k, v in new.items()}
             states = new
-        return means, states
+        return means, xs, states
 
 
 def _expanded(fn: Any, batch: torch.Size) -> Any:

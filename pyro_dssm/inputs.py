@@ -20,6 +20,7 @@ class Inputs:
         lengths: Shape ``(B,)``, or ``None`` where all sequences have length ``T``.
         valid: Shape ``(B, T)``, True within each sequence; ``None`` where everywhere.
         observed: Shape ``(*, B, T, 1 or x_dim)``, True where x counts; ``None`` where everywhere.
+        hidden: True where ``mask`` hides a value within a sequence, shaped like ``observed``; ``None`` where nowhere.
         controls: The control that drives each step, ``u_{t-1}`` at ``t`` and zero at the first,
             shape ``(*, B, T, control_dim)``.
         cache: What has been computed from this batch already, by name.
@@ -29,6 +30,7 @@ class Inputs:
     lengths: Tensor | None = None
     valid: Tensor | None = None
     observed: Tensor | None = None
+    hidden: Tensor | None = None
     controls: Tensor | None = None
     cache: dict[str, Any] = field(default_factory=dict)
 
@@ -164,13 +166,15 @@ def prepare(
     if x.numel() == 0:
         raise ValueError(f"x: expected at least one sequence of at least one frame, got shape {_shape(x)}.")
     u = check_controls(controls, x, control_dim)
-    valid = observed = None
+    valid = observed = hidden = None
     if lengths is not None:
         lengths = check_lengths(lengths, x)
         valid = torch.arange(x.shape[-2], device=x.device) < lengths.unsqueeze(-1)
         observed = valid.unsqueeze(-1)
     if mask is not None:
         mask = _check_mask(mask, x)
+        hidden = ~mask if valid is None else ~mask & valid.unsqueeze(-1)
+        hidden = hidden if hidden.any() else None
         observed = mask if observed is None else mask & observed
     if observed is not None:
         # A hidden NaN would have a right density but a NaN gradient: fill first, mask later.
@@ -181,4 +185,4 @@ def prepare(
             f"x: expected finite values wherever observed, got {float(x[tuple(bad)])} at index {tuple(bad)}; "
             "hide missing values with mask."
         )
-    return Inputs(x, lengths, valid, observed, None if u is None else delay(u, first_control))
+    return Inputs(x, lengths, valid, observed, hidden, None if u is None else delay(u, first_control))

@@ -1,0 +1,70 @@
+import pytest
+import torch
+from linear_gaussian import ExactGuide, LinearGaussian
+
+import pyro_dssm as pd
+from pyro_dssm.data.synthetic import oscillator, splits
+
+
+class ManyFillings(ExactGuide):
+    """The exact guide for frames with more than one batch dimension."""
+
+    def encode(self, context):
+        return super().encode(context.flatten(0, -3)).unflatten(0, context.shape[:-2])
+
+
+@pytest.mark.parametrize("entries", [False, True])
+def test_exact_guide_imputes_the_conditional_mean(double, entries):
+    model = LinearGaussian()
+    T, D = 4, model.x_dim
+    x = model.sample(1, T)
+    mask = torch.ones(1, T, D, dtype=torch.bool)
+    mask[:, 1:3, : 1 if entries else D] = False
+    hidden = ~mask.flatten()
+    mean, cov = model.joint(T)
+    start = T * model.z_dim
+    where = start + torch.arange(T * D)
+    h, o = where[hidden], where[~hidden]
+    gain = torch.linalg.solve(cov[o][:, o], cov[o][:, h]).T
+    law = mean[h] + gain @ (x.flatten()[~hidden] - mean[o])
+    variance = (cov[h][:, h] - gain @ cov[o][:, h]).diagonal().detach()
+    n = 400
+    found = model.reconstruct(ManyFillings(model), x, mask=mask, num_samples=n, num_rounds=15).detach()
+    # Each of the n chains ends in one draw of E[x|z]; its spread is at most that of the hidden frame itself.
+    error = (found.flatten()[hidden] - law.detach()) / (variance / n).sqrt()
+    assert error.abs().max() < 4, f"off by {error.tolist()} standard errors"
+    one_round = model.reconstruct(ManyFillings(model), x, mask=mask, num_samples=n, num_rounds=1)
+    off = (one_round.flatten()[hidden] - law.detach()) / (variance / n).sqrt()
+    assert off.abs().max() > 4, "a chain that has not run must be told from one that has"
+
+
+def test_a_gap_is_filled_much_better_than_by_the_mean():
+    data = splits(oscillator(120, 50, seed=0))
+    model = pd.RSSM(2, 4, emission="gaussian", rnn_dim=32, mlp_dims=(32,))
+    guide = pd.PartialAlignment(model, rnn_dim=32, hidden_dim=32)
+    options = {"lr": 1e-2, "lr_schedule": "one-cycle", "averaging": 0.95, "progress": False}
+    pd.fit(model, guide, data.train, data.valid, epochs=40, **options)
+    x = torch.stack(data.test.sequences)
+    gap = slice(15, 23)
+    mask = torch.ones(x.shape[:2], dtype=torch.bool)
+    mask[:, gap] = False
+
+    def error(filled):
+        return (filled - x)[:, gap].square().mean().sqrt()
+
+    by_the_mean = error(data.train.mean_frame().expand_as(x))
+    x_hidden = x.masked_fill(~mask.unsqueeze(-1), float("nan"))
+    filled = model.reconstruct(guide, x_hidden, mask=mask)
+    assert error(filled) < 0.5 * by_the_mean
+    assert error(filled) < 0.8 * error(model.reconstruct(guide, x_hidden, mask=mask, num_rounds=1))
+
+
+def test_nothing_hidden_is_one_round():
+    model = pd.DMM(3, 2, emission="gaussian")
+    guide = pd.PartialAlignment(model)
+    x = torch.randn(2, 5, 3)
+    results = []
+    for mask in (None, torch.ones(2, 5, dtype=torch.bool)):
+        torch.manual_seed(1)
+        results.append(model.reconstruct(guide, x, mask=mask))
+    assert torch.equal(*results)
