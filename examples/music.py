@@ -45,6 +45,7 @@ def parse() -> argparse.Namespace:
     add("--mlp-dim", type=int, nargs="+", help="widths of the hidden layers")
     add("--rnn", choices=["gru", "lstm", "rnn"], help="cell of the RNNs; the model's usual one by default")
     add("--skip", action="store_true", help="offer the last value beside each RNN state")
+    add("--separate", action="store_true", help="separate RNNs over z and x where the model usually shares one")
     add("--gated", action="store_true", help="gated combiner in the guide")
     add("--dropout", type=float, help="in transition and emission")
     add("--guide-dropout", type=float, help="in the guide's context")
@@ -69,9 +70,10 @@ def load(args: argparse.Namespace) -> pd.Splits:
 
 def build(args: argparse.Namespace) -> tuple[pd.DSSM, pd.Guide]:
     options = {"rnn_dim": args.rnn_dim, **({"rnn": args.rnn} if args.rnn else {})}
+    shared = {"shared": False} if args.separate else {}
     sizes = (88,) if args.model == "RNN" else (88, args.z_dim)
     network = {"mlp_dims": args.mlp_dim, "dropout": args.dropout, "skip": args.skip, "emission": args.emission}
-    model = pd.ZOO[args.model](*sizes, **options, **network)
+    model = pd.ZOO[args.model](*sizes, **options, **network, **shared)
     if args.model == "RNN":
         return model, pd.NoLatents(model)
     guide: pd.Guide = pd.GUIDES[args.guide](

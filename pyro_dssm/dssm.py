@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -16,13 +16,12 @@ from ._program import Program
 from .emissions import EMISSIONS, Emission, hide
 from .generation import Generation
 from .inputs import Inputs, prepare
-from .nn import CELLS, MLP, Cell, GatedTransition, Last, Memory, NormalHead, Recurrent, join, normal
+from .memories import CELLS, Cell, Memories, States
+from .nn import MLP, GatedTransition, NormalHead, join, normal
 from .paths import Path
 from .structure import Order, Structure
 
 __all__ = ["DSSM", "plates"]
-
-Features = dict[str, Tensor]
 
 
 def plates(batch_shape: torch.Size) -> ExitStack:
@@ -124,12 +123,18 @@ class DSSM(Generation, Program):
         self.structure = structure
         self.x_dim, self.z_dim, self.control_dim = x_dim, z_dim, control_dim
         self.shared, self.skip, self.sites = shared, skip, sites
-        self._shared_transition = shared and structure.z_from_z is full and structure.z_from_x is full
-        self._build_memories(rnn_dim, rnn)
-        z_past, x_past = self._transition_dims()
-        z_now, x_before = self._emission_dims()
-        self.transition_dims = (z_past, x_past, control_dim)
-        self.emission_dims = (z_now, x_before)
+        self.memories = Memories(
+            structure,
+            x_dim=x_dim,
+            z_dim=z_dim,
+            control_dim=control_dim,
+            rnn_dim=rnn_dim,
+            rnn=rnn,
+            shared=shared,
+            skip=skip,
+        )
+        self.transition_dims = (*self.memories.dims(self.memories.transition_reads), control_dim)
+        self.emission_dims = self.memories.dims(self.memories.emission_reads)
         mlp_dims = tuple(mlp_dims)
         if type(self).transition is DSSM.transition and any(self.transition_dims):
             self.transition_net = self._build_transition(transition_net, mlp_dims, dropout)
@@ -147,66 +152,6 @@ class DSSM(Generation, Program):
         self._sites = form
 
     # What it is made of.
-
-    def _build_memories(self, rnn_dim: int, rnn: Cell) -> None:
-        s, full, markov = self.structure, Order.FULL, Order.MARKOV
-        self.memories = nn.ModuleDict()
-        if s.z_from_z is markov or (self.skip and s.z_from_z is full):
-            self.memories["z"] = Last(self.z_dim)
-        x_edges = (s.z_from_x, s.x_from_x)
-        if self.shared or markov in x_edges or (self.skip and full in x_edges):
-            self.memories["x"] = Last(self.x_dim)
-        if self.shared:
-            self.memories["h"] = Recurrent(self.z_dim + self.x_dim + self.control_dim, rnn_dim, rnn)
-        # What the shared RNN does not serve is served by an RNN over z or x alone.
-        z_orders: tuple[Order, ...] = (
-            () if self._shared_transition else (s.z_from_z,) + (() if self.shared else (s.x_from_z,))
-        )
-        x_orders: tuple[Order, ...] = (
-            () if self._shared_transition else (s.z_from_x,) + (() if self.shared else (s.x_from_x,))
-        )
-        if full in z_orders:
-            self.memories["hz"] = Recurrent(self.z_dim + self.control_dim, rnn_dim, rnn)
-        if full in x_orders:
-            self.memories["hx"] = Recurrent(self.x_dim, rnn_dim, rnn)
-
-    def memory(self, name: str) -> Memory:
-        """One of the memories: ``z``, ``x`` (last values), ``hz``, ``hx`` (RNNs), ``h`` (the shared RNN)."""
-        return cast(Memory, self.memories[name])
-
-    @property
-    def z_memory(self) -> str:
-        """Name of the RNN that holds the past latents: the shared one, if there is one."""
-        return "h" if self.shared else "hz"
-
-    def _dim(self, name: str) -> int:
-        return self.memory(name).out_dim
-
-    def _transition_reads(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of the memories that the transition reads, of z and of x."""
-        s, last = self.structure, self.skip
-        if self._shared_transition:
-            return ("h", "z") if last else ("h",), ("x",)
-        reads = {Order.NONE: (), Order.MARKOV: ("z",), Order.FULL: ("hz", "z") if last else ("hz",)}
-        of_x = {Order.NONE: (), Order.MARKOV: ("x",), Order.FULL: ("hx", "x") if last else ("hx",)}
-        return reads[s.z_from_z], of_x[s.z_from_x]
-
-    def _emission_reads(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of the memories that the emission reads, of z (after ``z_t``) and of x (before ``x_t``)."""
-        s, last = self.structure, self.skip
-        if self.shared:
-            return ("h", "z") if last else ("h",), ("x",) if last else ()
-        of_z = {Order.MARKOV: ("z",), Order.FULL: ("hz", "z") if last else ("hz",)}
-        of_x = {Order.NONE: (), Order.MARKOV: ("x",), Order.FULL: ("hx", "x") if last else ("hx",)}
-        return of_z[s.x_from_z], of_x[s.x_from_x]
-
-    def _transition_dims(self) -> tuple[int, int]:
-        of_z, of_x = self._transition_reads()
-        return sum(map(self._dim, of_z)), sum(map(self._dim, of_x))
-
-    def _emission_dims(self) -> tuple[int, int]:
-        of_z, of_x = self._emission_reads()
-        return sum(self.z_dim if n == "z" else self._dim(n) for n in of_z), sum(map(self._dim, of_x))
 
     def _build_transition(self, kind: str, mlp_dims: tuple[int, ...], dropout: float) -> nn.Module:
         in_dim = sum(self.transition_dims)
@@ -268,102 +213,26 @@ class DSSM(Generation, Program):
                 f"`super().{method}`, set `self.{method}_net` in `__init__`."
             )
 
-    # The memories, one step at a time and for whole sequences.
+    def transition_from(self, before: States, u: Tensor | None) -> Any:
+        """The law of :math:`z_t`, or of all steps, from the states before it."""
+        of_z, of_x = self.memories.transition_reads
+        return self.transition(self.memories.read(before, of_z), self.memories.read(before, of_x), u)
+
+    def emission_from(self, before: States, after: States) -> Any:
+        """The law of :math:`x_t`, or of all steps, from the states before step ``t`` and after :math:`z_t`."""
+        of_z, of_x = self.memories.emission_reads
+        z = self.memories.read(after, of_z)
+        assert z is not None
+        return self.emission(z, self.memories.read(before, of_x))
 
     @property
     def _like(self) -> Tensor:
         return next(self.parameters(), torch.empty(0))
 
-    def start(self, batch: torch.Size | tuple[int, ...]) -> Features:
-        """The states of all memories before the first step."""
-        return {name: self.memory(name).start(batch) for name in self.memories}
-
-    def remember_z(self, states: Features, z: Tensor, u: Tensor | None) -> Features:
-        """The states after :math:`z_t`: what the emission reads."""
-        new = {**states, "z": z}
-        if "hz" in states:
-            new["hz"] = self.memory("hz").step(join(z, u), states["hz"])
-        if "h" in states:
-            new["h"] = self.memory("h").step(join(z, states["x"], u), states["h"])
-        return new
-
-    def remember_x(self, states: Features, x: Tensor) -> Features:
-        """The states after :math:`x_t`: what the next transition reads."""
-        new = {**states, "x": x} if "x" in states else dict(states)
-        if "hx" in states:
-            new["hx"] = self.memory("hx").step(x, states["hx"])
-        return new
-
-    def _read(self, states: Features, names: tuple[str, ...]) -> Tensor | None:
-        reads = [
-            states[n] if n not in self.memories or n in ("z", "x") else self.memory(n).read(states[n]) for n in names
-        ]
-        return join(*reads) if reads else None
-
-    def transition_from(self, states: Features, u: Tensor | None) -> Any:
-        """The law of the next latent variable from the states of the memories."""
-        of_z, of_x = self._transition_reads()
-        return self.transition(self._read(states, of_z), self._read(states, of_x), u)
-
-    def emission_from(self, before: Features, after: Features) -> Any:
-        """The law of the frame from the states before :math:`x_t` and after :math:`z_t`."""
-        of_z, of_x = self._emission_reads()
-        z = self._read(after, of_z)
-        assert z is not None
-        return self.emission(z, self._read(before, of_x))
-
-    def scan_x(self, inputs: Inputs) -> tuple[Features, Features]:
-        """What is kept of x before and after every step, computed once for each batch."""
-        if "x" not in inputs.cache:
-            before, after, last = {}, {}, {}
-            start = self._first_states(inputs)
-            for name in ("x", "hx"):
-                if name in self.memories:
-                    memory = self.memory(name)
-                    after[name], last[name] = memory.scan(inputs.x, start[name])
-                    before[name] = memory.past(after[name], start[name])
-            inputs.cache["x"] = before, after
-            self._last.update(last)
-        return inputs.cache["x"]
-
-    def scan_z(self, z: Tensor, inputs: Inputs) -> tuple[Features, Features]:
-        """What is kept of z before and after every step of a path; the last path's is remembered."""
-        seen = inputs.cache.get("z")
-        if seen is not None and seen[0] is z:
-            return seen[1]
-        start = self._first_states(inputs)
-        known = inputs.cache.get("after_z")
-        before: Features = {}
-        after: Features = {"z": z}
-        last: Features = {"z": z[..., -1, :]}
-        u = inputs.controls
-        if "z" in self.memories:
-            before["z"] = self.memory("z").past(z, start["z"])
-        for name in ("hz", "h"):
-            if name in self.memories:
-                memory = self.memory(name)
-                extra = self.scan_x(inputs)[0]["x"] if name == "h" else None
-                if known is not None and known[0] is z and name == self.z_memory:
-                    _, after[name], last[name] = known
-                else:
-                    after[name], last[name] = memory.scan(join(z, extra, u), start[name])
-                before[name] = memory.past(after[name], start[name])
-        inputs.cache["z"] = z, (before, after)
-        self._last.update(last)
-        return before, after
-
-    def _first_states(self, inputs: Inputs) -> Features:
-        return self.start(inputs.batch_shape) if self._carried is None else self._carried
-
     @property
-    def _carried(self) -> Features | None:
+    def _carried(self) -> States | None:
         # Truncated back-propagation: the states that a chunk of a long sequence starts from.
         return self._transient.get("carried")
-
-    @property
-    def _last(self) -> Features:
-        # ... and those that it ends with.
-        return self._transient.setdefault("last", {})
 
     # The program.
 
@@ -401,10 +270,9 @@ class DSSM(Generation, Program):
             like=self._like,
             x_dim=self.x_dim,
             control_dim=self.control_dim,
-            first_control=None if self._carried is None else self._carried.get("u"),
+            first=self._carried,
         )
-        if inputs.controls is not None:
-            self._last["u"] = controls[..., -1, :]
+        self._transient["last"] = inputs.last
         net = getattr(self, "emission_net", None)
         if isinstance(net, Emission):
             net.check(inputs.x, inputs.observed)
@@ -441,24 +309,24 @@ class DSSM(Generation, Program):
     def _path_sites(self, inputs: Inputs) -> Tensor:
         with plates(inputs.batch_shape):
             z = pyro.sample("z", PriorPath(self, inputs))
-            before, after = self.scan_z(z, inputs)
-            fn = self.emission_from(self.scan_x(inputs)[0], after)
+            before, after = self.memories.along_z(z, inputs)
+            fn = self.emission_from(self.memories.along_x(inputs)[0], after)
             pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x)
         return z
 
     def _step_sites(self, inputs: Inputs) -> Tensor:
         path = []
         with plates(inputs.batch_shape):
-            states = self._first_states(inputs)
+            states = self.memories.first(inputs)
             for t in pyro.markov(range(inputs.num_steps)):
                 with poutine.mask(mask=inputs.valid_at(t)):
                     u = inputs.controls_at(t)
                     z = pyro.sample(f"z_{t + 1}", self.transition_from(states, u))
-                    after = self.remember_z(states, z, u)
+                    after = self.memories.after_z(states, z, u)
                     observed = None if inputs.observed is None else inputs.observed[..., t, :]
                     fn = hide(self.emission_from(states, after), observed)
                     x = pyro.sample(f"x_{t + 1}", fn, obs=inputs.x[..., t, :])
-                    states = self.remember_x(after, x)
+                    states = self.memories.after_x(after, x)
                     path.append(z)
         return torch.stack(torch.broadcast_tensors(*path), dim=-2)
 
@@ -480,7 +348,7 @@ class PriorPath(Path):
 
     def start(self, batch: torch.Size) -> Any:
         """The states of the model's memories."""
-        return {k: v.expand(*batch, -1) for k, v in self.model._first_states(self.inputs).items()}
+        return {k: v.expand(*batch, -1) for k, v in self.model.memories.first(self.inputs).items()}
 
     def at(self, state: Any, t: int) -> Any:
         """The transition."""
@@ -488,10 +356,11 @@ class PriorPath(Path):
 
     def advance(self, state: Any, z: Tensor, t: int) -> Any:
         """Both variables are remembered; x is the given one."""
-        states = self.model.remember_z(state, z, self.inputs.controls_at(t))
-        return self.model.remember_x(states, self.inputs.x[..., t, :])
+        states = self.model.memories.after_z(state, z, self.inputs.controls_at(t))
+        return self.model.memories.after_x(states, self.inputs.x[..., t, :])
 
     def along(self, z: Tensor) -> Any:
         """All transitions at once."""
-        before = {**self.model.scan_x(self.inputs)[0], **self.model.scan_z(z, self.inputs)[0]}
+        memories = self.model.memories
+        before = {**memories.along_x(self.inputs)[0], **memories.along_z(z, self.inputs)[0]}
         return self.model.transition_from(before, self.inputs.controls)

@@ -36,9 +36,7 @@ class Generation:
     x_dim: int
     control_dim: int
     _like: Any
-    start: Any
-    remember_z: Any
-    remember_x: Any
+    memories: Any
     transition_from: Any
     emission_from: Any
     observe: Any
@@ -50,9 +48,9 @@ class Generation:
         for t in range(steps):
             u = None if controls is None else controls[..., t, :]
             z = _expanded(self.transition_from(states, u), batch).sample()
-            after = self.remember_z(states, z, u)
+            after = self.memories.after_z(states, z, u)
             x = self.emission_from(states, after).sample()
-            states = self.remember_x(after, x)
+            states = self.memories.after_x(after, x)
             xs.append(x)
             zs.append(z)
         return xs, zs
@@ -94,7 +92,7 @@ class Generation:
         positive("length", length)
         u = self._controls_for(controls, (num_sequences, length))
         batch = torch.Size((num_sequences,))
-        xs, zs = self._run(self.start(batch), batch, length, u)
+        xs, zs = self._run(self.memories.start(batch), batch, length, u)
         x = torch.stack(xs, dim=-2)
         return (x, torch.stack(zs, dim=-2)) if with_latents else x
 
@@ -201,7 +199,7 @@ class Generation:
             return self._follow(inputs, guide.draw(inputs, num_samples))[::2]
         x = inputs.x.expand(num_samples, *inputs.x.shape)
         for _ in range(num_rounds):
-            filled = replace(inputs, x=x, cache={})
+            filled = replace(inputs, x=x, last={}, cache={})
             means, xs, states = self._follow(inputs, guide.draw(filled, 1)[0])
             x = torch.where(inputs.hidden, torch.stack(xs, dim=-2), inputs.x)
         return means, states
@@ -209,17 +207,17 @@ class Generation:
     def _follow(self, inputs: Inputs, z: Tensor) -> tuple[list[Tensor], list[Tensor], Any]:
         """Runs the memories along latent paths and x, drawing x where it is hidden."""
         batch = z.shape[:-2]
-        states = self.start(batch)
+        states = self.memories.start(batch)
         means, xs = [], []
         for t, z_t in enumerate(z.unbind(-2)):
-            after = self.remember_z(states, z_t, inputs.controls_at(t))
+            after = self.memories.after_z(states, z_t, inputs.controls_at(t))
             fn = self.emission_from(states, after)
             means.append(_mean(fn))
             x = inputs.x[..., t, :].expand(*batch, -1)
             if inputs.hidden is not None:
                 x = torch.where(inputs.hidden[..., t, :], fn.sample(), x)
             xs.append(x)
-            new = self.remember_x(after, x)
+            new = self.memories.after_x(after, x)
             if inputs.valid is not None:
                 # A sequence that has ended keeps the state of its own last frame.
                 going = inputs.valid[..., t].unsqueeze(-1)

@@ -23,6 +23,9 @@ class Inputs:
         hidden: True where ``mask`` hides a value within a sequence, shaped like ``observed``; ``None`` where nowhere.
         controls: The control that drives each step, ``u_{t-1}`` at ``t`` and zero at the first,
             shape ``(*, B, T, control_dim)``.
+        first: States of the model's memories before the first step, where not the learned ones; with the control
+            before, as ``u``.
+        last: States after the last step, filled in as they are computed; with the last control, as ``u``.
         cache: What has been computed from this batch already, by name.
     """
 
@@ -32,6 +35,8 @@ class Inputs:
     observed: Tensor | None = None
     hidden: Tensor | None = None
     controls: Tensor | None = None
+    first: dict[str, Tensor] | None = None
+    last: dict[str, Tensor] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -137,7 +142,7 @@ def prepare(
     like: Tensor,
     x_dim: int,
     control_dim: int,
-    first_control: Tensor | None = None,
+    first: dict[str, Tensor] | None = None,
 ) -> Inputs:
     """Checks the arguments of a call and brings them into one form.
 
@@ -149,7 +154,7 @@ def prepare(
         like: A parameter, whose device and dtype the data must have.
         x_dim: Size of a frame.
         control_dim: Size of a control; 0 for none.
-        first_control: The control that drives the first step; zero by default.
+        first: States of the memories before the first step, where not the learned ones, and the control before it.
 
     Returns:
         The checked inputs.
@@ -185,4 +190,7 @@ def prepare(
             f"x: expected finite values wherever observed, got {float(x[tuple(bad)])} at index {tuple(bad)}; "
             "hide missing values with mask."
         )
-    return Inputs(x, lengths, valid, observed, hidden, None if u is None else delay(u, first_control))
+    if u is None:
+        return Inputs(x, lengths, valid, observed, hidden, first=first)
+    delayed = delay(u, None if first is None else first["u"])
+    return Inputs(x, lengths, valid, observed, hidden, delayed, first, last={"u": u[..., -1, :]})

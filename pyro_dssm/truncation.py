@@ -102,7 +102,7 @@ def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Iterator[Bat
             model._transient.update(carried=carried, last={})
             guide._transient.update(carried=for_guide, last={})
             yield _cut(batch, active, a, b)
-            carried = {k: v.detach() for k, v in model._last.items()}
+            carried = {k: v.detach() for k, v in model._transient["last"].items()}
             for_guide = {k: v.detach() for k, v in guide._last.items()}
     finally:
         for program in (model, guide):

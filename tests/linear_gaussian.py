@@ -47,7 +47,7 @@ class LinearGaussian(pd.DSSM):
         M, b = torch.zeros(size, size), torch.zeros(size)
         z = [slice(t * n, (t + 1) * n) for t in range(steps)]
         x = [slice(steps * n + t * m, steps * n + (t + 1) * m) for t in range(steps)]
-        first_z = self.memory("z").initial
+        first_z = self.memories.get("z").initial
         for t in range(steps):
             M[x[t], z[t]] = self.C
             b[z[t]], b[x[t]] = self.a, self.c
@@ -58,7 +58,7 @@ class LinearGaussian(pd.DSSM):
             if self.autoregressive and t > 0:
                 M[z[t], x[t - 1]], M[x[t], x[t - 1]] = self.G, self.H
             elif self.autoregressive:
-                first_x = self.memory("x").initial
+                first_x = self.memories.get("x").initial
                 b[z[t]] = b[z[t]] + self.G @ first_x
                 b[x[t]] = b[x[t]] + self.H @ first_x
         noise = torch.cat([(2 * self.log_q).exp().repeat(steps), (2 * self.log_r).exp().repeat(steps)])

@@ -222,7 +222,7 @@ def test_no_latents_bound_is_the_likelihood():
     x = sequences[3].x.unsqueeze(0)
     with torch.no_grad():
         inputs = model.observe(x)
-        before = model.scan_x(inputs)[0]
+        before = model.memories.along_x(inputs)[0]
         law = model.emission_from(before, {"z": x[..., :0]})
         expected = law.log_prob(x).sum()
     assert float(score.iwae.nats[3]) == pytest.approx(float(expected), rel=1e-5)

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.functional import softplus
 
 import pyro_dssm as pd
-from pyro_dssm.nn import MLP, Combiner, GatedTransition, Last, NormalHead, Recurrent, join, reverse, shift
+from pyro_dssm.memories import Last, Recurrent
+from pyro_dssm.nn import MLP, Combiner, GatedTransition, NormalHead, join, reverse, shift
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -230,7 +231,7 @@ def test_copies_are_renamed_throughout():
 def test_arguments():
     model = pd.VRNN(3, z_dim=2, emission="gaussian", rnn_dim=5)
     assert model.arguments == {"x_dim": 3, "z_dim": 2, "emission": "gaussian", "rnn_dim": 5}
-    assert pd.VRNN(**model.arguments).memory("h").out_dim == 5
+    assert pd.VRNN(**model.arguments).memories.get("h").out_dim == 5
     guide = pd.Filtering(model, latents="model", rnn_dim=4)
     assert guide.arguments == {"model": model, "latents": "model", "rnn_dim": 4}
     structure = pd.Structure("full")

@@ -15,7 +15,8 @@ from torch.distributions import constraints, kl_divergence
 
 import pyro_dssm as pd
 from pyro_dssm.guides import Guide
-from pyro_dssm.nn import Recurrent, normal
+from pyro_dssm.memories import Recurrent
+from pyro_dssm.nn import normal
 from pyro_dssm.testing import FORMS, check_every_parameter_moves, gradients, run_as
 
 B, T, D, Z = 3, 4, 2, 4
@@ -399,22 +400,23 @@ def test_states_over_x_are_computed_once_per_step(scans):
     x = frames()
     for step in (1, 2):
         svi.step(x, LENGTHS)
-        assert sum(m is model.memory("hx") for m in scans) == step
+        assert sum(m is model.memories.get("hx") for m in scans) == step
         # The guide has stepped through this one already.
-        assert sum(m is model.memory("hz") for m in scans) == 0
+        assert sum(m is model.memories.get("hz") for m in scans) == 0
 
 
 def test_states_over_z_are_computed_where_the_guide_has_none(scans):
     model, guide = make("ArSSM", "partial")
     SVI(model, guide, pd.ClippedNormAdam(), Trace_ELBO()).step(frames(), LENGTHS)
-    assert [sum(m is model.memory(key) for m in scans) for key in ("hx", "hz")] == [1, 1]
+    assert [sum(m is model.memories.get(key) for m in scans) for key in ("hx", "hz")] == [1, 1]
 
 
 def values_of_hx(model, guide, x):
     """What the model uses after the guide has run, and what it should use."""
     handed = model.observe(x)
-    used = model.scan_x(handed)[1]["hx"]
-    fresh = model.scan_x(pd.inputs.prepare(x, None, None, None, like=model._like, x_dim=D, control_dim=0))[1]["hx"]
+    used = model.memories.along_x(handed)[1]["hx"]
+    inputs = pd.inputs.prepare(x, None, None, None, like=model._like, x_dim=D, control_dim=0)
+    fresh = model.memories.along_x(inputs)[1]["hx"]
     return handed, used, fresh
 
 
@@ -425,7 +427,7 @@ def test_hand_over_is_used_once(scans):
     first, used, fresh = values_of_hx(model, guide, x)
     assert "x" in first.cache
     torch.testing.assert_close(used, fresh)
-    assert sum(m is model.memory("hx") for m in scans) == 2, "the guide's own and the fresh one"
+    assert sum(m is model.memories.get("hx") for m in scans) == 2, "the guide's own and the fresh one"
     assert model.observe(x) is not first
 
 
@@ -447,7 +449,7 @@ def _write_x(model, x):
 
 
 def _replace_weight(model, x):
-    model.memory("hx").initial = nn.Parameter(torch.ones(4))
+    model.memories.get("hx").initial = nn.Parameter(torch.ones(4))
     return x
 
 
@@ -482,10 +484,10 @@ def test_hand_over_does_not_cross_gradient_modes():
     x = frames()
     with torch.no_grad():
         guide(x)
-    assert model.scan_x(model.observe(x))[1]["hx"].requires_grad
+    assert model.memories.along_x(model.observe(x))[1]["hx"].requires_grad
     guide(x)
     with torch.no_grad():
-        assert not model.scan_x(model.observe(x))[1]["hx"].requires_grad
+        assert not model.memories.along_x(model.observe(x))[1]["hx"].requires_grad
 
 
 def test_hand_over_in_inference_mode():

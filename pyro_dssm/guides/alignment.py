@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .._checks import positive, probability
 from ..dssm import DSSM
-from ..nn import Cell, Combiner
+from ..memories import Cell
+from ..nn import Combiner
 from ..structure import Order
 from .guide import Frames, Guide, Latents, check_model
 

@@ -14,7 +14,8 @@ from .._checks import one_of, positive
 from .._program import Program
 from ..dssm import DSSM, plates
 from ..inputs import Inputs
-from ..nn import CELLS, Cell, Last, Memory, Recurrent, join, reverse, shift
+from ..memories import CELLS, Cell, Last, Memory, Recurrent
+from ..nn import join, reverse, shift
 from ..paths import Path
 from ..structure import Order
 
@@ -133,12 +134,12 @@ class Guide(Program):
 
     @property
     def _z_memory(self) -> Memory | None:
-        return self.model.memory(self.model.z_memory) if self._z_source == "model" else self.memory
+        return self.model.memories.get(self.model.memories.of_latents) if self._z_source == "model" else self.memory
 
     def _z_extra(self, inputs: Inputs) -> Tensor | None:
         """What enters the memory of the latents beside ``z_t``."""
-        if self._z_source == "model" and self.model.z_memory == "h":
-            x = self.model.scan_x(inputs)[0]["x"]
+        if self._z_source == "model" and self.model.memories.of_latents == "h":
+            x = self.model.memories.along_x(inputs)[0]["x"]
             return x if inputs.controls is None else join(x, inputs.controls)
         return None if self._z_source == "last" else inputs.controls
 
@@ -161,13 +162,13 @@ class Guide(Program):
     @property
     def _reads_shared(self) -> bool:
         """Whether the latents' memory is the model's shared RNN, which holds ``x_{1:t-2}`` as well."""
-        return self._z_source == "model" and self.model.z_memory == "h"
+        return self._z_source == "model" and self.model.memories.of_latents == "h"
 
     def _count_context(self) -> int:
         model, total = self.model, 0
         source = self._past_source
         if source == "model":
-            total += model.memory("hx").out_dim
+            total += model.memories.get("hx").out_dim
         elif source in ("now", "last"):
             total += model.x_dim * (2 if source == "last" else 1)
         for network in (self.forward_rnn, self.backward_rnn):
@@ -184,7 +185,7 @@ class Guide(Program):
         frames = join(inputs.x, inputs.controls)
         source = self._past_source
         if source == "model":
-            parts.append(model.scan_x(inputs)[1]["hx"])
+            parts.append(model.memories.along_x(inputs)[1]["hx"])
         elif source in ("now", "last"):
             parts.append(inputs.x)
             if source == "last":
@@ -203,7 +204,7 @@ class Guide(Program):
 
     def _previous(self, inputs: Inputs) -> Tensor:
         if "x" in self.model.memories:
-            return self.model.scan_x(inputs)[0]["x"]
+            return self.model.memories.along_x(inputs)[0]["x"]
         start = self._carried.get("x", torch.zeros_like(inputs.x[..., 0, :]))
         self._last["x"] = inputs.x[..., -1, :]
         return shift(inputs.x, start)
@@ -316,9 +317,9 @@ class GuidePath(Path):
         self._contexts = self._context.unbind(-2)
         self._first: Tensor | None = None
         if self._memory is not None:
-            name = guide.model.z_memory
+            name = guide.model.memories.of_latents
             from_model = guide._z_source == "model"
-            carried = guide.model._first_states(inputs)[name] if from_model else guide._carried.get("z")
+            carried = guide.model.memories.first(inputs)[name] if from_model else guide._carried.get("z")
             self._first = self._memory.start(inputs.batch_shape) if carried is None else carried
         self._inputs = inputs
         self._shares = guide._z_source == "model"

@@ -96,7 +96,7 @@ class ByHand(nn.Module):
 
     def copy(self, model, guide):
         """Takes the weights of a pair."""
-        hz, hx, back = model.memory("hz"), model.memory("hx"), guide.backward_rnn
+        hz, hx, back = model.memories.get("hz"), model.memories.get("hx"), guide.backward_rnn
         pairs = [(self.rnn_z, hz.rnn), (self.rnn_x, hx.rnn), (self.rnn_back, back.rnn)]
         pairs += [(self.context, guide.combiner.context), (self.past, guide.combiner.past)]
         pairs += [(self.head, guide.combiner.head.linear)]
@@ -154,7 +154,7 @@ def test_against_plain_torch(alternate, report, benchmark):
         torch.manual_seed(1)
         losses.append(step().item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for mine, theirs in ((by_hand.past, guide.combiner.past), (by_hand.rnn_x, model.memory("hx").rnn)):
+    for mine, theirs in ((by_hand.past, guide.combiner.past), (by_hand.rnn_x, model.memories.get("hx").rnn)):
         for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-2)
     times, ratios = alternate(steps, rounds=15)
