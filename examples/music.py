@@ -23,9 +23,9 @@ from pyro_dssm.data.transpose import RandomTransposition
 
 DEFAULTS: dict[str, Any] = {
     "data": "chorales", "model": "ArSSM", "guide": "full", "flows": 0, "emission": "bernoulli",
-    "z_dim": 64, "rnn_dim": 128, "mlp_dim": [128], "dropout": 0.1, "guide_dropout": 0.0,
-    "epochs": 40, "batch_size": 20, "lr": 6e-3, "lr_schedule": "one-cycle", "weight_decay": 0.01, "averaging": 0.995,
-    "kl_start": 0.2, "kl_epochs": None, "transpose": 0.0, "semitones": 6, "particles": 64,
+    "z_dim": 64, "rnn_dim": 128, "mlp_dim": [128], "dropout": 0.2, "skip": True, "guide_dropout": 0.0,
+    "epochs": 40, "batch_size": 20, "lr": 6e-3, "lr_schedule": "one-cycle", "weight_decay": 0.1, "averaging": 0.995,
+    "kl_start": 0.2, "kl_epochs": None, "transpose": 0.5, "semitones": 5, "particles": 64,
 }  # fmt: skip
 SMOKE = {"epochs": 2, "z_dim": 4, "rnn_dim": 12, "mlp_dim": [12], "batch_size": 3, "particles": 4}
 BEATS = {"chorales": ("quarter notes", 1), "jsb_chorales": ("quarter notes", 1)}
@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     add("--rnn-dim", type=int, help="size of each RNN state")
     add("--mlp-dim", type=int, nargs="+", help="widths of the hidden layers")
     add("--rnn", choices=["gru", "lstm", "rnn"], help="cell of the RNNs; the model's usual one by default")
-    add("--skip", action="store_true", help="offer the last value beside each RNN state")
+    add("--skip", action=argparse.BooleanOptionalAction, help="offer the last value beside each RNN state")
     add("--separate", action="store_true", help="separate RNNs over z and x where the model usually shares one")
     add("--gated", action="store_true", help="gated combiner in the guide")
     add("--dropout", type=float, help="in transition and emission")

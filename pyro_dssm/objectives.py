@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
+from pyro.infer.util import check_fully_reparametrized, torch_item
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import kl_divergence
 
 __all__ = ["ConstantKL", "CyclicKL", "KLSchedule", "LinearKL", "RecordingELBO", "kl_weight"]
 
@@ -187,24 +191,56 @@ class CyclicKL(KLSchedule):
 
 
 class RecordingELBO(TraceMeanField_ELBO):
-    """The bound, with the KL terms computed analytically where the guide is Gaussian and sampled elsewhere.
+    r"""The bound, with the KL terms computed analytically where the guide is Gaussian and sampled elsewhere.
 
-    It keeps the last step's terms apart, weighted and scaled as they entered the loss.
+    It keeps the two terms of the last step apart, as they are without any weight or scale, so also where the weight
+    of the KL terms is 0.
 
     Attributes:
-        reconstruction: Sum of the observed sites' log-densities.
-        loss_value: The loss.
+        reconstruction: :math:`\log p(x \mid z)` in nats, summed over the batch.
+        kl: The divergence of guide and prior in nats, summed over the batch.
     """
 
     reconstruction: float = math.nan
-    loss_value: float = math.nan
+    kl: float = math.nan
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> Any:
-        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
-        self.reconstruction = sum(
-            float(site["log_prob_sum"].detach())
-            for site in model_trace.nodes.values()
-            if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site)
+        _check_sites(model_trace, guide_trace)
+        bound: Any = 0.0
+        reconstruction = kl = 0.0
+        site: Any
+        for name, site in model_trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            if site["is_observed"]:
+                bound = bound + site["log_prob_sum"]
+                reconstruction += _sum(scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]))
+                continue
+            guide_site: Any = guide_trace.nodes[name]
+            check_fully_reparametrized(guide_site)
+            try:
+                terms = kl_divergence(guide_site["fn"], site["fn"])
+            except NotImplementedError:
+                terms = guide_site["unscaled_log_prob"] - site["unscaled_log_prob"]
+            # Whatever weights a latent site weights it in model and guide alike.
+            bound = bound - scale_and_mask(terms, guide_site["scale"], guide_site["mask"]).sum()
+            kl += _sum(scale_and_mask(terms, mask=guide_site["mask"]))
+        share = self.num_particles if self.vectorize_particles else 1
+        self.reconstruction, self.kl = reconstruction / share, kl / share
+        return -torch_item(bound), -bound
+
+
+def _sum(terms: Tensor) -> float:
+    return float(terms.detach().sum())
+
+
+def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    def latents(trace: Trace) -> set[str]:
+        return {n for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+
+    of_model, of_guide = latents(model_trace), latents(guide_trace)
+    if of_model != of_guide:
+        raise ValueError(
+            f"guide: expected the latent sites of the model, {sorted(of_model)[:3]}..., got {sorted(of_guide)[:3]}...; "
+            "for auxiliary sites, use one of Pyro's own ELBOs."
         )
-        self.loss_value = float(loss)
-        return loss, surrogate

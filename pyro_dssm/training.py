@@ -177,7 +177,8 @@ class _Fit:
                     f"{error} This was at epoch {self.epoch + 1}, batch {self.batch + 1}. Lower the learning "
                     "rate or clip_norm, or look at the data; the last checkpoint is still there."
                 ) from error
-            self._record(loss, w, part.num_frames, factor)
+            if factor:
+                self._record(part.num_frames)
         self._average_weights()
         self.batch += 1
         self.step += 1
@@ -198,14 +199,12 @@ class _Fit:
         for _ in range(most - count):
             yield part, 0.0
 
-    def _record(self, loss: float, w: float, frames: int, scale: float) -> None:
-        if not isinstance(self.loss, RecordingELBO) or scale == 0:
-            return
-        reconstruction = -self.loss.reconstruction / scale
-        kl = (loss / scale - reconstruction) / w if w > 0 else math.nan
-        self.kl.observe(reconstruction / frames, kl / frames)
-        for i, value in enumerate((reconstruction, kl, float(frames))):
-            self.sums[i] += value
+    def _record(self, frames: int) -> None:
+        if isinstance(self.loss, RecordingELBO):
+            reconstruction, kl = -self.loss.reconstruction, self.loss.kl
+            self.kl.observe(reconstruction / frames, kl / frames)
+            for i, value in enumerate((reconstruction, kl, float(frames))):
+                self.sums[i] += value
 
     def _average_weights(self) -> None:
         if not self.averaging:

@@ -253,7 +253,7 @@ def test_lr_of_each_step(name):
 # What it reports.
 
 
-@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("truncate", [None, 100])
 def test_terms_by_hand(no_noise, weight, truncate):
     model, guide = pair(guide=pd.FullAlignment)
