@@ -90,7 +90,6 @@ def title(args: argparse.Namespace) -> str:
 
 def play(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, piece: torch.Tensor, history: pd.History) -> None:
     torch.manual_seed(args.seed)
-    model.eval(), guide.eval()
     piece = piece[:64].to(model._like)
     half = min(32, len(piece) // 2)
     future = model.forecast(guide, piece[None, :half], horizon=len(piece) - half, num_samples=1)[0, 0]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
+from torch import nn
 
-__all__ = ["Program"]
+__all__ = ["Program", "evaluating"]
 
 _serial = itertools.count()
 
@@ -50,6 +53,11 @@ class Program(PyroModule):
         arguments: dict[str, Any] = {}
         for name, value in list(bound.arguments.items())[1:]:
             kind = bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                raise ValueError(
+                    f"{type(self).__name__}: expected an `__init__` whose arguments have names, got `*{name}`, from "
+                    "which a checkpoint cannot build it again."
+                )
             if kind is inspect.Parameter.VAR_KEYWORD:
                 arguments.update(value)
             else:
@@ -106,3 +114,16 @@ class Program(PyroModule):
                 for path, parameter in child.named_parameters():
                     if parameter.requires_grad:
                         pyro.param(param_with_module_name(prefix, path), parameter)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Switches dropout off for a while."""
+    training = [m.training for m in modules]
+    for m in modules:
+        m.eval()
+    try:
+        yield
+    finally:
+        for m, was in zip(modules, training, strict=True):
+            m.train(was)

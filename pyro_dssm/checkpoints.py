@@ -16,7 +16,7 @@ from torch import Tensor
 from ._files import atomic_write
 from ._program import Program
 from .dssm import DSSM
-from .guides import Guide
+from .guides import Guide, check_pair
 from .structure import Structure
 
 __all__ = ["load", "read_tensors", "save", "write_tensors"]
@@ -83,7 +83,7 @@ def describe(program: Program) -> dict[str, Any]:
         raise ValueError(f"{type(program).__name__}: expected constructor arguments that JSON can hold, got {value!r}.")
 
     arguments = {name: encode(value) for name, value in program.arguments.items()}
-    return {"class": type(program).__qualname__, "arguments": arguments}
+    return {"class": type(program).__qualname__, "module": type(program).__module__, "arguments": arguments}
 
 
 def _edges(structure: Structure) -> tuple[Any, ...]:
@@ -117,7 +117,7 @@ def build(description: dict[str, Any], model: DSSM | None = None) -> Any:
                 return model
             if kind == "structure":
                 return Structure(*value["edges"])
-            return build({"class": value["class"], "arguments": value["arguments"]}, model)
+            return build(value, model)
         if isinstance(value, list):
             return [decode(v) for v in value]
         if isinstance(value, dict):
@@ -125,13 +125,16 @@ def build(description: dict[str, Any], model: DSSM | None = None) -> Any:
         return value
 
     name = description["class"]
-    # The latest definition wins: in a notebook, a cell that defines a class is often run again.
     found = [cls for cls in _subclasses(Program) if cls.__qualname__ == name]
-    if not found:
+    exact = [cls for cls in found if cls.__module__ == description["module"]]
+    if not exact and len(found) != 1:
+        others = f"; of that name there are {[c.__module__ for c in found]}" if found else ""
         raise ValueError(
-            f"path: the checkpoint needs a class {name!r}; import the module that defines it before loading."
+            f"path: the checkpoint needs the class {name!r} of {description['module']!r}; import the module that "
+            f"defines it before loading{others}."
         )
-    return found[-1](**{key: decode(value) for key, value in description["arguments"].items()})
+    # In a notebook, the cell that defines a class is often run again: the latest definition counts.
+    return (exact or found)[-1](**{key: decode(value) for key, value in description["arguments"].items()})
 
 
 def pair_tensors(model: DSSM, guide: Guide) -> dict[str, Tensor]:
@@ -150,6 +153,13 @@ def load_pair(model: DSSM, guide: Guide, tensors: Mapping[str, Tensor]) -> None:
             module.load_state_dict(own)
         except RuntimeError as error:
             raise ValueError(f"{prefix[:-1]}: expected one of the checkpoint's shape ({error}).") from error
+
+
+def _check_json(name: str, value: Any) -> None:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected a value that JSON can hold, got {value!r} ({error}).") from error
 
 
 def save(path: str | os.PathLike[str], model: DSSM, guide: Guide, **extra: Any) -> None:
@@ -173,11 +183,13 @@ def save(path: str | os.PathLike[str], model: DSSM, guide: Guide, **extra: Any) 
         >>> guide
         PartialAlignment(DMM): q(z_t | z_{t-1}, g←_t)
     """
-    if guide.model is not model:
-        raise ValueError("guide: expected the guide of this very model, got one of another model.")
+    check_pair(model, guide)
+    for name, value in extra.items():
+        _check_json(name, value)
     metadata = {
         "model": describe(model),
         "guide": describe(guide),
+        "sites": model.sites,
         "dtype": str(model._like.dtype).removeprefix("torch."),
         "extra": extra,
     }
@@ -185,7 +197,7 @@ def save(path: str | os.PathLike[str], model: DSSM, guide: Guide, **extra: Any) 
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Any, Any]:
-    """Builds a saved model and its guide again, on the CPU.
+    """Builds a saved model and its guide again, on the CPU and in evaluation mode (without dropout).
 
     Classes of your own must have been imported; nothing else of the file is executed.
 
@@ -205,5 +217,6 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, Any]:
     dtype = getattr(torch, metadata["dtype"])
     model = build(metadata["model"])
     guide = build(metadata["guide"], model)
+    model.sites = metadata["sites"]
     load_pair(model.to(dtype), guide.to(dtype), tensors)
-    return model, guide
+    return model.eval(), guide.eval()

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
-from ._checks import one_of, probability
+from ._checks import event, one_of, probability
 from ._program import Program
 from .emissions import EMISSIONS, Emission, hide
 from .generation import Generation
@@ -44,6 +45,10 @@ class DSSM(Generation, Program):
     one site ``x``, whose densities are computed for all steps at once; with ``sites="step"`` it has sites ``z_1,
     x_1, z_2, ...`` in a loop over ``pyro.markov``. Both have the same density and gradient, and a guide always
     takes the form of its model.
+
+    A hidden value is a zero wherever the model conditions on it, so with missing values and edges from x the density
+    is that of this zero-filled law. With path sites, x is given wherever the model conditions on it: to draw it
+    from the model (``poutine.uncondition``), use step sites, or :meth:`sample`.
 
     To change the model, override :meth:`transition` or :meth:`emission`, each of which returns a distribution
     over the last dimension and must leave the other dimensions alone.
@@ -158,7 +163,8 @@ class DSSM(Generation, Program):
         if kind == "gated":
             carry = self.transition_dims[0] or in_dim
             width = mlp_dims[0] if mlp_dims else self.z_dim
-            return GatedTransition(in_dim, carry, self.z_dim, width, dropout=dropout)
+            of_last_z = self.structure.z_from_z is Order.MARKOV
+            return GatedTransition(in_dim, carry, self.z_dim, width, identity=of_last_z, dropout=dropout)
         hidden = MLP(in_dim, mlp_dims, dropout=dropout)
         return nn.Sequential(hidden, NormalHead(hidden.out_dim, self.z_dim))
 
@@ -216,14 +222,15 @@ class DSSM(Generation, Program):
     def transition_from(self, before: States, u: Tensor | None) -> Any:
         """The law of :math:`z_t`, or of all steps, from the states before it."""
         of_z, of_x = self.memories.transition_reads
-        return self.transition(self.memories.read(before, of_z), self.memories.read(before, of_x), u)
+        fn = self.transition(self.memories.read(before, of_z), self.memories.read(before, of_x), u)
+        return event("transition", fn, self.z_dim)
 
     def emission_from(self, before: States, after: States) -> Any:
         """The law of :math:`x_t`, or of all steps, from the states before step ``t`` and after :math:`z_t`."""
         of_z, of_x = self.memories.emission_reads
         z = self.memories.read(after, of_z)
         assert z is not None
-        return self.emission(z, self.memories.read(before, of_x))
+        return event("emission", self.emission(z, self.memories.read(before, of_x)), self.x_dim)
 
     @property
     def _like(self) -> Tensor:
@@ -276,7 +283,8 @@ class DSSM(Generation, Program):
         net = getattr(self, "emission_net", None)
         if isinstance(net, Emission):
             net.check(inputs.x, inputs.observed)
-        if by_guide:
+        # A guide that is called on its own, outside of any inference, may be differentiated on its own.
+        if by_guide and am_i_wrapped():
             self._transient["handed"] = key, inputs, (x, lengths, mask, controls)
         return inputs
 

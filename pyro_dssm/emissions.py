@@ -185,8 +185,17 @@ class MaskedConditioner(nn.Module):
         logits = linear(hidden, self.out.weight * self.below_out) + self.out_context(context)
         return logits + linear(x, self.out_direct.weight * self.direct)
 
-    def sample(self, context: Tensor) -> Tensor:
-        """Draws frames entry by entry, updating the hidden layer by one column each."""
+    def sample(self, context: Tensor, x: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        """Draws frames entry by entry, updating the hidden layer by one column each.
+
+        Args:
+            context: Shape ``(*, context_dim)``.
+            x: Frames whose entries are kept where they are not hidden.
+            hidden: True where to draw; everywhere by default.
+
+        Returns:
+            Frames of shape ``(*, x_dim)``.
+        """
         columns = (self.hidden.weight * self.below_hidden).T
         rows = self.out.weight * self.below_out
         direct = (self.out_direct.weight * self.direct).T
@@ -195,6 +204,8 @@ class MaskedConditioner(nn.Module):
         for d in range(self.x_dim):
             logit = logits[..., d] + torch.relu(seen) @ rows[d]
             entry = torch.bernoulli(torch.sigmoid(logit))
+            if x is not None and hidden is not None:
+                entry = torch.where(hidden[..., d], entry, x[..., d])
             entries.append(entry)
             seen = seen + entry.unsqueeze(-1) * columns[d]
             logits = logits + entry.unsqueeze(-1) * direct[d]
@@ -253,6 +264,20 @@ class AutoregressiveBernoulli(TorchDistribution):
         if self.observed is not None:
             terms = torch.where(self.observed, terms, 0.0)
         return terms.sum(-1)
+
+    def complete(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Draws the hidden entries given the observed ones before them; those after them are not looked at.
+
+        Args:
+            x: Frames of shape ``(*, x_dim)``.
+            hidden: True where to draw, shape ``(*, 1)`` or ``(*, x_dim)``.
+
+        Returns:
+            Frames of shape ``(*, x_dim)``.
+        """
+        with torch.no_grad():
+            context = self.context.expand(*x.shape[:-1], -1)
+            return self.conditioner.sample(context, x, hidden.expand(x.shape))
 
     def hide(self, observed: Tensor) -> AutoregressiveBernoulli:
         """Lets only the observed entries count; the hidden ones condition the others as zeros."""
@@ -335,7 +360,7 @@ def hide(fn: Any, observed: Tensor | None) -> Any:
     """
     if observed is None:
         return fn
-    if observed.shape[-1] == 1 and fn.event_shape[-1] != 1:
+    if observed.shape[-1] == 1:
         return fn.mask(observed[..., 0])
     if hasattr(fn, "hide"):
         return fn.hide(observed)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from ._checks import positive
+from ._program import evaluating
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from .dssm import DSSM
-    from .guides import Guide
+from .dssm import DSSM
+from .guides import Guide, check_pair
 
 __all__ = ["Bound", "Score", "evaluate", "log_weights"]
 
@@ -30,6 +27,9 @@ class Bound:
     """A lower bound on the log-likelihood of each sequence.
 
     The properties are *negative* log-likelihoods, so smaller is better and the truth is at most that large.
+
+    With missing values it is a bound on what is observed, under the law in which a hidden value is a zero wherever
+    another one depends on it (see :class:`DSSM`); steps count whether they are observed or not.
 
     Attributes:
         nats: The bound of each sequence, shape ``(N,)``.
@@ -113,19 +113,6 @@ class Score:
         return "\n".join(lines)
 
 
-@contextmanager
-def evaluating(*modules: torch.nn.Module) -> Iterator[None]:
-    """Switches dropout off for a while."""
-    training = [m.training for m in modules]
-    for m in modules:
-        m.eval()
-    try:
-        yield
-    finally:
-        for m, was in zip(modules, training, strict=True):
-            m.train(was)
-
-
 def log_weights(model: DSSM, guide: Guide, batch: Batch, num_particles: int) -> Tensor:
     r"""Log importance weights :math:`\log p(x, z^k) - \log q(z^k \mid x)` with :math:`z^k \sim q`.
 
@@ -194,8 +181,8 @@ def evaluate(
         >>> score.iwae.nats_per_step < score.elbo.nats_per_step
         True
     """
-    if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
-        raise ValueError(f"num_particles: expected a positive integer, got {num_particles!r}.")
+    check_pair(model, guide)
+    positive("num_particles", num_particles)
     if not isinstance(data, SequenceDataset):
         raise ValueError(f"data: expected a SequenceDataset, got {type(data).__name__}.")
     if data.dim != model.x_dim:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._checks import positive
+from ._program import evaluating
 from .inputs import Inputs, check_controls, check_lengths, delay
 
 
@@ -23,14 +24,22 @@ __all__ = ["Generation"]
 
 
 def _mean(fn: Any) -> Tensor:
+    # An emission without a closed form is averaged over the samples instead.
     try:
         return fn.mean
     except NotImplementedError:
         return fn.sample()
 
 
+def _complete(fn: Any, x: Tensor, hidden: Tensor) -> Tensor:
+    """Draws the hidden entries of frames, given the others where the emission can."""
+    if hasattr(fn, "complete"):
+        return fn.complete(x, hidden)
+    return torch.where(hidden, fn.sample(), x)
+
+
 class Generation:
-    """What every model can do once it is trained. Nothing here keeps gradients."""
+    """What every model can do once it is trained, without gradients and without dropout."""
 
     # The part of the model that is used here.
     x_dim: int
@@ -92,7 +101,8 @@ class Generation:
         positive("length", length)
         u = self._controls_for(controls, (num_sequences, length))
         batch = torch.Size((num_sequences,))
-        xs, zs = self._run(self.memories.start(batch), batch, length, u)
+        with evaluating(cast(nn.Module, self)):
+            xs, zs = self._run(self.memories.start(batch), batch, length, u)
         x = torch.stack(xs, dim=-2)
         return (x, torch.stack(zs, dim=-2)) if with_latents else x
 
@@ -135,6 +145,9 @@ class Generation:
         known = future = None
         if isinstance(x, Tensor) and x.dim() >= 3:
             batch, steps = x.shape[-3:-1]
+            if isinstance(controls, Tensor) and controls.dim() != 3:
+                expected = (batch, steps + horizon, self.control_dim)
+                raise ValueError(f"controls: expected shape {expected}, got {tuple(controls.shape)}.")
             u = self._controls_for(controls, (batch, steps + horizon))
             if u is not None and controls is not None:
                 known = controls[..., :steps, :]
@@ -142,9 +155,10 @@ class Generation:
                 index = ends.unsqueeze(-1) + torch.arange(horizon, device=u.device)
                 index = index.clamp(max=u.shape[-2] - 1).unsqueeze(-1).expand(batch, horizon, u.shape[-1])
                 future = u.expand(batch, *u.shape[-2:]).gather(-2, index)
-        inputs = self.observe(x, lengths, mask, known)
-        _, states = self._infer(guide, inputs, num_samples, num_rounds)
-        xs, _ = self._run(states, states["z"].shape[:-1], horizon, future)
+        with evaluating(cast(nn.Module, self), cast(nn.Module, guide)):
+            inputs = self.observe(x, lengths, mask, known)
+            _, states = self._infer(guide, inputs, num_samples, num_rounds)
+            xs, _ = self._run(states, states["z"].shape[:-1], horizon, future)
         return torch.stack(xs, dim=-2)
 
     @torch.no_grad()
@@ -188,8 +202,9 @@ class Generation:
         self._check_guide(guide)
         positive("num_samples", num_samples)
         positive("num_rounds", num_rounds)
-        inputs = self.observe(x, lengths, mask, controls)
-        means, _ = self._infer(guide, inputs, num_samples, num_rounds)
+        with evaluating(cast(nn.Module, self), cast(nn.Module, guide)):
+            inputs = self.observe(x, lengths, mask, controls)
+            means, _ = self._infer(guide, inputs, num_samples, num_rounds)
         out = torch.stack(means, dim=-2).mean(0)
         return out if inputs.valid is None else torch.where(inputs.valid.unsqueeze(-1), out, 0.0)
 
@@ -212,10 +227,14 @@ class Generation:
         for t, z_t in enumerate(z.unbind(-2)):
             after = self.memories.after_z(states, z_t, inputs.controls_at(t))
             fn = self.emission_from(states, after)
-            means.append(_mean(fn))
+            mean = _mean(fn)
             x = inputs.x[..., t, :].expand(*batch, -1)
             if inputs.hidden is not None:
-                x = torch.where(inputs.hidden[..., t, :], fn.sample(), x)
+                hidden = inputs.hidden[..., t, :]
+                x = _complete(fn, x, hidden)
+                if hasattr(fn, "complete"):
+                    mean = torch.where(hidden, x, mean)
+            means.append(mean)
             xs.append(x)
             new = self.memories.after_x(after, x)
             if inputs.valid is not None:

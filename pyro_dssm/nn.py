@@ -163,6 +163,7 @@ class GatedTransition(nn.Module):
         carry_dim: How many of them, the first ones, feed the linear path.
         z_dim: Size of the latent variable.
         hidden_dim: Width of the hidden layers.
+        identity: Whether :math:`W` starts as the identity, which needs ``carry_dim == z_dim``.
         dropout: Probability of dropping a hidden unit.
 
     Reference:
@@ -174,7 +175,16 @@ class GatedTransition(nn.Module):
         torch.Size([2])
     """
 
-    def __init__(self, in_dim: int, carry_dim: int, z_dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        carry_dim: int,
+        z_dim: int,
+        hidden_dim: int,
+        *,
+        identity: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.carry_dim = carry_dim
         self.hidden = MLP(in_dim, (2 * hidden_dim,), dropout=dropout)
@@ -182,7 +192,7 @@ class GatedTransition(nn.Module):
         self.proposal = nn.Linear(hidden_dim, z_dim)
         self.carry = nn.Linear(carry_dim, z_dim)
         self.scale = nn.Linear(z_dim, z_dim)
-        if carry_dim == z_dim:
+        if identity:
             nn.init.eye_(self.carry.weight)
             nn.init.zeros_(self.carry.bias)
 

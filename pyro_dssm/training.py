@@ -15,20 +15,19 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
-from pyro.infer import ELBO, SVI
+from pyro.infer import ELBO, SVI, RenyiELBO
 from pyro.optim import PyroOptim
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ._checks import positive, share
 from ._extras import require
 from ._files import atomic_write, remove_leftovers
 from .checkpoints import load_pair, pair_tensors, read_tensors, save, write_tensors
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
 from .dssm import DSSM
 from .evaluation import evaluate
-from .guides import Guide
+from .guides import Guide, check_pair
 from .objectives import ConstantKL, KLSchedule, RecordingELBO, kl_weight
 from .optim import ClippedNormAdam, plain_name
 from .truncation import chunks
@@ -47,6 +46,9 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)) + 1e-4,
     "one-cycle": _one_cycle,
 }
+
+
+FILES = ("best.safetensors", "last.safetensors", "log.jsonl")
 
 
 @dataclass
@@ -70,18 +72,6 @@ class History:
     def __getitem__(self, name: str) -> list[Any]:
         """One column, ``None`` where a record has no such entry."""
         return [record.get(name) for record in self.epochs]
-
-
-class _Scale(Messenger):
-    """Multiplies every site's density; unlike Pyro's own handler, also by zero."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not site_is_subsample(msg):
-            msg["scale"] = msg["scale"] * self.factor
 
 
 def _world() -> tuple[int, int]:
@@ -109,7 +99,9 @@ class _Fit:
         self.sums = [0.0, 0.0, 0.0]
         self.average: dict[str, Tensor] = {}
         self.best: dict[str, Tensor] = {}
-        self.svi = SVI(model, guide, self.optimizer, self.loss)
+        objective: Any = self.loss
+        self.svi = SVI(model, guide, self.optimizer, objective.loss, loss_and_grads=self._loss_and_grads)
+        self._factor = 1.0
         self.num_batches = math.ceil(len(data) / self.batch_size)
         self.total = max(1, self.epochs * self.num_batches)
         # One normaliser for all batches keeps the gradient of a short batch from counting as much as a long one's.
@@ -168,7 +160,8 @@ class _Fit:
         w = self.kl.weight(now)
         for part, factor in self._parts(batch, scale):
             try:
-                with _Scale(factor), kl_weight(w):
+                self._factor = factor
+                with kl_weight(w):
                     loss = self.svi.step(*part[:3], controls=part.controls)
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"The loss is {loss}.")
@@ -182,6 +175,14 @@ class _Fit:
         self._average_weights()
         self.batch += 1
         self.step += 1
+
+    def _loss_and_grads(self, *args: Any, **kwargs: Any) -> float:
+        # Scaled here rather than by a handler: not every objective is linear in the densities of its sites.
+        loss: Any = self.loss
+        value = loss.loss_and_grads(*args, **kwargs)
+        grads = [p.grad for p in self._weights().values() if p.grad is not None]
+        torch._foreach_mul_(grads, self._factor)
+        return value
 
     def _parts(self, batch: Batch, scale: float) -> Iterator[tuple[Batch, float]]:
         """What is run through SVI one after the other, each with its scale; as many in every process."""
@@ -251,8 +252,10 @@ class _Fit:
         h.epochs.append(record)
         if self.valid is None:
             h.best_epoch = self.epoch
+            self._save_pair()
         if self.patience is not None and self.epoch - h.best_epoch >= self.patience * self.valid_every:
             h.stopped_early = True
+        h.stopped_early = self.agree(h.stopped_early)
         return not h.stopped_early
 
     def _validate(self, record: dict[str, Any]) -> None:
@@ -266,15 +269,12 @@ class _Fit:
         if record["valid"] < self.history.best_valid:
             self.history.best_valid, self.history.best_epoch = record["valid"], self.epoch
             self.best = {name: p.detach().clone() for name, p in self._weights().items()}
-            if self.folder is not None and self.rank == 0:
-                save(
-                    self.folder / "best.safetensors",
-                    self.model,
-                    self.guide,
-                    epoch=self.epoch,
-                    valid_nats_per_step=record["valid"],
-                )
+            self._save_pair(valid_nats_per_step=record["valid"])
         self._put(own)
+
+    def _save_pair(self, **extra: Any) -> None:
+        if self.folder is not None and self.rank == 0:
+            save(self.folder / "best.safetensors", self.model, self.guide, epoch=self.epoch, **extra)
 
     # What is kept.
 
@@ -311,7 +311,14 @@ class _Fit:
             "sequences": len(self.data),
             "frames": self.data.num_frames,
             "truncate": self.truncate,
+            "optimizer": type(self.optimizer).__name__,
         }
+
+    def start_anew(self) -> None:
+        """Removes what an earlier run left in the folder."""
+        if self.folder is not None and self.rank == 0:
+            for name in FILES:
+                (self.folder / name).unlink(missing_ok=True)
 
     def resume(self) -> None:
         """Goes on from what was kept, if anything was."""
@@ -400,19 +407,38 @@ def _unflatten(tensors: dict[str, Tensor], shape: Any) -> Any:
     return inner
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
+    check_pair(model, guide)
     for name in ("epochs", "batch_size", "valid_every", "valid_particles"):
-        value = options[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}.")
+        positive(name, options[name])
     for name in ("patience", "truncate"):
-        value = options[name]
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name}: expected a positive integer or None, got {value!r}.")
-    if not 0 <= options["averaging"] < 1:
-        raise ValueError(f"averaging: expected a number from 0 to below 1, got {options['averaging']!r}.")
+        if options[name] is not None:
+            positive(name, options[name], also="None")
+    share("averaging", options["averaging"])
+    for name, value in (("train", options["train"]), ("valid", options["valid"])):
+        if name == "valid" and value is None:
+            continue
+        if not isinstance(value, SequenceDataset) or value.dim != model.x_dim:
+            got = f"frames of size {value.dim}" if isinstance(value, SequenceDataset) else type(value).__name__
+            raise ValueError(f"{name}: expected a SequenceDataset with frames of size {model.x_dim}, got {got}.")
+    for name, kind in (("kl", KLSchedule), ("optimizer", PyroOptim), ("loss", ELBO)):
+        if not isinstance(options[name], kind):
+            raise ValueError(f"{name}: expected a {kind.__name__}, got {options[name]!r}.")
+    if not isinstance(options["seed"], int):
+        raise ValueError(f"seed: expected an integer, got {options['seed']!r}.")
+    if not callable(options["lr_schedule"]):
+        raise ValueError(f"lr_schedule: expected a name or a function, got {options['lr_schedule']!r}.")
     if options["patience"] is not None and options["valid"] is None:
         raise ValueError("patience: early stopping needs a validation set, got valid=None.")
+    loss, kl = options["loss"], options["kl"]
+    if options["truncate"] is not None and loss.num_particles != 1:
+        raise ValueError(f"loss: expected one with num_particles=1 where truncate is set, got {loss.num_particles}.")
+    if isinstance(loss, RenyiELBO) and not (isinstance(kl, ConstantKL) and kl.value == 1):
+        raise ValueError(f"kl: expected the constant weight 1 with RenyiELBO, whose bound has no KL terms, got {kl!r}.")
+    if _world()[1] > 1 and not isinstance(options["optimizer"], ClippedNormAdam):
+        raise ValueError(
+            "optimizer: expected ClippedNormAdam, which averages gradients, where processes train together."
+        )
 
 
 def fit(
@@ -477,9 +503,10 @@ def fit(
         valid_every: Epochs between validations.
         valid_particles: Latent paths per validation sequence.
         patience: Validations without improvement after which to stop.
-        checkpoint: Folder for ``best.safetensors``, ``last.safetensors`` and ``log.jsonl``.
+        checkpoint: Folder for ``best.safetensors`` (the pair that is kept, for :func:`load`; without a validation
+            set, the last), ``last.safetensors`` (to go on from) and ``log.jsonl``.
         checkpoint_seconds: Time between checkpoints within an epoch; there is one after each epoch too.
-        resume: Goes on from the folder's last checkpoint; ``False`` starts anew.
+        resume: Goes on from the folder's last checkpoint; ``False`` removes what is there and starts anew.
         max_seconds: Stops after the epoch in which this time is over.
         seed: Of the noise and the order of the data.
         progress: Shows a progress bar.
@@ -501,15 +528,11 @@ def fit(
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """
-    for name, value in (("train", train), ("valid", valid)):
-        if value is not None and (not isinstance(value, SequenceDataset) or value.dim != model.x_dim):
-            got = f"frames of size {value.dim}" if isinstance(value, SequenceDataset) else type(value).__name__
-            raise ValueError(f"{name}: expected a SequenceDataset with frames of size {model.x_dim}, got {got}.")
     if isinstance(lr_schedule, str):
         if lr_schedule not in LR_SCHEDULES:
             raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
         lr_schedule = LR_SCHEDULES[lr_schedule]
-    own = optimizer is None
+    adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
     options = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -519,28 +542,30 @@ def fit(
         "patience": patience,
         "truncate": truncate,
         "averaging": averaging,
+        "optimizer": adam if optimizer is None else optimizer,
+        "loss": RecordingELBO() if loss is None else loss,
+        "kl": ConstantKL() if kl is None else kl,
+        "lr_schedule": lr_schedule,
+        "seed": seed,
     }
-    _check_options(options)
+    _check_options(model, guide, {**options, "train": train})
     run = _Fit(
         model,
         guide,
         train,
-        optimizer=optimizer or ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm}),
-        loss=loss or RecordingELBO(),
-        kl=kl or ConstantKL(),
-        lr=lr if own else None,
-        lr_schedule=lr_schedule,
-        seed=seed,
+        lr=lr if optimizer is None else None,
         folder=None if checkpoint is None else Path(checkpoint),
         checkpoint_seconds=checkpoint_seconds,
         augment=augment,
         **options,
     )
     if run.folder is not None and run.rank == 0:
-        for name in ("best.safetensors", "last.safetensors", "log.jsonl"):
+        for name in FILES:
             remove_leftovers(run.folder / name)
     if resume:
         run.resume()
+    else:
+        run.start_anew()
     run.synchronise()
     devices = [model._like.device] if model._like.is_cuda else []
     with torch.random.fork_rng(devices=devices), _writer(tensorboard, run.rank) as write:

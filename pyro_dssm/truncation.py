@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ._checks import positive
 from .data.sequences import Batch
 from .dssm import DSSM
-from .guides import Guide
+from .guides import Guide, check_pair
 from .nn import join, reverse
 
 __all__ = ["chunks"]
@@ -42,8 +43,8 @@ def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Iterator[Bat
     While a chunk is out, the model and the guide start from the states that the chunk before ended with, and the
     guide's backward RNN from the state that it has after the frames still to come. No gradient passes a cut, but
     the bounds of the chunks add up to that of the sequences. Each chunk must be run through guide and model once,
-    by ``svi.step`` for example, before the next is asked for. Sequences that have ended are left out. Needs path
-    sites.
+    by ``svi.step`` with one particle for example, before the next is asked for. Sequences that have ended are left
+    out. Needs path sites.
 
     Args:
         model: The model.
@@ -74,8 +75,8 @@ def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Iterator[Bat
         [4]
         [2]
     """
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise ValueError(f"length: expected a positive integer, got {length!r}.")
+    check_pair(model, guide)
+    positive("length", length)
     if model.sites != "path":
         raise ValueError(f"model: expected path sites for truncated back-propagation, got {model.sites!r}.")
     future = _future_states(model, guide, batch)

@@ -174,7 +174,7 @@ def test_unknown_class(tmp_path):
     path = tmp_path / "pair"
     pd.save(path, *build())
     rewrite(path, lambda tensors, metadata: metadata["model"].update({"class": "os.system"}))
-    with pytest.raises(ValueError, match="needs a class 'os.system'; import the module"):
+    with pytest.raises(ValueError, match=r"needs the class 'os\.system' of 'pyro_dssm\.zoo'; import the module"):
         pd.load(path)
 
 

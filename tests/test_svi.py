@@ -270,7 +270,7 @@ def test_guide_does_not_hold_its_model():
 def test_deepcopy_after_a_call_starts_clean():
     """What a guide has handed over to the model is no part of a copy."""
     model, guide = make()
-    guide(frames())
+    poutine.trace(guide).get_trace(frames())
     assert "handed" in model._transient
     assert not copy.deepcopy((model, guide))[0]._transient
 
@@ -420,10 +420,23 @@ def values_of_hx(model, guide, x):
     return handed, used, fresh
 
 
+def run(guide, *args):
+    """Runs a guide as inference does, under a handler."""
+    poutine.trace(guide).get_trace(*args)
+
+
+def test_a_guide_on_its_own_hands_nothing_over():
+    model, guide = make("ArSSM", "full")
+    x = frames()
+    guide(x).sum().backward()
+    assert "handed" not in model._transient
+    poutine.trace(model).get_trace(x).log_prob_sum().backward()
+
+
 def test_hand_over_is_used_once(scans):
     model, guide = make("ArSSM", "full")
     x = frames()
-    guide(x)
+    run(guide, x)
     first, used, fresh = values_of_hx(model, guide, x)
     assert "x" in first.cache
     torch.testing.assert_close(used, fresh)
@@ -473,7 +486,7 @@ CHANGES = {
 def test_hand_over_is_never_stale(change, scans):
     model, guide = make("ArSSM", "full")
     x = frames()
-    guide(x)
+    run(guide, x)
     x = CHANGES[change](model, x)
     handed, used, fresh = values_of_hx(model, guide, x)
     torch.testing.assert_close(used, fresh, rtol=0, atol=0)
@@ -483,9 +496,9 @@ def test_hand_over_does_not_cross_gradient_modes():
     model, guide = make("ArSSM", "full")
     x = frames()
     with torch.no_grad():
-        guide(x)
+        run(guide, x)
     assert model.memories.along_x(model.observe(x))[1]["hx"].requires_grad
-    guide(x)
+    run(guide, x)
     with torch.no_grad():
         assert not model.memories.along_x(model.observe(x))[1]["hx"].requires_grad
 
@@ -495,7 +508,7 @@ def test_hand_over_in_inference_mode():
     model, guide = make("ArSSM", "full")
     with torch.inference_mode():
         x = frames()
-        guide(x)
+        run(guide, x)
         x.add_(1.0)
         _, used, fresh = values_of_hx(model, guide, x)
     torch.testing.assert_close(used, fresh, rtol=0, atol=0)
@@ -504,7 +517,7 @@ def test_hand_over_in_inference_mode():
 def test_hand_over_with_another_mask():
     model, guide = make("ArSSM", "full")
     x, mask = frames(), torch.ones(B, T, dtype=torch.bool)
-    guide(x, None, mask)
+    run(guide, x, None, mask)
     mask[0, 0] = False
     assert float(model.observe(x, None, mask).x[0, 0].abs().sum()) == 0
 

@@ -102,12 +102,16 @@ class SequenceDataset(Dataset[Item]):
             if others is not None and len(others) != len(self.sequences):
                 raise ValueError(f"{name}: expected {len(self.sequences)} of them, got {len(others)}.")
             for i, other in enumerate(others or ()):
-                if other.shape[0] != self.lengths[i]:
-                    raise ValueError(f"{name}[{i}]: expected {self.lengths[i]} frames, got {other.shape[0]}.")
+                if other.shape[:1] != (self.lengths[i],):
+                    raise ValueError(
+                        f"{name}[{i}]: expected {self.lengths[i]} frames, got {other.shape[0] if other.dim() else 'a single number'}."
+                    )
         for i, mask in enumerate(self.masks or ()):
             frames, entries = (self.lengths[i],), (self.lengths[i], self.dim)
             if mask.shape not in (frames, entries):
                 raise ValueError(f"masks[{i}]: expected shape {frames} or {entries}, got {tuple(mask.shape)}.")
+        if len({mask.dim() for mask in self.masks or ()}) > 1:
+            raise ValueError("masks: expected masks of frames, or masks of entries, for all sequences; got both.")
 
     @property
     def num_frames(self) -> int:
@@ -115,8 +119,12 @@ class SequenceDataset(Dataset[Item]):
         return sum(self.lengths)
 
     def mean_frame(self) -> Tensor:
-        """The mean over all frames, shape ``(dim,)``."""
-        return torch.cat(self.sequences).mean(0)
+        """The mean of each entry over all frames in which it is observed, shape ``(dim,)``."""
+        frames = torch.cat(self.sequences)
+        if self.masks is None:
+            return frames.mean(0)
+        observed = torch.cat([m if m.dim() == 2 else m.unsqueeze(-1).expand(-1, self.dim) for m in self.masks])
+        return torch.where(observed, frames, 0.0).sum(0) / observed.sum(0).clamp(min=1)
 
     def __len__(self) -> int:
         return len(self.sequences)

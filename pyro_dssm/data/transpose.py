@@ -44,12 +44,15 @@ class RandomTransposition:
         """
         keys = batch.x.shape[-1]
         reach = torch.arange(-self.semitones, self.semitones + 1)
-        moved = []
-        for roll in batch.x:
+        moved, masks = [], []
+        for i, roll in enumerate(batch.x):
             used = roll.any(0).nonzero()
             low, high = (int(used[0]), int(used[-1])) if len(used) else (0, keys - 1)
             chance, choice = torch.rand(2).tolist()
             possible = reach[(reach >= -low) & (reach <= keys - 1 - high)]
             shift = int(possible[int(choice * len(possible))]) if chance < self.share else 0
             moved.append(roll.roll(shift, dims=-1))
-        return batch._replace(x=torch.stack(moved))
+            if batch.mask is not None:
+                mask = batch.mask[i]
+                masks.append(mask.roll(shift, dims=-1) if mask.dim() == 2 else mask)
+        return batch._replace(x=torch.stack(moved), mask=torch.stack(masks) if masks else None)

@@ -13,7 +13,7 @@ from .alignment import (
 )
 from .empty import NoLatents
 from .flow import FlowGuide
-from .guide import Guide, GuidePath
+from .guide import Guide, GuidePath, check_pair
 
 __all__ = [
     "GUIDES",
@@ -29,4 +29,5 @@ __all__ = [
     "MeanField",
     "NoLatents",
     "PartialAlignment",
+    "check_pair",
 ]

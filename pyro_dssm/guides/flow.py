@@ -65,13 +65,14 @@ class FlowGuide(Guide):
     def _build(
         self, z_dim: int, hidden_dim: int, layer: int, *, conditional: bool
     ) -> AffineAutoregressive | ConditionalAffineAutoregressive:
+        like = self._model[0]._like
         order: Any = torch.arange(z_dim) if layer % 2 == 0 else torch.arange(z_dim).flip(0)
         hidden = [hidden_dim, hidden_dim]
         if conditional:
-            width = self.base.encode(torch.zeros(1, 1, self.context_dim)).shape[-1]
+            width = self.base.encode(like.new_zeros(1, 1, self.context_dim)).shape[-1]
             network = ConditionalAutoRegressiveNN(z_dim, width, hidden, permutation=order)
-            return ConditionalAffineAutoregressive(network)
-        return AffineAutoregressive(AutoRegressiveNN(z_dim, hidden, permutation=order))
+            return ConditionalAffineAutoregressive(network).to(like)
+        return AffineAutoregressive(AutoRegressiveNN(z_dim, hidden, permutation=order)).to(like)
 
     # What is read is the wrapped guide's affair.
 

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .._checks import one_of, positive
+from .._checks import event, one_of, positive
 from .._program import Program
 from ..dssm import DSSM, plates
 from ..inputs import Inputs
@@ -19,13 +19,25 @@ from ..nn import join, reverse, shift
 from ..paths import Path
 from ..structure import Order
 
-__all__ = ["Guide", "GuidePath"]
+__all__ = ["Guide", "GuidePath", "check_pair"]
 
 Latents = Literal["none", "last", "model", "own"]
 Frames = Literal["none", "now", "last", "model", "own"]
 
 _Z = {"none": "", "last": "z_{t-1}", "model": "h¹_{t-1}", "own": "H¹_{t-1}"}
 _X = {"none": "", "now": "x_t", "last": "x_{t-1}, x_t", "model": "h²_t", "own": "g→_t"}
+
+
+def check_pair(model: object, guide: object) -> None:
+    """Raises ``ValueError`` unless the two are a model and a guide of this very model."""
+    check_model(model)
+    if not isinstance(guide, Guide):
+        raise ValueError(f"guide: expected a Guide, got {type(guide).__name__}.")
+    if guide.model is not model:
+        raise ValueError(
+            "guide: expected the guide of this very model, got one of another model "
+            "(copy the two together: copy.deepcopy((model, guide)))."
+        )
 
 
 def check_model(model: object) -> None:
@@ -93,6 +105,8 @@ class Guide(Program):
         rnn: Cell = "gru",
     ) -> None:
         super().__init__()
+        if type(self).step is Guide.step:
+            raise TypeError(f"{type(self).__name__} must override `step`, the one method of a guide.")
         check_model(model)
         positive("rnn_dim", rnn_dim)
         one_of("rnn", rnn, CELLS)
@@ -336,9 +350,13 @@ class GuidePath(Path):
         """The guide's step."""
         context = self._contexts[t]
         if state is None or self._memory is None:
-            return self.guide.step(None, context)
-        past = self._memory.read(state)
-        return self.guide.step(past, context.expand(*past.shape[:-1], -1))
+            return self._step(None, context)
+        return self._step(self._memory.read(state), context)
+
+    def _step(self, past: Tensor | None, context: Tensor) -> Any:
+        if past is not None:
+            context = context.expand(*past.shape[:-1], -1)
+        return event("step", self.guide.step(past, context), self.guide.model.z_dim)
 
     def advance(self, state: Any, z: Tensor, t: int) -> Any:
         """The memory after one more latent variable."""
@@ -363,8 +381,8 @@ class GuidePath(Path):
     def along(self, z: Tensor) -> Any:
         """All steps at once."""
         if self._memory is None or self._first is None:
-            return self.guide.step(None, self._context)
+            return self._step(None, self._context)
         first = self._first.expand(*z.shape[:-2], -1)
         after, last = self._memory.scan(join(z, self._extra), first)
         past = self._memory.past(after, first)
-        return self.guide.step(past, self._context.expand(*past.shape[:-1], -1))
+        return self._step(past, self._context)
