@@ -362,3 +362,29 @@ def test_good_input_is_taken():
         assert math.isfinite(Trace_ELBO().loss(m, g, hidden, lengths, mask))
     assert math.isfinite(Trace_ELBO().loss(m, g, hidden, torch.tensor([5, 2, 1])))
     assert math.isfinite(Trace_ELBO().loss(m, g, x(1, 1, D)))
+
+
+class Scalar(pd.Guide):
+    def __init__(self, model):
+        super().__init__(model, latents="last", past="none", future=True)
+
+    def step(self, past, context):
+        return torch.distributions.Normal(past, 1.0)
+
+
+class ScalarEmission(pd.DMM):
+    def emission(self, z, x_past):
+        return torch.distributions.Normal(z, 1.0)
+
+
+def test_a_method_that_forgets_the_event_dimension():
+    model = pd.DMM(2, 2, emission="gaussian")
+    with pytest.raises(ValueError, match=r"step: expected to return .* \(2,\), got .* \(\); did it forget"):
+        Scalar(model)(torch.zeros(1, 3, 2))
+    with pytest.raises(ValueError, match=r"emission: expected to return .* did it forget `.to_event\(1\)`"):
+        ScalarEmission(2, 2)(torch.zeros(1, 3, 2))
+
+
+def test_a_guide_without_its_method():
+    with pytest.raises(TypeError, match="must override `step`"):
+        pd.Guide(pd.DMM(2, 2), latents="last", past="none", future=True)

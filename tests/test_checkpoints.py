@@ -315,3 +315,38 @@ def test_overwrites(tmp_path):
     pair = build("DMM")
     pd.save(tmp_path / "pair", *pair)
     assert_same_pair(pair, pd.load(tmp_path / "pair"))
+
+
+def test_a_class_of_the_same_name_elsewhere(tmp_path):
+    class DMM(pd.DSSM):
+        def __init__(self, x_dim, z_dim):
+            super().__init__(pd.Structure("full"), x_dim, z_dim)
+
+    DMM.__qualname__ = "DMM"
+    theirs, ours = DMM(2, 2), pd.DMM(2, 2)
+    for name, model in (("theirs", theirs), ("ours", ours)):
+        pd.save(tmp_path / name, model, pd.PartialAlignment(model))
+        assert type(pd.load(tmp_path / name)[0]) is type(model)
+
+
+def test_the_form_of_sites_is_kept(tmp_path):
+    model = pd.DMM(2, 2)
+    model.sites = "step"
+    pd.save(tmp_path / "pair", model, pd.PartialAlignment(model))
+    assert pd.load(tmp_path / "pair")[0].sites == "step"
+
+
+def test_extras_that_json_cannot_hold(tmp_path):
+    model = pd.DMM(2, 2)
+    with pytest.raises(ValueError, match="score: expected a value that JSON can hold"):
+        pd.save(tmp_path / "pair", model, pd.PartialAlignment(model), score=torch.zeros(1))
+
+
+def test_arguments_without_names(tmp_path):
+    class Anonymous(pd.DSSM):
+        def __init__(self, *sizes):
+            super().__init__(pd.Structure(), *sizes)
+
+    model = Anonymous(2, 2)
+    with pytest.raises(ValueError, match=r"whose arguments have names, got `\*sizes`"):
+        pd.save(tmp_path / "pair", model, pd.PartialAlignment(model))

@@ -187,3 +187,33 @@ def test_dropout_drops_only_in_training():
 def test_own_emission_can_be_set_by_name():
     model = pd.DMM(D, 2, emission="autoregressive", emission_options={"conditioner_dim": 7})
     assert model.emission_net.conditioner.hidden.out_features == 7
+
+
+def test_hidden_entries_are_drawn_given_those_before_them():
+    D, n = 4, 20_000
+    fn = pd.emissions.AutoregressiveBernoulliEmission(3, D, conditioner_dim=32)(torch.randn(3))
+    with torch.no_grad():
+        fn.conditioner.out_direct.weight.normal_(std=2.0)
+    given = torch.tensor([1.0, 0.0])
+    x = torch.cat([given, torch.zeros(2)]).expand(n, D)
+    hidden = torch.tensor([False, False, True, True])
+    drawn = fn.complete(x, hidden)
+    assert torch.equal(drawn[:, :2], x[:, :2])
+    rest = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    law = fn.log_prob(torch.cat([given.expand(4, 2), rest], -1)).softmax(0)
+    counts = torch.stack([(drawn[:, 2:] == r).all(-1).float().mean() for r in rest])
+    # Standard errors of a frequency.
+    assert ((counts - law) / (law * (1 - law) / n).sqrt()).abs().max() < 4
+    free = fn.expand(torch.Size((n,))).sample()
+    frequencies = torch.stack([(free[:, 2:] == r).all(-1).float().mean() for r in rest])
+    assert ((frequencies - law) / (law * (1 - law) / n).sqrt()).abs().max() > 4, "what is given must matter"
+
+
+def test_frames_of_one_entry_are_hidden_whole():
+    mixture = torch.distributions.Categorical(torch.tensor([0.5, 0.5]).expand(3, 2))
+    parts = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(3, 2, 1), 1.0), 1)
+    fn = dist.MixtureSameFamily(mixture, parts)
+    observed = torch.tensor([[True], [False], [True]])
+    log_prob = hide(fn, observed).log_prob(torch.zeros(3, 1))
+    assert log_prob[1] == 0
+    assert (log_prob[::2] < 0).all()

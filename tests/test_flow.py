@@ -192,3 +192,9 @@ def test_wrapped_guide_is_not_counted_twice():
     assert {name.split(".")[0] for name in names} == {"base", "flows"}
     assert flow.model is model
     assert "z_t = f_2(u_t), q(u_t | h¹_{t-1}, h²_t, g←_t)" in repr(flow)
+
+
+def test_flows_follow_the_dtype_of_the_model():
+    model = pd.DMM(3, 2, emission="gaussian").double()
+    guide = pd.FlowGuide(pd.FullAlignment(model).double(), conditional=True)
+    assert guide(torch.randn(2, 4, 3, dtype=torch.float64)).dtype == torch.float64

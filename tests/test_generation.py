@@ -259,3 +259,28 @@ def test_random_batch_fits():
     model, guide = make("VRNN", control_dim=2, emission="bernoulli")
     batch = random_batch(model)
     assert guide(*batch[:3], controls=batch.controls).shape == (4, 6, Z)
+
+
+@pytest.mark.parametrize("after", ["fit", "load"])
+def test_dropout_is_off(after, tmp_path):
+    model = pd.ArSSM(2, 2, emission="gaussian", dropout=0.5)
+    guide = pd.FullAlignment(model, dropout=0.5)
+    x = torch.randn(3, 6, 2)
+    if after == "fit":
+        pd.fit(model, guide, pd.SequenceDataset(x), epochs=1, progress=False)
+        assert model.training
+    else:
+        pd.save(tmp_path / "pair", model, guide)
+        model, guide = pd.load(tmp_path / "pair")
+        assert not model.training
+
+    def everything():
+        torch.manual_seed(0)
+        return model.sample(2, 4), model.forecast(guide, x, 3, 5), model.reconstruct(guide, x)
+
+    training = model.training
+    found = everything()
+    assert model.training == training
+    model.eval(), guide.eval()
+    for a, b in zip(found, everything(), strict=True):
+        assert torch.equal(a, b)

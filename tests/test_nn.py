@@ -255,3 +255,9 @@ def test_all_memories_by_structure():
     assert set(pd.STORN(2, 2).memories) == {"x", "h"}
     assert set(pd.SVGLP(2, 2).memories) == {"x", "h", "hx"}
     assert set(pd.ArSSM(2, 2, skip=True).memories) == {"hz", "hx", "z", "x"}
+
+
+@pytest.mark.parametrize(("structure", "identity"), [("DMM", True), ("RSSM", False)])
+def test_gated_transition_starts_as_the_identity_on_the_last_latent_alone(structure, identity):
+    model = pd.DSSM(pd.Structure.named(structure), 2, 8, rnn_dim=8, transition_net="gated")
+    assert torch.equal(model.transition_net.carry.weight, torch.eye(8)) == identity

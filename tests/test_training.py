@@ -12,7 +12,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
 import pyro_dssm as pd
-from pyro_dssm.training import LR_SCHEDULES
+from pyro_dssm.training import LR_SCHEDULES, _seed_of
 
 
 def waves(count=8, seed=0, low=4, high=9, dtype=torch.float32, **more):
@@ -601,3 +601,74 @@ def test_bad_data():
 def test_unknown_optimiser_option():
     with pytest.raises(ValueError, match="options: expected lr, betas"):
         pd.ClippedNormAdam({"momentum": 0.9})
+
+
+def test_other_bounds_are_not_bent_by_the_scale():
+    """The gradient is that of the objective itself, divided by the frames of a batch."""
+    model, guide = pair()
+    train = waves(4)
+    loss = RenyiELBO(num_particles=5)
+    seen = {}
+
+    class Recorder(pd.ClippedNormAdam):
+        def __call__(self, params, *args, **kwargs):
+            named = {**dict(model.named_parameters()), **dict(guide.named_parameters())}
+            seen.update({k: p.grad.clone() for k, p in named.items() if p.grad is not None})
+
+    fit(model, guide, train, epochs=1, batch_size=4, loss=loss, optimizer=Recorder(), seed=3)
+    batch = next(pd.data.sequences.batches(train, 4, seed=_seed_of(3, 0)))
+    torch.manual_seed(_seed_of(3, 0, 0))
+    loss.loss_and_grads(model, guide, *batch[:3])
+    named = {**dict(model.named_parameters()), **dict(guide.named_parameters())}
+    assert seen
+    for name, g in seen.items():
+        torch.testing.assert_close(g, named[name].grad / train.num_frames, rtol=1e-4, atol=1e-7)
+
+
+def test_guide_of_another_model():
+    (model, _), (_, guide) = pair(), pair()
+    for call in (lambda: fit(model, guide, waves()), lambda: pd.evaluate(model, guide, waves())):
+        with pytest.raises(ValueError, match="guide: expected the guide of this very model"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kl": 0.5}, "kl: expected a KLSchedule, got 0.5"),
+        ({"loss": "elbo"}, "loss: expected a ELBO, got 'elbo'"),
+        ({"lr_schedule": 5}, "lr_schedule: expected a name or a function, got 5"),
+        ({"seed": 1.5}, "seed: expected an integer, got 1.5"),
+        ({"loss": RenyiELBO(), "kl": pd.LinearKL()}, "kl: expected the constant weight 1 with RenyiELBO"),
+        ({"loss": Trace_ELBO(num_particles=2), "truncate": 5}, "loss: expected one with num_particles=1"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    model, guide = pair()
+    with pytest.raises(ValueError, match=message):
+        fit(model, guide, waves(), **options)
+
+
+def test_without_a_validation_set_the_last_pair_can_be_loaded(tmp_path):
+    model, guide = pair()
+    fit(model, guide, waves(), epochs=2, checkpoint=tmp_path)
+    again, _ = pd.load(tmp_path / "best.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_starting_anew_leaves_nothing_of_the_run_before(tmp_path):
+    fit(*pair(), waves(), epochs=1, checkpoint=tmp_path)
+    assert list(tmp_path.glob("*.safetensors"))
+
+    def stop(batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(*pair(), waves(), waves(2), epochs=1, checkpoint=tmp_path, resume=False, augment=stop)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_another_optimiser_cannot_go_on(tmp_path):
+    fit(*pair(), waves(), epochs=1, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="cannot go on with"):
+        fit(*pair(), waves(), epochs=2, checkpoint=tmp_path, optimizer=pyro.optim.Adam({"lr": 1e-3}))

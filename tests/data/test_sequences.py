@@ -142,3 +142,18 @@ def test_bad_input(case):
     arguments, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         SequenceDataset(*arguments)
+
+
+def test_mean_frame_is_that_of_what_is_observed():
+    nan = float("nan")
+    x = [torch.tensor([[1.0, nan], [3.0, 5.0]]), torch.tensor([[nan, 7.0]])]
+    entries = [~torch.isnan(v) for v in x]
+    torch.testing.assert_close(SequenceDataset(x, entries).mean_frame(), torch.tensor([2.0, 6.0]))
+    frames = [torch.tensor([False, True]), torch.tensor([False])]
+    torch.testing.assert_close(SequenceDataset(x, frames).mean_frame(), torch.tensor([3.0, 5.0]))
+
+
+def test_masks_of_two_kinds():
+    masks = [torch.ones(2, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)]
+    with pytest.raises(ValueError, match="masks of frames, or masks of entries, for all sequences; got both"):
+        SequenceDataset([torch.zeros(2, 3)] * 2, masks)

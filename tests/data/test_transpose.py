@@ -51,3 +51,12 @@ def test_silence_can_be_moved():
 def test_bad_arguments_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         RandomTransposition(**options)
+
+
+def test_masks_of_entries_move_with_their_notes():
+    x = torch.zeros(6, 3, 88)
+    x[..., 40] = 1
+    mask = x == 0  # the notes are hidden
+    moved = RandomTransposition(1.0, semitones=4)(Batch(x, torch.full((6,), 3), mask))
+    assert not torch.equal(moved.x, x)
+    assert torch.equal(moved.mask, moved.x == 0)
