@@ -28,9 +28,13 @@ log = logging.getLogger("examples")
 FREE = ("out", "data_dir", "particles", "max_minutes", "threads", "device", "fresh", "verbose")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the commands in a description as they are."""
+
+
 def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """A parser with the options that every example has, and other defaults of some of them."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
     common = made.add_argument_group("options of every example")
     common.add_argument("--out", type=Path, metavar="DIR", help="where everything is written")
     common.add_argument("--seed", type=int, default=0, help="of the weights, the noise and the order of the data")

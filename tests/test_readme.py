@@ -19,6 +19,7 @@ def test_every_python_block_runs_in_order(tmp_path, monkeypatch, capsys):
         exec(compile(block, "README.md", "exec"), names)
     assert names["new"].shape == (8, 100, 88)
     assert names["future"].shape == (100, 1, 20, 88)
+    assert names["RandomWalk"](3, 2).sample(1, 4).shape == (1, 4, 3)
     guide = names["LinearGuide"](names["model"])
     assert guide(names["torch"].zeros(2, 3, 3)).shape == (2, 3, 4)
     printed = capsys.readouterr().out
