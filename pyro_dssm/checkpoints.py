@@ -220,3 +220,38 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, Any]:
     model.sites = metadata["sites"]
     load_pair(model.to(dtype), guide.to(dtype), tensors)
     return model.eval(), guide.eval()
+
+
+def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def flatten(value: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
+    """Splits a nested state into its tensors and the JSON around them."""
+    if isinstance(value, Tensor):
+        return {path: value}, {"tensor": path}
+    if isinstance(value, dict):
+        tensors: dict[str, Tensor] = {}
+        items = []
+        for key, inner in value.items():
+            found, shape = flatten(inner, f"{path}/{key}")
+            tensors |= found
+            items.append([key, shape])
+        return tensors, {"dict": items}
+    if isinstance(value, list | tuple):
+        parts = [flatten(inner, f"{path}/{i}") for i, inner in enumerate(value)]
+        return {k: v for found, _ in parts for k, v in found.items()}, {"list": [shape for _, shape in parts]}
+    return {}, {"value": value}
+
+
+def unflatten(tensors: dict[str, Tensor], shape: Any) -> Any:
+    """Puts together what :func:`flatten` took apart."""
+    kind, inner = next(iter(shape.items()))
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "dict":
+        return {key: unflatten(tensors, part) for key, part in inner}
+    if kind == "list":
+        return [unflatten(tensors, part) for part in inner]
+    return inner

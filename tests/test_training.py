@@ -12,7 +12,8 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
 import pyro_dssm as pd
-from pyro_dssm.training import LR_SCHEDULES, _seed_of
+from pyro_dssm._run import seed_of
+from pyro_dssm.training import LR_SCHEDULES
 
 
 def waves(count=8, seed=0, low=4, high=9, dtype=torch.float32, **more):
@@ -616,8 +617,8 @@ def test_other_bounds_are_not_bent_by_the_scale():
             seen.update({k: p.grad.clone() for k, p in named.items() if p.grad is not None})
 
     fit(model, guide, train, epochs=1, batch_size=4, loss=loss, optimizer=Recorder(), seed=3)
-    batch = next(pd.data.sequences.batches(train, 4, seed=_seed_of(3, 0)))
-    torch.manual_seed(_seed_of(3, 0, 0))
+    batch = next(pd.data.sequences.batches(train, 4, seed=seed_of(3, 0)))
+    torch.manual_seed(seed_of(3, 0, 0))
     loss.loss_and_grads(model, guide, *batch[:3])
     named = {**dict(model.named_parameters()), **dict(guide.named_parameters())}
     assert seen

@@ -103,8 +103,8 @@ class SequenceDataset(Dataset[Item]):
                 raise ValueError(f"{name}: expected {len(self.sequences)} of them, got {len(others)}.")
             for i, other in enumerate(others or ()):
                 if other.shape[:1] != (self.lengths[i],):
-                    got = other.shape[0] if other.dim() else "a single number"
-                    raise ValueError(f"{name}[{i}]: expected {self.lengths[i]} frames, got {got}.")
+                    frames_got = other.shape[0] if other.dim() else "a single number"
+                    raise ValueError(f"{name}[{i}]: expected {self.lengths[i]} frames, got {frames_got}.")
         for i, mask in enumerate(self.masks or ()):
             frames, entries = (self.lengths[i],), (self.lengths[i], self.dim)
             if mask.shape not in (frames, entries):
