@@ -92,7 +92,7 @@ def main() -> None:
     common.start(args)
     data = splits(oscillator(args.sequences, args.length, seed=args.seed))
     sheet(args)
-    columns = {"name": 12, "group": 9, "figure": 8, "markers": 9, "generative": 56, "posterior": 45}
+    columns = {"name": 12, "group": 9, "figure": 8, "markers": 9, "generative": 58, "posterior": 45}
     print("".join(f"{name:<{width}}" for name, width in columns.items()), "  bound     KL")
     rows = []
     for structure in pd.Structure.all():

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-__all__ = ["event", "one_of", "positive", "probability", "share"]
+__all__ = ["event", "is_number", "one_of", "positive", "probability", "share"]
 
 
 def positive(name: str, value: object, *, also: str = "") -> None:
     """Raises ``ValueError`` unless the value is an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: expected a positive integer{f' or {also}' if also else ''}, got {value!r}.")
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is a finite real number (and no boolean)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def share(name: str, value: object) -> None:

@@ -171,8 +171,10 @@ class DSSM(Generation, Program):
     def _build_emission(
         self, kind: str, mlp_dims: tuple[int, ...], dropout: float, options: dict[str, Any]
     ) -> Emission:
-        if kind not in EMISSIONS:
+        if not isinstance(kind, str) or kind not in EMISSIONS:
             raise ValueError(f"emission: expected one of {sorted(EMISSIONS)}, got {kind!r}.")
+        if "dropout" in options:
+            raise ValueError("emission_options: expected no dropout, which is an argument of the model itself.")
         try:
             return EMISSIONS[kind](sum(self.emission_dims), self.x_dim, mlp_dims, dropout=dropout, **options)
         except TypeError as error:

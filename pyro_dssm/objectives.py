@@ -14,14 +14,16 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ._checks import is_number
+
 __all__ = ["ConstantKL", "CyclicKL", "KLSchedule", "LinearKL", "RecordingELBO", "kl_weight"]
 
 
 class kl_weight(Messenger):  # noqa: N801 (a handler, named like Pyro's)
     r"""A handler that weights the latent sites: the bound becomes :math:`E \log p(x|z) - w\, \mathrm{KL}`.
 
-    It weights the sites of the model and of the guide alike, so it is right in every ELBO, and at every weight
-    from 0 on.
+    It weights the sites of the model and of the guide alike, so it is right in every ELBO that adds up the densities
+    of its sites, and at every weight from 0 on. (A Rényi bound has no KL terms to weight.)
 
     Args:
         weight: The weight :math:`w \ge 0`.
@@ -40,9 +42,7 @@ class kl_weight(Messenger):  # noqa: N801 (a handler, named like Pyro's)
 
     def __init__(self, weight: float) -> None:
         super().__init__()
-        if not (weight >= 0 and math.isfinite(weight)):
-            raise ValueError(f"weight: expected a finite number of at least 0, got {weight!r}.")
-        self.weight = weight
+        self.weight = _check_weight("weight", weight)
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not site_is_subsample(msg):
@@ -92,13 +92,13 @@ class KLSchedule:
 
 
 def _check_weight(name: str, value: float) -> float:
-    if not (isinstance(value, int | float) and value >= 0 and math.isfinite(value)):
+    if not (is_number(value) and value >= 0):
         raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}.")
     return float(value)
 
 
 def _check_epochs(name: str, value: float) -> float:
-    if not (isinstance(value, int | float) and value > 0):
+    if not (is_number(value) and value > 0):
         raise ValueError(f"{name}: expected a positive number, got {value!r}.")
     return float(value)
 
@@ -180,7 +180,7 @@ class CyclicKL(KLSchedule):
     def __init__(self, start: float = 0.0, end: float = 1.0, epochs: float = 20, rise: float = 0.5) -> None:
         self.start, self.end = _check_weight("start", start), _check_weight("end", end)
         self.epochs = _check_epochs("epochs", epochs)
-        if not 0 < rise <= 1:
+        if not (is_number(rise) and 0 < rise <= 1):
             raise ValueError(f"rise: expected a share from above 0 to 1, got {rise!r}.")
         self.rise = rise
 

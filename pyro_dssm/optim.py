@@ -13,6 +13,8 @@ import torch.distributed as distributed
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from ._checks import is_number
+
 __all__ = ["ClippedNormAdam", "plain_name"]
 
 
@@ -43,17 +45,21 @@ class ClippedNormAdam(PyroOptim):
     """
 
     def __init__(self, options: dict[str, Any] | None = None) -> None:
+        if options is not None and not isinstance(options, dict):
+            raise ValueError(f"options: expected a dictionary or None, got {options!r}.")
         options = dict(options or {})
         self.clip_norm = options.pop("clip_norm", 10.0)
         unknown = set(options) - {"lr", "betas", "eps", "weight_decay"}
         if unknown:
             raise ValueError(f"options: expected lr, betas, eps, weight_decay or clip_norm, got {sorted(unknown)}.")
-        if self.clip_norm is not None and not self.clip_norm > 0:
+        if self.clip_norm is not None and not (is_number(self.clip_norm) and self.clip_norm > 0):
             raise ValueError(f"clip_norm: expected a positive number or None, got {self.clip_norm!r}.")
         lr = options.setdefault("lr", 1e-3)
-        if not lr > 0:
+        if not (is_number(lr) and lr > 0):
             raise ValueError(f"lr: expected a positive number, got {lr!r}.")
-        options.setdefault("weight_decay", 0.0)
+        decay = options.setdefault("weight_decay", 0.0)
+        if not (is_number(decay) and decay >= 0):
+            raise ValueError(f"weight_decay: expected a number of at least 0, got {decay!r}.")
         super().__init__(torch.optim.AdamW, options)
         self.lr = lr
         self.grad_norm = 0.0

@@ -388,3 +388,21 @@ def test_a_method_that_forgets_the_event_dimension():
 def test_a_guide_without_its_method():
     with pytest.raises(TypeError, match="must override `step`"):
         pd.Guide(pd.DMM(2, 2), latents="last", past="none", future=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pd.kl_weight("a"), "weight: expected a finite number of at least 0, got 'a'"),
+        (lambda: pd.CyclicKL(rise="a"), "rise: expected a share from above 0 to 1, got 'a'"),
+        (lambda: pd.ClippedNormAdam("a"), "options: expected a dictionary or None, got 'a'"),
+        (lambda: pd.ClippedNormAdam({"lr": "a"}), "lr: expected a positive number, got 'a'"),
+        (lambda: pd.ClippedNormAdam({"clip_norm": "a"}), "clip_norm: expected a positive number or None, got 'a'"),
+        (lambda: pd.ClippedNormAdam({"weight_decay": -1}), "weight_decay: expected a number of at least 0, got -1"),
+        (lambda: pd.DMM(2, 2, emission=["a"]), "emission: expected one of .*, got \\['a'\\]"),
+        (lambda: pd.DMM(2, 2, emission_options={"dropout": 0.1}), "emission_options: expected no dropout"),
+    ],
+)
+def test_values_that_are_no_numbers(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
