@@ -24,7 +24,7 @@ from pyro_dssm.data.transpose import RandomTransposition
 DEFAULTS: dict[str, Any] = {
     "data": "chorales", "model": "ArSSM", "guide": "full", "flows": 0, "emission": "bernoulli",
     "z_dim": 64, "rnn_dim": 128, "mlp_dim": [128], "dropout": 0.2, "skip": True, "guide_dropout": 0.0,
-    "epochs": 40, "batch_size": 20, "lr": 6e-3, "lr_schedule": "one-cycle", "weight_decay": 0.1, "averaging": 0.995,
+    "epochs": 80, "batch_size": 20, "lr": 6e-3, "lr_schedule": "one-cycle", "weight_decay": 0.1, "averaging": 0.995,
     "kl_start": 0.2, "kl_epochs": None, "transpose": 0.5, "semitones": 5, "particles": 64,
 }  # fmt: skip
 SMOKE = {"epochs": 2, "z_dim": 4, "rnn_dim": 12, "mlp_dim": [12], "batch_size": 3, "particles": 4}
