@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, RenyiELBO
 from pyro.optim import PyroOptim
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ._checks import positive, share
 from ._extras import require
