@@ -159,20 +159,24 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
     left.set_title("Terms of the bound, training set", loc="left", fontsize="medium")
     if np.nanmin(column["reconstruction"], initial=0) == 0:
         left.set_ylim(bottom=0)
-    _line(right, epochs, bound, _GREY, "training set")
+    _line(right, epochs, bound, _GREY, "training set, while learning")
     _line(right, epochs, column["valid"], _ORANGE, "validation set")
     if np.isfinite(column["valid"]).any():
         right.plot(history.best_epoch, history.best_valid, "o", color=_ORANGE, markersize=5)
         right.annotate(
             f"{history.best_valid:.2f}, epoch {history.best_epoch}".replace("-", "−"),
             (history.best_epoch, history.best_valid),
-            xytext=(0, 8),
+            xytext=(0, -6),
             textcoords="offset points",
+            va="top",
             ha="right" if history.best_epoch > 0.7 * epochs[-1] else "center",
             color=_ORANGE,
             fontsize="small",
         )
     _zoom(right, np.concatenate([bound, column["valid"]]))
+    # The training curve often runs just above the validation curve: the figure of the best epoch goes below both.
+    low, high = right.get_ylim()
+    right.set_ylim(low - 0.08 * (high - low), high)
     right.set_title("Bound (smaller is better)", loc="left", fontsize="medium")
     for ax in (left, right):
         ax.set_xlabel("epoch")

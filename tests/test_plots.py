@@ -75,7 +75,7 @@ def test_curves_have_units_and_mark_the_best_epoch():
     left, right = plot_curves(history(), axes)
     drawn(left)
     assert labels(left) == ["reconstruction", "KL divergence"]
-    assert labels(right) == ["training set", "validation set"]
+    assert labels(right) == ["training set, while learning", "validation set"]
     assert {ax.get_ylabel() for ax in (left, right)} == {"nats per frame"}
     assert any("epoch 30" in text.get_text() for text in right.texts)
 
@@ -84,7 +84,7 @@ def test_curves_without_validation_or_latents():
     left, right = plot_curves(history(valid=False, kl=0.0, epochs=3), Figure().subplots(1, 2))
     drawn(left)
     assert labels(left) == ["reconstruction"]
-    assert labels(right) == ["training set"]
+    assert labels(right) == ["training set, while learning"]
 
 
 def test_a_forecast_shows_the_quantiles(ax):
