@@ -234,6 +234,21 @@ class DSSM(Generation, Program):
         assert z is not None
         return event("emission", self.emission(z, self.memories.read(before, of_x)), self.x_dim)
 
+    def states(self, z: Tensor, inputs: Inputs) -> Tensor:
+        """What the frame and the future read of the latents, along a path: the state of the system.
+
+        Args:
+            z: Latent paths, shape ``(*, B, T, z_dim)``.
+            inputs: The checked batch they belong to.
+
+        Returns:
+            Shape ``(*, B, T, S)``: the latent variable, the state of an RNN over it, or both.
+        """
+        names = dict.fromkeys((*self.memories.transition_reads[0], *self.memories.emission_reads[0]))
+        read = self.memories.read(self.memories.along_z(z, inputs)[1], tuple(names))
+        assert read is not None
+        return read
+
     @property
     def _like(self) -> Tensor:
         return next(self.parameters(), torch.empty(0))

@@ -305,6 +305,18 @@ class Guide(Program):
         """Draws latent paths, shape ``(num_samples, *, B, T, z_dim)``."""
         return self.path(inputs).rsample((num_samples,))
 
+    def states(self, inputs: Inputs, num_samples: int = 16) -> Tensor:
+        """The model's states (:meth:`DSSM.states`), averaged over paths drawn from the guide.
+
+        Args:
+            inputs: A checked batch.
+            num_samples: Paths to average over.
+
+        Returns:
+            Shape ``(*, B, T, S)``.
+        """
+        return self.model.states(self.draw(inputs, num_samples), inputs).mean(0)
+
     def factorisation(self) -> str:
         """What each latent variable is drawn from, in the letters of the paper."""
         z, x = _Z[self._z_source], _X[self._past_source]
