@@ -15,10 +15,12 @@ from .guides import (
     FullAlignment,
     GaussianGuide,
     Guide,
+    KalmanGuide,
     MeanField,
     NoLatents,
     PartialAlignment,
 )
+from .kalman_vae import EKVAE, KVAE, KalmanVAE
 from .objectives import ConstantKL, CyclicKL, KLSchedule, LinearKL, RecordingELBO, kl_weight
 from .optim import ClippedNormAdam
 from .structure import Order, Structure
@@ -60,6 +62,7 @@ __all__ = [
     "DMM",
     "DMMAug",
     "DSSM",
+    "EKVAE",
     "Emission",
     "FHMM",
     "FSSM",
@@ -72,6 +75,9 @@ __all__ = [
     "Guide",
     "History",
     "KLSchedule",
+    "KVAE",
+    "KalmanGuide",
+    "KalmanVAE",
     "LinearKL",
     "MeanField",
     "NoLatents",

@@ -16,10 +16,11 @@ from ._checks import event, one_of, probability
 from ._program import Program
 from .emissions import EMISSIONS, Emission, hide
 from .generation import Generation
+from .initial import INITIALS, Initial
 from .inputs import Inputs, prepare
 from .memories import CELLS, Cell, Memories, States
 from .nn import MLP, GatedTransition, NormalHead, join, normal
-from .paths import Path
+from .paths import Path, with_first
 from .structure import Order, Structure
 
 __all__ = ["DSSM", "plates"]
@@ -69,6 +70,8 @@ class DSSM(Generation, Program):
             ``t + 1``, so the last one is used only by :meth:`forecast`.
         skip: Offers the last value beside the RNN state on each full edge.
         dropout: Probability of dropping a hidden unit in the transition and the emission.
+        initial: The law of :math:`z_1`: ``"transition"`` from a learned start, a learned ``"gaussian"``, or
+            ``"hierarchical"``, a Gaussian given a further latent variable, the site ``zeta``.
         sites: ``"path"`` or ``"step"``; may be changed at any time.
 
     Raises:
@@ -101,6 +104,7 @@ class DSSM(Generation, Program):
         control_dim: int = 0,
         skip: bool = False,
         dropout: float = 0.0,
+        initial: Literal["transition", "gaussian", "hierarchical"] = "transition",
         sites: Literal["path", "step"] = "path",
     ) -> None:
         super().__init__()
@@ -119,6 +123,7 @@ class DSSM(Generation, Program):
         probability("dropout", dropout)
         one_of("rnn", rnn, CELLS)
         one_of("transition_net", transition_net, ("mlp", "gated"))
+        one_of("initial", initial, ("transition", *INITIALS))
         full = Order.FULL
         if shared and not (structure.x_from_z is full and structure.x_from_x is full):
             raise ValueError(
@@ -143,6 +148,7 @@ class DSSM(Generation, Program):
         mlp_dims = tuple(mlp_dims)
         if type(self).transition is DSSM.transition and any(self.transition_dims):
             self.transition_net = self._build_transition(transition_net, mlp_dims, dropout)
+        self.initial_net = None if initial == "transition" else self._build_initial(initial)
         if type(self).emission is DSSM.emission:
             self.emission_net = self._build_emission(emission, mlp_dims, dropout, emission_options or {})
 
@@ -168,15 +174,19 @@ class DSSM(Generation, Program):
         hidden = MLP(in_dim, mlp_dims, dropout=dropout)
         return nn.Sequential(hidden, NormalHead(hidden.out_dim, self.z_dim))
 
+    def _build_initial(self, kind: str) -> Initial:
+        return INITIALS[kind](self.z_dim)
+
     def _build_emission(
-        self, kind: str, mlp_dims: tuple[int, ...], dropout: float, options: dict[str, Any]
+        self, kind: str, mlp_dims: tuple[int, ...], dropout: float, options: dict[str, Any], in_dim: int | None = None
     ) -> Emission:
         if not isinstance(kind, str) or kind not in EMISSIONS:
             raise ValueError(f"emission: expected one of {sorted(EMISSIONS)}, got {kind!r}.")
         if "dropout" in options:
             raise ValueError("emission_options: expected no dropout, which is an argument of the model itself.")
         try:
-            return EMISSIONS[kind](sum(self.emission_dims), self.x_dim, mlp_dims, dropout=dropout, **options)
+            in_dim = sum(self.emission_dims) if in_dim is None else in_dim
+            return EMISSIONS[kind](in_dim, self.x_dim, mlp_dims, dropout=dropout, **options)
         except TypeError as error:
             raise ValueError(f"emission_options: {kind!r} does not take {options!r} ({error}).") from error
 
@@ -213,6 +223,42 @@ class DSSM(Generation, Program):
         """
         self._need("emission")
         return self.emission_net(join(z, x_past))
+
+    def initial(self, zeta: Tensor | None) -> Any:
+        r"""The law of :math:`z_1` where it is not that of a transition; ``None`` where it is.
+
+        Args:
+            zeta: The hierarchical start's latent variable, shape ``(*, zeta_dim)``, or ``None`` where there is none.
+
+        Returns:
+            A distribution with event shape ``(z_dim,)``, or ``None``.
+        """
+        return None if self.initial_net is None else self.initial_net(zeta)
+
+    @property
+    def zeta_dim(self) -> int:
+        """Size of the hierarchical start's latent variable; 0 where there is none."""
+        return 0 if self.initial_net is None else self.initial_net.zeta_dim
+
+    def zeta_law(self, batch: torch.Size) -> Any:
+        """The standard normal law of the hierarchical start's latent variable."""
+        zero = self._like.new_zeros(*batch, self.zeta_dim)
+        return normal(zero, torch.ones_like(zero))
+
+    def first_law(self, zeta: Tensor | None, inputs: Inputs | None = None) -> Any:
+        """The law of the first latent variable, or ``None`` where a transition leads to it.
+
+        Args:
+            zeta: As in :meth:`initial`.
+            inputs: A checked batch; the first frame of a chunk that goes on is no start.
+
+        Returns:
+            A distribution with event shape ``(z_dim,)``, or ``None``.
+        """
+        if inputs is not None and inputs.first is not None:
+            return None
+        fn = self.initial(zeta)
+        return None if fn is None else event("initial", fn, self.z_dim)
 
     def _need(self, method: str) -> None:
         if f"{method}_net" not in self._modules:
@@ -333,20 +379,26 @@ class DSSM(Generation, Program):
 
     def _path_sites(self, inputs: Inputs) -> Tensor:
         with plates(inputs.batch_shape):
-            z = pyro.sample("z", PriorPath(self, inputs))
+            z = pyro.sample("z", PriorPath(self, inputs, self._zeta_site(inputs)))
             before, after = self.memories.along_z(z, inputs)
             fn = self.emission_from(self.memories.along_x(inputs)[0], after)
             pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x)
         return z
 
+    def _zeta_site(self, inputs: Inputs) -> Tensor | None:
+        starts = self.zeta_dim and inputs.first is None
+        return pyro.sample("zeta", self.zeta_law(inputs.batch_shape)) if starts else None
+
     def _step_sites(self, inputs: Inputs) -> Tensor:
         path = []
         with plates(inputs.batch_shape):
+            first = self.first_law(self._zeta_site(inputs), inputs)
             states = self.memories.first(inputs)
             for t in pyro.markov(range(inputs.num_steps)):
                 with poutine.mask(mask=inputs.valid_at(t)):
                     u = inputs.controls_at(t)
-                    z = pyro.sample(f"z_{t + 1}", self.transition_from(states, u))
+                    fn = first if t == 0 and first is not None else self.transition_from(states, u)
+                    z = pyro.sample(f"z_{t + 1}", fn)
                     after = self.memories.after_z(states, z, u)
                     observed = None if inputs.observed is None else inputs.observed[..., t, :]
                     fn = hide(self.emission_from(states, after), observed)
@@ -367,8 +419,9 @@ def _state_of(value: Any) -> Any:
 class PriorPath(Path):
     """The law of the latent path under the model, given x where the structure lets z depend on it."""
 
-    def __init__(self, model: DSSM, inputs: Inputs) -> None:
+    def __init__(self, model: DSSM, inputs: Inputs, zeta: Tensor | None = None) -> None:
         self.model, self.inputs = model, inputs
+        self.first = model.first_law(zeta, inputs)
         super().__init__(inputs.batch_shape, inputs.num_steps, model.z_dim, inputs.valid)
 
     def start(self, batch: torch.Size) -> Any:
@@ -376,7 +429,9 @@ class PriorPath(Path):
         return {k: v.expand(*batch, -1) for k, v in self.model.memories.first(self.inputs).items()}
 
     def at(self, state: Any, t: int) -> Any:
-        """The transition."""
+        """The transition, or the law of the start."""
+        if t == 0 and self.first is not None:
+            return self.first
         return self.model.transition_from(state, self.inputs.controls_at(t))
 
     def advance(self, state: Any, z: Tensor, t: int) -> Any:
@@ -388,4 +443,5 @@ class PriorPath(Path):
         """All transitions at once."""
         memories = self.model.memories
         before = {**memories.along_x(self.inputs)[0], **memories.along_z(z, self.inputs)[0]}
-        return self.model.transition_from(before, self.inputs.controls)
+        fn = self.model.transition_from(before, self.inputs.controls)
+        return fn if self.first is None else with_first(self.first, fn)

@@ -49,16 +49,30 @@ class Generation:
     transition_from: Any
     emission_from: Any
     observe: Any
+    zeta_dim: Any
+    zeta_law: Any
+    first_law: Any
 
     def _run(
-        self, states: Any, batch: torch.Size, steps: int, controls: Tensor | None
+        self,
+        states: Any,
+        batch: torch.Size,
+        steps: int,
+        controls: Tensor | None,
+        *,
+        first: Any = None,
+        means: bool = False,
+        noise: bool = True,
     ) -> tuple[list[Tensor], list[Tensor]]:
         xs, zs = [], []
         for t in range(steps):
             u = None if controls is None else controls[..., t, :]
-            z = _expanded(self.transition_from(states, u), batch).sample()
+            fn = first if t == 0 and first is not None else self.transition_from(states, u)
+            z = _expanded(fn, batch)
+            z = z.sample() if noise else _mean(z)
             after = self.memories.after_z(states, z, u)
-            x = self.emission_from(states, after).sample()
+            law = self.emission_from(states, after)
+            x = _mean(law) if means else law.sample()
             states = self.memories.after_x(after, x)
             xs.append(x)
             zs.append(z)
@@ -102,7 +116,8 @@ class Generation:
         u = self._controls_for(controls, (num_sequences, length))
         batch = torch.Size((num_sequences,))
         with evaluating(cast(nn.Module, self)):
-            xs, zs = self._run(self.memories.start(batch), batch, length, u)
+            zeta = self.zeta_law(batch).sample() if self.zeta_dim else None
+            xs, zs = self._run(self.memories.start(batch), batch, length, u, first=self.first_law(zeta))
         x = torch.stack(xs, dim=-2)
         return (x, torch.stack(zs, dim=-2)) if with_latents else x
 
@@ -118,6 +133,8 @@ class Generation:
         mask: Tensor | None = None,
         controls: Tensor | None = None,
         num_rounds: int = 20,
+        means: bool = False,
+        noise: bool = True,
     ) -> Tensor:
         """Continues sequences: draws latent paths of what is known from the guide, then runs the model on.
 
@@ -131,6 +148,9 @@ class Generation:
             controls: Shape ``(B, T + H, control_dim)``; the future of a sequence takes the controls that follow
                 its own end.
             num_rounds: As in :meth:`reconstruct`, where ``mask`` hides something.
+            means: Returns the mean of each frame given the latents, which is also what later frames read of it,
+                instead of a draw.
+            noise: Draws the latents of the future; ``False`` follows the means of the transitions.
 
         Returns:
             Shape ``(S, B, H, x_dim)``.
@@ -158,8 +178,48 @@ class Generation:
         with evaluating(cast(nn.Module, self), cast(nn.Module, guide)):
             inputs = self.observe(x, lengths, mask, known)
             _, states = self._infer(guide, inputs, num_samples, num_rounds)
-            xs, _ = self._run(states, states["z"].shape[:-1], horizon, future)
+            batch = states["z"].shape[:-1]
+            xs, _ = self._run(states, batch, horizon, future, means=means, noise=noise)
         return torch.stack(xs, dim=-2)
+
+    @torch.no_grad()
+    def impute(
+        self,
+        guide: DrawsPaths,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        controls: Tensor | None = None,
+        num_samples: int = 100,
+        num_rounds: int = 20,
+    ) -> Tensor:
+        """Draws what ``mask`` hides, given what it does not.
+
+        Args:
+            guide: Infers the latents.
+            x: Shape ``(B, T, x_dim)``.
+            lengths: Shape ``(B,)``.
+            mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``.
+            controls: Shape ``(B, T, control_dim)``.
+            num_samples: Number of draws, ``S``.
+            num_rounds: As in :meth:`reconstruct`.
+
+        Returns:
+            Shape ``(S, B, T, x_dim)``: the observed values as they are, draws of the hidden ones, zero in the padding.
+
+        Raises:
+            ValueError: If an argument has a wrong type, dtype, device, shape or value.
+        """
+        self._check_guide(guide)
+        positive("num_samples", num_samples)
+        positive("num_rounds", num_rounds)
+        with evaluating(cast(nn.Module, self), cast(nn.Module, guide)):
+            inputs = self.observe(x, lengths, mask, controls)
+            if inputs.hidden is None:
+                return inputs.x.expand(num_samples, *inputs.x.shape)
+            xs = self._chain(guide, inputs, num_samples, num_rounds)[1]
+        return torch.where(inputs.hidden, torch.stack(xs, dim=-2), inputs.x)
 
     @torch.no_grad()
     def reconstruct(
@@ -212,12 +272,24 @@ class Generation:
         """Draws latent paths and what is hidden in turn; returns the means of the frames and the last states."""
         if inputs.hidden is None:
             return self._follow(inputs, guide.draw(inputs, num_samples))[::2]
+        return self._chain(guide, inputs, num_samples, num_rounds)[::2]
+
+    def _chain(
+        self, guide: DrawsPaths, inputs: Inputs, num_samples: int, num_rounds: int
+    ) -> tuple[list[Tensor], list[Tensor], Any]:
+        """Latent paths and what is hidden, drawn in turn: means of the frames, draws of them, and the last states."""
         x = inputs.x.expand(num_samples, *inputs.x.shape)
-        for _ in range(num_rounds):
+        # A guide that leaves hidden frames out, rather than reading them as zeros, needs no second round.
+        for _ in range(1 if self._skips_hidden(guide, inputs) else num_rounds):
             filled = replace(inputs, x=x, last={}, cache={})
             means, xs, states = self._follow(inputs, guide.draw(filled, 1)[0])
             x = torch.where(inputs.hidden, torch.stack(xs, dim=-2), inputs.x)
-        return means, states
+        return means, xs, states
+
+    @staticmethod
+    def _skips_hidden(guide: Any, inputs: Inputs) -> bool:
+        whole_frames = inputs.hidden is not None and inputs.hidden.shape[-1] == 1
+        return whole_frames and getattr(guide, "skips_hidden", False)
 
     def _follow(self, inputs: Inputs, z: Tensor) -> tuple[list[Tensor], list[Tensor], Any]:
         """Runs the memories along latent paths and x, drawing x where it is hidden."""

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
-__all__ = ["Path", "draw_with_density"]
+__all__ = ["Path", "PathLaw", "draw_with_density", "with_first"]
 
 
 def _normal_of(fn: Any) -> Any:
@@ -40,7 +40,92 @@ def draw_with_density(fn: Any, batch: torch.Size) -> tuple[Tensor, Any]:
     return value, fn.log_prob(value) if base is None else base
 
 
-class Path(TorchDistribution):
+def with_first(first: Any, rest: Any) -> Any:
+    """The laws of all steps, of which the first has another one.
+
+    Args:
+        first: The law of the first step, batch shape ``(*, B)`` or what broadcasts to it.
+        rest: The laws of all steps, batch shape ``(*, B, T)``, of which the first is not used.
+
+    Returns:
+        The laws of all steps: Gaussian, where both are.
+    """
+    a, b = _normal_of(first), _normal_of(rest)
+    if a is None or b is None:
+        return _FirstThen(first, rest)
+    batch = torch.broadcast_shapes(a.loc.shape[:-1], b.loc.shape[:-2])
+
+    def put(start: Tensor, others: Tensor) -> Tensor:
+        start = start.expand(*batch, start.shape[-1]).unsqueeze(-2)
+        return torch.cat([start, others.expand(*batch, *others.shape[-2:])[..., 1:, :]], dim=-2)
+
+    return dist.Normal(put(a.loc, b.loc), put(a.scale, b.scale), validate_args=False).to_event(1)
+
+
+class _FirstThen(TorchDistribution):
+    """The laws of all steps where those of the first and of the others are of different kinds; can only score."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, first: Any, rest: Any) -> None:
+        self.first, self.rest = first, rest
+        super().__init__(rest.batch_shape, rest.event_shape, validate_args=False)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        start, others = self.first.log_prob(z[..., 0, :]), self.rest.log_prob(z)
+        return torch.cat([start.expand(others.shape[:-1]).unsqueeze(-1), others[..., 1:]], dim=-1)
+
+
+class PathLaw(TorchDistribution):
+    """A law of whole latent paths: batch shape ``(*, B)``, event shape ``(T, z_dim)``.
+
+    A subclass writes :meth:`rsample` and :meth:`log_prob_per_step`. Padding counts for nothing.
+
+    Args:
+        batch_shape: ``(*, B)``.
+        num_steps: ``T``.
+        z_dim: Size of the latent variable.
+        valid: Shape ``(B, T)``, True within each sequence, or ``None``.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(self, batch_shape: torch.Size, num_steps: int, z_dim: int, valid: Tensor | None) -> None:
+        self.valid = valid
+        # The path last seen, and what was computed of it.
+        self._value: Tensor | None = None
+        self._conditionals: Any = None
+        self._log_prob: Tensor | None = None
+        super().__init__(batch_shape, torch.Size((num_steps, z_dim)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The same law with another batch shape."""
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = torch.Size(batch_shape)
+        new._value = new._conditionals = new._log_prob = None
+        return new
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Like :meth:`rsample`, without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    @abstractmethod
+    def log_prob_per_step(self, z: Tensor) -> Tensor:
+        """The terms of the log-density, one of each step, shape ``(*, B, T)``; zero in the padding."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """The log-density of the path, shape ``(*, B)``."""
+        return self.log_prob_per_step(z).sum(-1)
+
+    def _masked(self, terms: Tensor) -> Tensor:
+        return terms if self.valid is None else torch.where(self.valid, terms, 0.0)
+
+
+class Path(PathLaw):
     r"""The law of a latent path :math:`z_{1:T}`, drawn by a loop and scored all at once.
 
     .. math:: p(z_{1:T}) = \prod_t p(z_t \mid z_{1:t-1})
@@ -58,18 +143,8 @@ class Path(TorchDistribution):
         valid: Shape ``(B, T)``, True within each sequence, or ``None``.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    support = constraints.independent(constraints.real, 2)
-    has_rsample = True
     memoryless = False
     carrying = False
-
-    def __init__(self, batch_shape: torch.Size, num_steps: int, z_dim: int, valid: Tensor | None) -> None:
-        self.valid = valid
-        self._value: Tensor | None = None
-        self._conditionals: Any = None
-        self._log_prob: Tensor | None = None
-        super().__init__(batch_shape, torch.Size((num_steps, z_dim)), validate_args=False)
 
     @abstractmethod
     def start(self, batch: torch.Size) -> Tensor:
@@ -89,14 +164,6 @@ class Path(TorchDistribution):
 
     def finish(self, state: Any) -> None:
         """Is told the state after the last step, where the path is a chunk of a longer one."""
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Path:
-        """The same law with another batch shape."""
-        new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
-        new._value = new._conditionals = new._log_prob = None
-        return new
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws paths of shape ``(*sample_shape, *, B, T, z_dim)`` by a loop over time."""
@@ -141,11 +208,6 @@ class Path(TorchDistribution):
             scale = stack([d.scale for d in densities], -2)
             self._conditionals = dist.Normal(loc, scale, validate_args=False).to_event(1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Like :meth:`rsample`, without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
     def conditionals(self, z: Tensor) -> Any:
         """The laws of all steps given the path, remembered for the path last seen.
 
@@ -167,13 +229,6 @@ class Path(TorchDistribution):
             log_prob = self.conditionals(z).log_prob(z)
             self._log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, z.shape[:-1]))
         return self._masked(self._log_prob)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """The log-density of the path, shape ``(*, B)``."""
-        return self.log_prob_per_step(z).sum(-1)
-
-    def _masked(self, terms: Tensor) -> Tensor:
-        return terms if self.valid is None else torch.where(self.valid, terms, 0.0)
 
     @property
     def is_gaussian(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,8 +67,8 @@ class SequenceDataset(Dataset[Item]):
 
     Args:
         sequences: Floating-point tensors of shape ``(T_i, x_dim)``, or one of shape ``(N, T, x_dim)``.
-        masks: Boolean tensors of shape ``(T_i,)`` or ``(T_i, x_dim)``, True where observed.
-        controls: Floating-point tensors of shape ``(T_i, control_dim)``.
+        masks: Boolean tensors of shape ``(T_i,)`` or ``(T_i, x_dim)``, or one tensor of them all; True where observed.
+        controls: Floating-point tensors of shape ``(T_i, control_dim)``, or one of shape ``(N, T, control_dim)``.
 
     Attributes:
         lengths: Length of each sequence.
@@ -86,7 +86,7 @@ class SequenceDataset(Dataset[Item]):
     def __init__(
         self,
         sequences: Sequence[Tensor] | Tensor,
-        masks: Sequence[Tensor] | None = None,
+        masks: Sequence[Tensor] | Tensor | None = None,
         controls: Sequence[Tensor] | Tensor | None = None,
     ) -> None:
         self.sequences = _checked("sequences", sequences)
@@ -125,6 +125,27 @@ class SequenceDataset(Dataset[Item]):
         observed = torch.cat([m if m.dim() == 2 else m.unsqueeze(-1).expand(-1, self.dim) for m in self.masks])
         return torch.where(observed, frames, 0.0).sum(0) / observed.sum(0).clamp(min=1)
 
+    def subset(self, indices: Iterable[int]) -> SequenceDataset:
+        """Some of the sequences, with their masks and controls.
+
+        Args:
+            indices: Which ones, in this order.
+
+        Returns:
+            A data set that shares the tensors.
+
+        Example:
+            >>> data = SequenceDataset([torch.zeros(n, 2) for n in (3, 5, 4)])
+            >>> data.subset([2, 0]).lengths
+            [4, 3]
+        """
+        chosen = list(indices)
+
+        def pick(values: list[Tensor] | None) -> list[Tensor] | None:
+            return None if values is None else [values[i] for i in chosen]
+
+        return SequenceDataset([self.sequences[i] for i in chosen], pick(self.masks), pick(self.controls))
+
     def __len__(self) -> int:
         return len(self.sequences)
 
@@ -142,6 +163,44 @@ class Splits(NamedTuple):
     train: SequenceDataset
     valid: SequenceDataset
     test: SequenceDataset
+
+
+def split_ranges(count: int, train: float, valid: float, test: float) -> tuple[range, range, range]:
+    """Parts numbers in their order, by shares or by counts.
+
+    Args:
+        count: How many there are.
+        train: Share of the first part, a float; or its count, an integer.
+        valid: The same for the second part.
+        test: The same for the third.
+
+    Returns:
+        Three ranges, none of them empty.
+
+    Raises:
+        ValueError: If there are fewer than three, or the parts are not positive or are more than there is.
+
+    Example:
+        >>> split_ranges(10, 0.6, 0.2, 0.2)
+        (range(0, 6), range(6, 8), range(8, 10))
+        >>> split_ranges(10, 5, 2, 1)
+        (range(0, 5), range(5, 7), range(7, 8))
+    """
+    parts = {"train": train, "valid": valid, "test": test}
+    counted = isinstance(train, int)
+    for name, part in parts.items():
+        kind = "a positive count" if counted else "a positive share"
+        if isinstance(part, bool) or not isinstance(part, int if counted else float) or not part > 0:
+            raise ValueError(f"{name}: expected {kind}, as of the other parts, got {part!r}.")
+    if count < 3:
+        raise ValueError(f"data: expected at least 3 sequences, got {count}.")
+    if train + valid + test > (count if counted else 1 + 1e-9):
+        raise ValueError(f"test: expected parts of {count if counted else 1} together, got {train + valid + test}.")
+    sums = [n if counted else round(n * count) for n in (train, train + valid, train + valid + test)]
+    first = min(max(1, int(sums[0])), count - 2)
+    second = min(max(first + 1, int(sums[1])), count - 1)
+    third = max(second + 1, int(sums[2]))
+    return range(first), range(first, second), range(second, third)
 
 
 def _pad(tensors: Sequence[Tensor]) -> Tensor:

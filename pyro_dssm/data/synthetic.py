@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .sequences import SequenceDataset, Splits
+from .sequences import SequenceDataset, Splits, split_ranges
 
 __all__ = ["little_pieces", "oscillator", "splits"]
 
@@ -15,29 +15,28 @@ _NEXT = {0: (5, 7, 9), 5: (7, 0, 2), 7: (0, 9), 9: (5, 2), 2: (7,)}
 _MIDDLE_C = 39  # the column of a piano roll
 
 
-def splits(data: SequenceDataset) -> Splits:
-    """Parts a data set in its order: 60 % to train on, 20 % to choose with, 20 % to report.
+def splits(data: SequenceDataset, train: float = 0.6, valid: float = 0.2, test: float = 0.2) -> Splits:
+    """Parts a data set in its order, with its masks and controls.
 
     Args:
-        data: At least three sequences, without masks and controls.
+        data: At least three sequences.
+        train: Share of the sequences to train on, a float; or their count, an integer.
+        valid: The same for those to choose with.
+        test: The same for those to report.
 
     Returns:
         The three sets.
 
     Raises:
-        ValueError: If there are fewer than three sequences.
+        ValueError: If there are fewer than three sequences, or the parts are not positive or are more than there is.
 
     Example:
         >>> [len(part) for part in splits(oscillator(10, 5))]
         [6, 2, 2]
+        >>> [len(part) for part in splits(oscillator(10, 5), 7, 2, 1)]
+        [7, 2, 1]
     """
-    count = len(data)
-    if count < 3:
-        raise ValueError(f"data: expected at least 3 sequences, got {count}.")
-    first = min(max(1, round(0.6 * count)), count - 2)
-    second = min(max(first + 1, round(0.8 * count)), count - 1)
-    parts = (data.sequences[:first], data.sequences[first:second], data.sequences[second:])
-    return Splits(*(SequenceDataset(part) for part in parts))
+    return Splits(*(data.subset(part) for part in split_ranges(len(data), train, valid, test)))
 
 
 def oscillator(num_sequences: int, length: int, *, noise: float = 0.1, seed: int = 0) -> SequenceDataset:

@@ -14,6 +14,7 @@ from .alignment import (
 from .empty import NoLatents
 from .flow import FlowGuide
 from .guide import Guide, GuidePath, check_pair
+from .kalman import KalmanGuide, KalmanPath
 
 __all__ = [
     "GUIDES",
@@ -26,6 +27,8 @@ __all__ = [
     "GaussianGuide",
     "Guide",
     "GuidePath",
+    "KalmanGuide",
+    "KalmanPath",
     "MeanField",
     "NoLatents",
     "PartialAlignment",

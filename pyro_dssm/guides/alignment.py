@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -39,6 +40,9 @@ class GaussianGuide(Guide):
         rnn: Cell of the RNNs.
         dropout: Probability of dropping a feature of the context.
         gated: Whether the combiner is gated.
+        encoder_dims: Widths of the layers that encode a frame before the guide reads it.
+        image_shape: Channels, height and width of frames that are images, to encode them by convolutions first.
+        channels: Channels of the feature maps, from the largest to the smallest.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -56,8 +60,21 @@ class GaussianGuide(Guide):
         rnn: Cell = "gru",
         dropout: float = 0.0,
         gated: bool = False,
+        encoder_dims: Sequence[int] = (),
+        image_shape: Sequence[int] | None = None,
+        channels: Sequence[int] = (16, 32),
     ) -> None:
-        super().__init__(model, latents=latents, past=past, future=future, rnn_dim=rnn_dim, rnn=rnn)
+        super().__init__(
+            model,
+            latents=latents,
+            past=past,
+            future=future,
+            rnn_dim=rnn_dim,
+            rnn=rnn,
+            encoder_dims=encoder_dims,
+            image_shape=image_shape,
+            channels=channels,
+        )
         positive("hidden_dim", hidden_dim)
         probability("dropout", dropout)
         self.combiner = Combiner(self.past_dim, self.context_dim, model.z_dim, hidden_dim, dropout=dropout, gated=gated)
@@ -98,6 +115,17 @@ class PartialAlignment(GaussianGuide):
         >>> from pyro_dssm import ArSSM
         >>> PartialAlignment(ArSSM(x_dim=3, z_dim=2))
         PartialAlignment(ArSSM): q(z_t | z_{t-1}, g→_t, g←_t)
+
+        The deep Kalman smoother of images of 16 by 16 pixels, with perceptrons and with convolutions:
+
+        >>> from pyro_dssm import DMM
+        >>> model = DMM(256, 3, emission="gaussian", emission_options={"scale": 0.1})
+        >>> PartialAlignment(model, encoder_dims=[128])
+        PartialAlignment(DMM): q(z_t | z_{t-1}, g←_t)
+        >>> image = {"image_shape": [1, 16, 16]}
+        >>> model = DMM(256, 3, emission="gaussian", emission_options={"scale": 0.1, **image})
+        >>> PartialAlignment(model, encoder_dims=[128], **image)(model.sample(2, 5)).shape
+        torch.Size([2, 5, 3])
     """
 
     def __init__(self, model: DSSM, **options: Any) -> None:

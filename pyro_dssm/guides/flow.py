@@ -59,7 +59,7 @@ class FlowGuide(Guide):
         self.base = guide
         self._model = guide._model
         self.latents, self.past, self.future = guide.latents, guide.past, guide.future
-        self.past_dim, self.context_dim = guide.past_dim, guide.context_dim
+        self.past_dim, self.context_dim, self.frame_dim = guide.past_dim, guide.context_dim, guide.frame_dim
         self.flows = nn.ModuleList(self._build(z_dim, hidden_dim, i, conditional=conditional) for i in range(num_flows))
 
     def _build(
@@ -77,7 +77,7 @@ class FlowGuide(Guide):
     # What is read is the wrapped guide's affair.
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("memory", "forward_rnn", "backward_rnn"):
+        if name in ("memory", "forward_rnn", "backward_rnn", "frame_encoder"):
             return getattr(self.base, name)
         return super().__getattr__(name)
 

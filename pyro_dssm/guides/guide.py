@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._checks import event, one_of, positive
 from .._program import Program
 from ..dssm import DSSM, plates
+from ..images import frame_encoder, positive_integers
 from ..inputs import Inputs
 from ..memories import CELLS, Cell, Last, Memory, Recurrent
-from ..nn import join, reverse, shift
+from ..nn import MLP, NormalHead, join, reverse, shift
 from ..paths import Path
 from ..structure import Order
 
 __all__ = ["Guide", "GuidePath", "check_pair"]
+
+START_FRAMES = 5  # that a hierarchical start is inferred from
 
 Latents = Literal["none", "last", "model", "own"]
 Frames = Literal["none", "now", "last", "model", "own"]
@@ -61,6 +65,10 @@ class Guide(Program):
     - ``future``: adds a backward RNN :math:`\overleftarrow{g}_t` over :math:`x_{t:T}`, which starts at each
       sequence's own end.
 
+    With ``encoder_dims`` or an ``image_shape``, a network encodes each frame (zero where hidden), and the guide reads
+    the features wherever ``past`` and ``future`` say frames: its own RNNs run over them, and :math:`x_t, x_{t-1}`
+    are the features of these frames (zero before the first). The model's RNNs read the frames as they are.
+
     The RNNs are built here, and :attr:`past_dim` and :attr:`context_dim` say how much arrives in :meth:`step`.
     The guide keeps a reference to its model that is no submodule: its ``state_dict`` and ``parameters`` are its
     own alone.
@@ -72,13 +80,19 @@ class Guide(Program):
         future: Whether later frames are read.
         rnn_dim: Size of each RNN state.
         rnn: Cell of the RNNs.
+        encoder_dims: Widths of the layers that encode a frame; after the convolutions, where there are any.
+        image_shape: Channels, height and width of frames that are images, for a
+            :class:`~pyro_dssm.images.ConvEncoder`.
+        channels: Channels of its feature maps, from the largest to the smallest.
 
     Attributes:
+        frame_dim: Size of a frame as the guide reads it: of its features, where it is encoded.
         past_dim: Size of ``past`` in :meth:`step`; 0 where nothing is read of the latents.
         context_dim: Size of what :meth:`encode` is given.
 
     Raises:
-        ValueError: If the model is no :class:`DSSM`, a source or a cell has no such name, or a size is not positive.
+        ValueError: If the model is no :class:`DSSM`, a source or a cell has no such name, a size is not positive, or
+            a guide that reads no frames itself is to encode them.
 
     Example:
         >>> from pyro_dssm import DMM
@@ -103,6 +117,9 @@ class Guide(Program):
         future: bool,
         rnn_dim: int = 128,
         rnn: Cell = "gru",
+        encoder_dims: Sequence[int] = (),
+        image_shape: Sequence[int] | None = None,
+        channels: Sequence[int] = (16, 32),
     ) -> None:
         super().__init__()
         if type(self).step is Guide.step:
@@ -116,13 +133,41 @@ class Guide(Program):
         # A tuple hides the model from torch, which would list its tensors in the guide's state_dict as well.
         self._model = (model,)
         self.latents, self.past, self.future = latents, past, future
-        frame_dim = model.x_dim + model.control_dim
+        self.frame_encoder, self.frame_dim = None, model.x_dim
+        encoder_dims = positive_integers("encoder_dims", encoder_dims)
+        if encoder_dims or image_shape is not None:
+            if self._past_source in ("none", "model") and not future:
+                name = "encoder_dims" if encoder_dims else "image_shape"
+                raise ValueError(f"{name}: expected none, since this guide reads no frames but through the model.")
+            self.frame_encoder = frame_encoder(model.x_dim, encoder_dims, image_shape, channels)
+            self.frame_dim = self.frame_encoder.out_dim
+        in_dim = self.frame_dim + model.control_dim
         self.memory = self._build_memory(rnn_dim, rnn)
-        self.forward_rnn = Recurrent(frame_dim, rnn_dim, rnn) if self._past_source == "own" else None
-        self.backward_rnn = Recurrent(frame_dim, rnn_dim, rnn) if future else None
+        self.forward_rnn = Recurrent(in_dim, rnn_dim, rnn) if self._past_source == "own" else None
+        self.backward_rnn = Recurrent(in_dim, rnn_dim, rnn) if future else None
         z_memory = self._z_memory
         self.past_dim = z_memory.out_dim if z_memory is not None else 0
         self.context_dim = self._count_context()
+
+        self.zeta_net: nn.Module | None = None
+        if model.zeta_dim:
+            self.zeta_net = nn.Sequential(
+                MLP(START_FRAMES * model.x_dim, (rnn_dim,)), NormalHead(rnn_dim, model.zeta_dim)
+            )
+
+    def zeta_law(self, inputs: Inputs) -> Any:
+        r"""The law :math:`q(\zeta \mid x_{1:k})` of the hierarchical start's latent variable, from the first frames.
+
+        Args:
+            inputs: A checked batch.
+
+        Returns:
+            A diagonal Gaussian of batch shape ``(*, B)``.
+        """
+        assert self.zeta_net is not None
+        x = inputs.x[..., :START_FRAMES, :]
+        missing = START_FRAMES - x.shape[-2]
+        return self.zeta_net(nn.functional.pad(x, (0, 0, 0, missing)).flatten(-2))
 
     @property
     def model(self) -> DSSM:
@@ -184,7 +229,7 @@ class Guide(Program):
         if source == "model":
             total += model.memories.get("hx").out_dim
         elif source in ("now", "last"):
-            total += model.x_dim * (2 if source == "last" else 1)
+            total += self.frame_dim * (2 if source == "last" else 1)
         for network in (self.forward_rnn, self.backward_rnn):
             total += 0 if network is None else network.out_dim
         # Controls reach the context through the guide's own RNNs, or else directly.
@@ -194,16 +239,21 @@ class Guide(Program):
             raise ValueError("past, future: expected a guide that reads something of x, got neither.")
         return total
 
+    def _frames(self, inputs: Inputs) -> Tensor:
+        """The frames as the guide's own networks read them, shape ``(*, B, T, frame_dim)``."""
+        return inputs.x if self.frame_encoder is None else self.frame_encoder(inputs.x)
+
     def _context(self, inputs: Inputs) -> Tensor:
         model, parts = self.model, []
-        frames = join(inputs.x, inputs.controls)
+        encoded = self._frames(inputs)
+        frames = join(encoded, inputs.controls)
         source = self._past_source
         if source == "model":
             parts.append(model.memories.along_x(inputs)[1]["hx"])
         elif source in ("now", "last"):
-            parts.append(inputs.x)
+            parts.append(encoded)
             if source == "last":
-                parts.append(self._previous(inputs))
+                parts.append(self._previous(inputs, encoded))
         if self.forward_rnn is not None:
             start = self._carried.get("forward", self.forward_rnn.start(inputs.batch_shape))
             after, self._last["forward"] = self.forward_rnn.scan(frames, start)
@@ -216,12 +266,12 @@ class Guide(Program):
             parts.append(inputs.controls)
         return join(*parts)
 
-    def _previous(self, inputs: Inputs) -> Tensor:
-        if "x" in self.model.memories:
+    def _previous(self, inputs: Inputs, encoded: Tensor) -> Tensor:
+        if self.frame_encoder is None and "x" in self.model.memories:
             return self.model.memories.along_x(inputs)[0]["x"]
-        start = self._carried.get("x", torch.zeros_like(inputs.x[..., 0, :]))
-        self._last["x"] = inputs.x[..., -1, :]
-        return shift(inputs.x, start)
+        start = self._carried.get("x", torch.zeros_like(encoded[..., 0, :]))
+        self._last["x"] = encoded[..., -1, :]
+        return shift(encoded, start)
 
     @property
     def _carried(self) -> dict[str, Tensor]:
@@ -284,8 +334,10 @@ class Guide(Program):
             ValueError: If an argument has a wrong type, dtype, device, shape or value.
         """
         inputs = self.model.observe(x, lengths, mask, controls, by_guide=True)
-        path = self.path(inputs)
         with plates(inputs.batch_shape):
+            if self.zeta_net is not None and inputs.first is None:
+                inputs.cache["zeta"] = pyro.sample("zeta", self.zeta_law(inputs))
+            path = self.path(inputs)
             if self.model.sites == "path":
                 return pyro.sample("z", path)
             zs = []

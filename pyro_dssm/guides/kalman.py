@@ -1,0 +1,346 @@
+"""The guide of models whose state a Kalman filter follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from .._checks import one_of
+from ..codes import Sampled, gaussian_log_prob
+from ..dssm import plates
+from ..inputs import Inputs
+from ..kalman import Filtered, Smoothed, backward_conditionals, backward_log_prob, backward_sample, rts_smoother
+from ..kalman_vae import KalmanVAE, frames_seen
+from ..nn import normal
+from ..paths import PathLaw
+from .guide import Guide
+
+__all__ = ["KalmanGuide", "KalmanPath"]
+
+
+class KalmanGuide(Guide):
+    r"""Reads a code off every frame, and lets a Kalman filter do the rest.
+
+    .. math:: q(a_{1:T}, z_{1:T} \mid x_{1:T}) = \prod_t q(a_t \mid x_t)\; q(z_{1:T} \mid a_{1:T})
+
+    With ``kind="smoothing"``, :math:`q(z_{1:T} \mid a_{1:T})` is the smoother's law of whole paths, drawn backward in
+    time; for a linear model it is the exact posterior. With ``kind="filtering"`` it is causal,
+    :math:`\prod_t q(z_t \mid z_{t-1}, a_t)` with :math:`q(z_t \mid z_{t-1}, a_t) \propto p(z_t \mid z_{t-1})\,
+    p(a_t \mid z_t)`, and needs no linearisation.
+
+    Hidden frames are left out by the filter, not read as zeros. To change :math:`q(a_t \mid x_t)`, override
+    :meth:`step`.
+
+    Args:
+        model: An :class:`~pyro_dssm.EKVAE` or :class:`~pyro_dssm.KVAE`.
+        kind: ``"smoothing"`` or ``"filtering"``.
+        encoder_dims: Widths of the encoder's hidden layers.
+        image_shape: Channels, height and width of a frame, for a convolutional encoder.
+
+    Raises:
+        ValueError: If the model is of another kind, or an argument is out of its range.
+
+    Reference:
+        After Klushyn, Kurle, Soelch, Cseke, van der Smagt. Latent Matters: Learning Deep State-Space Models. 2021.
+        arXiv:2602.23050.
+
+    Example:
+        >>> from pyro_dssm import EKVAE
+        >>> KalmanGuide(EKVAE(x_dim=16, state_dim=3, code_dim=2))
+        KalmanGuide(EKVAE): q(a_t | x_t) q(z_t | z_{t+1}, a_{1:t})
+    """
+
+    skips_hidden = True
+
+    def __init__(
+        self,
+        model: KalmanVAE,
+        *,
+        kind: str = "smoothing",
+        encoder_dims: Sequence[int] = (128, 128),
+        image_shape: Sequence[int] | None = None,
+    ) -> None:
+        if not isinstance(model, KalmanVAE):
+            raise ValueError(f"model: expected an EKVAE or a KVAE, got {type(model).__name__}.")
+        one_of("kind", kind, ("smoothing", "filtering"))
+        super().__init__(
+            model, latents="none", past="now", future=False, encoder_dims=encoder_dims, image_shape=image_shape
+        )
+        self.kind = kind
+        self.codes = nn.Linear(self.context_dim, 2 * model.code_dim)
+
+    def _count_context(self) -> int:
+        return super()._count_context() - self.model.control_dim
+
+    def _context(self, inputs: Inputs) -> Tensor:
+        return super()._context(replace(inputs, controls=None))
+
+    def step(self, past: Tensor | None, context: Tensor) -> Any:
+        r"""The law of a code, :math:`q(a_t \mid x_t)`.
+
+        Args:
+            past: Always ``None``.
+            context: The encoded frame, shape ``(*, context_dim)``.
+
+        Returns:
+            A diagonal Gaussian with event shape ``(code_dim,)``.
+        """
+        loc, log_variance = self.codes(context).chunk(2, dim=-1)
+        return normal(loc, (0.5 * log_variance.clamp(-12.0, 4.0)).exp())
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        controls: Tensor | None = None,
+    ) -> Tensor:
+        """Runs the Pyro program; see :class:`Guide`.
+
+        Args:
+            x: Observations, shape ``(*, B, T, x_dim)``.
+            lengths: Shape ``(B,)``.
+            mask: Shape ``(B, T)`` or ``(B, T, x_dim)``, True where observed.
+            controls: Shape ``(B, T, control_dim)``.
+
+        Returns:
+            States and codes, shape ``(*, B, T, state_dim + code_dim)``; for a collapsed bound, codes alone.
+
+        Raises:
+            ValueError: If an argument has a wrong type, dtype, device, shape or value.
+        """
+        model: Any = self.model
+        if model.sites == "path" and not (model.training and model.bound == "collapsed"):
+            return super().forward(x, lengths, mask, controls=controls)
+        inputs = self.model.observe(x, lengths, mask, controls, by_guide=True)
+        with plates(inputs.batch_shape):
+            if self.zeta_net is not None and inputs.first is None:
+                inputs.cache["zeta"] = pyro.sample("zeta", self.zeta_law(inputs))
+            path = self.path(inputs)
+            if model.sites == "path":
+                return pyro.sample("a", CodesOnly(path))
+            return self._step_sites(path, inputs)
+
+    def _step_sites(self, path: KalmanPath, inputs: Inputs) -> Tensor:
+        if self.kind == "filtering" or path.hidden is not None:
+            raise ValueError(
+                'sites: expected "path" for a filtering Kalman guide or for hidden frames; step sites are there for '
+                "the smoothing guide of fully observed frames."
+            )
+        steps = range(inputs.num_steps)
+        codes = []
+        for t in pyro.markov(steps):
+            with poutine.mask(mask=inputs.valid_at(t)):
+                loc, scale = path.codes.base_dist.loc[..., t, :], path.codes.base_dist.scale[..., t, :]
+                codes.append(pyro.sample(f"a_{t + 1}", Sampled(normal(loc, scale))))
+        a = torch.stack(torch.broadcast_tensors(*codes), dim=-2)
+        found = backward_conditionals(path.filter(a), path.ends)
+        zs: list[Tensor] = []
+        for t in pyro.markov(reversed(steps)):
+            with poutine.mask(mask=inputs.valid_at(t)):
+                loc = found.offset[..., t, :]
+                if zs:
+                    loc = loc + torch.matmul(found.gain[..., t, :, :], zs[-1].unsqueeze(-1)).squeeze(-1)
+                fn = pyro.distributions.MultivariateNormal(loc, scale_tril=found.root[..., t, :, :])
+                zs.append(pyro.sample(f"z_{t + 1}", Sampled(fn)))
+        return torch.cat([torch.stack(zs[::-1], dim=-2), a], dim=-1)
+
+    def path(self, inputs: Inputs) -> Any:
+        """The law of the states and codes of a checked batch."""
+        return KalmanPath(self, inputs)
+
+    def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
+        """Draws states and codes, shape ``(num_samples, *, B, T, state_dim + code_dim)``."""
+        return self.path(self._with_zeta(inputs, num_samples)).rsample((num_samples,))
+
+    def _with_zeta(self, inputs: Inputs, num_samples: int | None) -> Inputs:
+        if self.zeta_net is None:
+            return inputs
+        fn = self.zeta_law(inputs)
+        zeta = fn.mean if num_samples is None else fn.sample((num_samples,))
+        return replace(inputs, cache={**inputs.cache, "zeta": zeta})
+
+    def states(self, inputs: Inputs, num_samples: int = 16) -> Tensor:
+        """The filtered means of the states given the means of the codes: nothing is drawn.
+
+        Args:
+            inputs: A checked batch.
+            num_samples: Not used.
+
+        Returns:
+            Shape ``(*, B, T, state_dim)``.
+        """
+        return self.filtered(inputs).mean
+
+    def filtered(self, inputs: Inputs) -> Filtered:
+        """The filter's laws of the states given the means of the codes.
+
+        Args:
+            inputs: A checked batch.
+
+        Returns:
+            Means, covariances, predictions.
+        """
+        path = self.path(self._with_zeta(inputs, None))
+        codes = path.codes.base_dist.loc
+        if path.hidden is not None:
+            filled = path.model.fill(codes, inputs, path.zeta, path.shown)
+            codes = codes if filled is None else filled
+        return path.filter(codes)
+
+    def smoothed(self, inputs: Inputs) -> Smoothed:
+        """The smoother's laws of the states given the means of the codes.
+
+        Args:
+            inputs: A checked batch, all of the same length.
+
+        Returns:
+            Means, covariances, cross-covariances.
+        """
+        return rts_smoother(self.filtered(inputs))
+
+    def factorisation(self) -> str:
+        """What codes and states are drawn from."""
+        state = "q(z_t | z_{t+1}, a_{1:t})" if self.kind == "smoothing" else "q(z_t | z_{t-1}, a_t)"
+        return f"q(a_t | x_t) {state}"
+
+
+class KalmanPath(PathLaw):
+    """The law of the states and codes of whole sequences under a :class:`KalmanGuide`."""
+
+    def __init__(self, guide: KalmanGuide, inputs: Inputs) -> None:
+        self.guide, self.inputs = guide, inputs
+        self.model: Any = guide.model
+        self.zeta: Tensor | None = inputs.cache.get("zeta")
+        self.codes = guide.step(None, guide.encode(guide._context(inputs)))
+        self.shown = frames_seen(inputs)
+        self.hidden = None
+        if inputs.hidden is not None and self.shown is not None:
+            whole = ~self.shown if inputs.valid is None else ~self.shown & inputs.valid
+            self.hidden = whole if whole.any() else None
+        self.ends = None
+        if inputs.valid is not None:
+            # A frame ends a sequence where none follows; in the padding, every frame does.
+            later = torch.zeros_like(inputs.valid)
+            later[..., :-1] = inputs.valid[..., 1:]
+            self.ends = ~later
+        super().__init__(inputs.batch_shape, inputs.num_steps, self.model.z_dim, inputs.valid)
+
+    def filter(self, codes: Tensor) -> Filtered:
+        """The filter's laws, given codes."""
+        seen = self.shown if self.model.fills is False else self.inputs.valid
+        return self.model.filter(codes, self.inputs, self.zeta, seen)
+
+    def draw_codes(self, batch: torch.Size) -> Tensor:
+        """Codes of all frames, those of hidden ones included."""
+        loc, scale = self.codes.base_dist.loc, self.codes.base_dist.scale
+        shape = (*batch, *loc.shape[-2:])
+        codes = loc + scale * torch.randn(shape, dtype=loc.dtype, device=loc.device)
+        if self.hidden is None or self.guide.kind == "filtering":
+            return codes
+        filled = self.model.fill(codes, self.inputs, self.zeta, self.shown)
+        return codes if filled is None else filled
+
+    def code_log_prob(self, codes: Tensor) -> Tensor:
+        """The log-density of each frame's code given its frame."""
+        return gaussian_log_prob(codes, self.codes.base_dist.loc, self.codes.base_dist.scale)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws codes, then states given all of them."""
+        batch = torch.Size(sample_shape) + self.batch_shape
+        codes = self.draw_codes(batch)
+        if self.guide.kind == "filtering":
+            value, log_prob = self._forward(batch, codes, None)
+        else:
+            z, of_states = backward_sample(self.filter(codes), ends=self._expanded_ends(batch))
+            if self.hidden is not None and not self.model.fills:
+                drawn = z[..., : self.model.code_dim] + self.model.code_noise.sqrt() * torch.randn_like(codes)
+                codes = torch.where(self.hidden.unsqueeze(-1), drawn, codes)
+            value = torch.cat([z, codes], dim=-1)
+            log_prob = self._total(value, of_states)
+        self._value, self._conditionals, self._log_prob = value, None, log_prob
+        return value
+
+    def _forward(self, batch: torch.Size, codes: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Draws states forward in time, or scores given states and codes; returns both, and log-densities."""
+        memories, inputs = self.model.memories, self.inputs
+        states = {k: v.expand(*batch, -1) for k, v in memories.first(inputs).items()}
+        pair = self.model.first_law(self.zeta, inputs)
+        of_codes = self.code_log_prob(codes)
+        values, terms = [], []
+        for t in range(self.event_shape[0]):
+            u = inputs.controls_at(t)
+            if t > 0 or pair is None:
+                pair = self.model.transition_from(states, u)
+            pair = pair.expand(batch)
+            hidden = None if self.hidden is None else self.hidden[..., t].expand(batch)
+            a = codes[..., t, :]
+            loc, root = pair.given_code(a, hidden)
+            z = (
+                loc + torch.matmul(root, torch.randn_like(loc).unsqueeze(-1)).squeeze(-1)
+                if given is None
+                else given[..., t, : self.model.state_dim]
+            )
+            term = pyro.distributions.MultivariateNormal(loc, scale_tril=root, validate_args=False).log_prob(z)
+            of_code = of_codes[..., t]
+            if hidden is not None:
+                if given is None:
+                    drawn = pair.code_loc(z) + pair.code_scale * torch.randn_like(a)
+                    a = torch.where(hidden.unsqueeze(-1), drawn, a)
+                of_code = torch.where(hidden, gaussian_log_prob(a, pair.code_loc(z), pair.code_scale), of_code)
+            value = torch.cat([z, a], dim=-1)
+            values.append(value)
+            terms.append(term + of_code)
+            states = memories.after_z(states, value, u)
+        return torch.stack(values, dim=-2), torch.stack(terms, dim=-1)
+
+    def _expanded_ends(self, batch: torch.Size) -> Tensor | None:
+        return None if self.ends is None else self.ends.expand(*batch, self.event_shape[0])
+
+    def log_prob_per_step(self, z: Tensor) -> Tensor:
+        """The log-density of each frame's code and state; zero in the padding."""
+        if self._value is not z or self._log_prob is None:
+            states, codes = self.model.split(z)
+            if self.guide.kind == "filtering":
+                log_prob = self._forward(z.shape[:-2], codes, z)[1]
+            else:
+                ends = self._expanded_ends(z.shape[:-2])
+                log_prob = self._total(z, backward_log_prob(self.filter(codes), states, ends=ends))
+            self._value, self._log_prob = z, log_prob
+        return self._masked(self._log_prob)
+
+    def _total(self, value: Tensor, of_states: Tensor) -> Tensor:
+        states, codes = self.model.split(value)
+        of_codes = self.code_log_prob(codes)
+        if self.hidden is not None:
+            if self.model.fills:
+                law = self.filter(codes).log_likelihood
+            else:
+                loc = states[..., : self.model.code_dim]
+                law = gaussian_log_prob(codes, loc, self.model.code_noise.sqrt())
+            of_codes = torch.where(self.hidden, law, of_codes)
+        return of_codes + of_states
+
+
+class CodesOnly(PathLaw):
+    """The codes of whole sequences alone, for a model that integrates the states out."""
+
+    def __init__(self, path: KalmanPath) -> None:
+        self.path = path
+        super().__init__(path.batch_shape, path.event_shape[0], path.model.code_dim, path.inputs.valid)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws codes."""
+        return self.path.draw_codes(torch.Size(sample_shape) + self.batch_shape)
+
+    def log_prob_per_step(self, z: Tensor) -> Tensor:
+        """Their log-densities; zero where a frame is hidden."""
+        terms = self.path.code_log_prob(z)
+        return self._masked(terms if self.path.shown is None else torch.where(self.path.shown, terms, 0.0))

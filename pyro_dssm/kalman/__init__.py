@@ -1,0 +1,22 @@
+"""Kalman filters, smoothers and samplers in plain torch."""
+
+from .filter import Filtered, extended_filter, kalman_filter
+from .linearisation import Gaussian, Linearise, Linearised, by_jacobian
+from .sampling import BackwardConditionals, backward_conditionals, backward_log_prob, backward_sample
+from .smoother import Smoothed, rts_smoother
+
+__all__ = [
+    "BackwardConditionals",
+    "Filtered",
+    "Gaussian",
+    "Linearise",
+    "Linearised",
+    "Smoothed",
+    "backward_conditionals",
+    "backward_log_prob",
+    "backward_sample",
+    "by_jacobian",
+    "extended_filter",
+    "kalman_filter",
+    "rts_smoother",
+]
