@@ -3,6 +3,7 @@
 from .checkpoints import load, save
 from .data.sequences import Batch, SequenceDataset, Splits
 from .dssm import DSSM
+from .dvbf import DVBF, LocallyLinearSSM
 from .emissions import Emission
 from .evaluation import Bound, Score, evaluate
 from .guides import (
@@ -13,10 +14,12 @@ from .guides import (
     Filtering,
     FlowGuide,
     FullAlignment,
+    FusionGuide,
     GaussianGuide,
     Guide,
     KalmanGuide,
     MeanField,
+    NoiseGuide,
     NoLatents,
     PartialAlignment,
 )
@@ -62,6 +65,7 @@ __all__ = [
     "DMM",
     "DMMAug",
     "DSSM",
+    "DVBF",
     "EKVAE",
     "Emission",
     "FHMM",
@@ -70,6 +74,7 @@ __all__ = [
     "FlowGuide",
     "FrameVAE",
     "FullAlignment",
+    "FusionGuide",
     "GUIDES",
     "GaussianGuide",
     "Guide",
@@ -79,8 +84,10 @@ __all__ = [
     "KalmanGuide",
     "KalmanVAE",
     "LinearKL",
+    "LocallyLinearSSM",
     "MeanField",
     "NoLatents",
+    "NoiseGuide",
     "Order",
     "PartialAlignment",
     "RNN",

@@ -140,7 +140,9 @@ class Run:
         w = self.kl.weight(now)
         for part, factor in self._parts(batch, scale):
             try:
-                self._factor = factor
+                # A weight above 1 would blow the gradient up by as much: divided by it, the loss is the distortion
+                # times the multiplier 1/w, plus the rate.
+                self._factor = factor / max(1.0, w)
                 with kl_weight(w):
                     loss = self.svi.step(*part[:3], controls=part.controls)
                 if not math.isfinite(loss):
@@ -150,8 +152,7 @@ class Run:
                     f"{error} This was at epoch {self.epoch + 1}, batch {self.batch + 1}. Lower the learning "
                     "rate or clip_norm, or look at the data; the last checkpoint is still there."
                 ) from error
-            if factor:
-                self._record(part.num_frames)
+            self._record(part.num_frames if factor else 0)
         self._average_weights()
         self.batch += 1
         self.step += 1
@@ -181,11 +182,21 @@ class Run:
             yield part, 0.0
 
     def _record(self, frames: int) -> None:
-        if isinstance(self.loss, RecordingELBO):
-            reconstruction, kl = -self.loss.reconstruction, self.loss.kl
-            self.kl.observe(reconstruction / frames, kl / frames)
-            for i, value in enumerate((reconstruction, kl, float(frames))):
-                self.sums[i] += value
+        loss = self.loss
+        if not isinstance(loss, RecordingELBO):
+            return
+        squares = loss.squared_error * loss.entries if loss.entries else 0.0
+        terms = [-loss.reconstruction, loss.kl, float(frames), squares, loss.entries] if frames else [0.0] * 5
+        if self.world > 1:
+            # What a schedule makes of the terms has to be the same in every process.
+            summed = torch.tensor(terms, dtype=torch.float64, device=self.model._like.device)
+            distributed.all_reduce(summed)
+            terms = summed.tolist()
+        reconstruction, kl, total, squares, entries = terms
+        if entries:
+            self.kl.observe(reconstruction / total, kl / total, squares / entries)
+        for i, value in enumerate((reconstruction, kl, total)):
+            self.sums[i] += value
 
     def _average_weights(self) -> None:
         if not self.averaging:
@@ -224,6 +235,7 @@ class Run:
             "kl_weight": self.kl.weight(self.epoch - 1 / self.num_batches),
             "seconds": round(seconds, 3),
         }
+        record |= {name: _number(value) for name, value in self.kl.log().items()}
         if isinstance(self.optimizer, ClippedNormAdam):
             record |= {"lr": self.optimizer.lr, "grad_norm": _number(self.optimizer.grad_norm)}
         self.sums = [0.0, 0.0, 0.0]
@@ -292,6 +304,7 @@ class Run:
             "frames": self.data.num_frames,
             "truncate": self.truncate,
             "optimizer": type(self.optimizer).__name__,
+            "kl": self.kl._plan(),
         }
 
     def start_anew(self) -> None:
@@ -305,10 +318,13 @@ class Run:
         if self.folder is None or not (self.folder / "last.safetensors").is_file():
             return
         tensors, metadata = read_tensors(self.folder / "last.safetensors")
-        if metadata["plan"] != self._plan():
+        # An older checkpoint does not say which schedule it is of.
+        plan = self._plan()
+        kept = {"kl": plan["kl"], **metadata["plan"]}
+        if kept != plan:
             raise ValueError(
-                f"checkpoint: {self.folder} holds a run with {metadata['plan']}, which cannot go on with "
-                f"{self._plan()}. Choose another folder, or resume=False to start anew."
+                f"checkpoint: {self.folder} holds a run with {kept}, which cannot go on with {plan}. Choose "
+                "another folder, or resume=False to start anew."
             )
         load_pair(self.model, self.guide, tensors)
         state = unflatten(take(tensors, "optimizer/"), metadata["optimizer"])

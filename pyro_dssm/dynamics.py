@@ -56,8 +56,8 @@ class Dynamics(nn.Module):
 class LocallyLinear(Dynamics):
     r"""Neural linearisation: a mixture of base matrices whose weights depend on the state.
 
-    .. math:: z_t = z_{t-1} + A z_{t-1} + B u_{t-1}, \qquad
-              A = \sum_k \alpha_k A_k,\; B = \sum_k \alpha_k B_k,\; \alpha = \mathrm{softmax}\,\mathrm{NN}(z_{t-1}, u_{t-1})
+    .. math:: z_t = z_{t-1} + A z_{t-1} + B u_{t-1}, \qquad A = \sum_k \alpha_k A_k,\; B = \sum_k \alpha_k B_k,\;
+              \alpha = \mathrm{softmax}\,\mathrm{NN}(z_{t-1}, u_{t-1})
 
     The filter's matrix is :math:`I + A`; that the weights depend on the state as well is left out of it.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, linear, softplus
 
 from ._checks import positive
+from .images import check_image_shape, frame_decoder, output_bias
 from .nn import MLP, SCALE_FLOOR, normal
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "BernoulliEmission",
     "Emission",
     "GaussianEmission",
+    "GreyBernoulli",
     "hide",
 ]
 
@@ -53,6 +55,30 @@ class Emission(nn.Module):
         """
 
 
+class GreyBernoulli(dist.Bernoulli):
+    r"""Grey values between 0 and 1, scored by the cross entropy :math:`x \log p + (1 - x) \log(1 - p)`.
+
+    That is no likelihood: over the values from 0 to 1 its exponential does not integrate to one. So there is no law
+    to draw from either, and a draw is :math:`p` itself, the grey value with the best score.
+
+    Args:
+        probs: :math:`p`; or else
+        logits: its logits.
+
+    Example:
+        >>> GreyBernoulli(torch.tensor(0.25)).sample()
+        tensor(0.2500)
+    """
+
+    support = constraints.unit_interval
+    has_enumerate_support = False
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """The probabilities, shape ``(*sample_shape, *)``."""
+        with torch.no_grad():
+            return self.probs.expand(self._extended_shape(torch.Size(sample_shape))).clone()
+
+
 class BernoulliEmission(Emission):
     """Independent binary entries: ``x_i ~ Bernoulli(sigmoid(MLP(features)_i))``.
 
@@ -61,27 +87,75 @@ class BernoulliEmission(Emission):
         x_dim: Size of a frame.
         hidden_dims: Widths of the hidden layers.
         dropout: Probability of dropping a hidden unit.
+        image_shape: Channels, height and width of frames that are images, for a
+            :class:`~pyro_dssm.images.ConvDecoder` in the place of the MLP.
+        channels: Channels of its feature maps, from the largest to the smallest.
+        grey: Also takes values between 0 and 1, which are scored by the cross entropy. **That is no likelihood**:
+            the bounds that follow are none on a log-likelihood, and compare only with other cross entropies. A draw
+            is then the mean itself (:class:`GreyBernoulli`). For a likelihood of grey images, take a
+            :class:`GaussianEmission`.
+
+    Raises:
+        ValueError: If ``grey`` is no boolean or the shape of the image does not fit.
+
+    Reference:
+        Loaiza-Ganem, Cunningham. The continuous Bernoulli: fixing a pervasive error in variational autoencoders.
+        2019. arXiv:1907.06845. (On what is wrong with the cross entropy of grey values.)
 
     Example:
         >>> BernoulliEmission(4, 88)(torch.zeros(3, 4)).event_shape
         torch.Size([88])
+        >>> BernoulliEmission(4, 256, image_shape=[1, 16, 16])(torch.zeros(3, 4)).event_shape
+        torch.Size([256])
     """
 
     binary = True
 
-    def __init__(self, in_dim: int, x_dim: int, hidden_dims: Sequence[int] = (), *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        x_dim: int,
+        hidden_dims: Sequence[int] = (),
+        *,
+        dropout: float = 0.0,
+        image_shape: Sequence[int] | None = None,
+        channels: Sequence[int] = (16, 32),
+        grey: bool = False,
+    ) -> None:
         super().__init__()
-        self.logits = MLP(in_dim, hidden_dims, x_dim, dropout=dropout)
+        if not isinstance(grey, bool):
+            raise ValueError(f"grey: expected True or False, got {grey!r}.")
+        self.grey = grey
+        self.logits = frame_decoder(in_dim, x_dim, hidden_dims, image_shape, channels, dropout=dropout)
 
     def forward(self, features: Tensor) -> Any:
         """Returns the law of a frame."""
-        return dist.Bernoulli(logits=self.logits(features), validate_args=False).to_event(1)
+        law = GreyBernoulli if self.grey else dist.Bernoulli
+        return law(logits=self.logits(features), validate_args=False).to_event(1)
+
+    def check(self, x: Tensor, observed: Tensor | None) -> None:
+        """Raises ``ValueError`` where a value is neither 0 nor 1, or with ``grey``, not between them.
+
+        Args:
+            x: Frames, zero where hidden.
+            observed: True where x counts; ``None`` where everywhere.
+
+        Raises:
+            ValueError: If there is such a value.
+        """
+        if not self.grey:
+            return super().check(x, observed)
+        outside = (x < 0) | (x > 1)
+        if outside.any():
+            raise ValueError(
+                f"x: expected values from 0 to 1 for a grey Bernoulli emission, got {x[outside][0].item()}."
+            )
+        return None
 
     def init_bias(self, mean: Tensor) -> None:
         """Starts the logits at those of the mean frame."""
         with torch.no_grad():
-            last = cast(nn.Linear, self.logits[-1])
-            last.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
+            output_bias(self.logits).copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
 
 
 class GaussianEmission(Emission):
@@ -93,13 +167,18 @@ class GaussianEmission(Emission):
         hidden_dims: Widths of the hidden layers.
         dropout: Probability of dropping a hidden unit.
         scale: Standard deviation of every entry; ``None`` learns it from the features.
+        image_shape: Channels, height and width of frames that are images, for a
+            :class:`~pyro_dssm.images.ConvDecoder` in the place of the MLP.
+        channels: Channels of its feature maps, from the largest to the smallest.
 
     Raises:
-        ValueError: If the scale is not positive.
+        ValueError: If the scale is not positive or the shape of the image does not fit.
 
     Example:
         >>> GaussianEmission(4, 2, scale=0.1)(torch.zeros(3, 4)).base_dist.scale[0]
         tensor([0.1000, 0.1000])
+        >>> GaussianEmission(4, 256, scale=0.1, image_shape=[1, 16, 16])(torch.zeros(3, 4)).event_shape
+        torch.Size([256])
     """
 
     def __init__(
@@ -110,13 +189,20 @@ class GaussianEmission(Emission):
         *,
         dropout: float = 0.0,
         scale: float | None = None,
+        image_shape: Sequence[int] | None = None,
+        channels: Sequence[int] = (16, 32),
     ) -> None:
         super().__init__()
         if scale is not None and not scale > 0:
             raise ValueError(f"scale: expected a positive number or None, got {scale!r}.")
         self.scale = scale
         self.x_dim = x_dim
-        self.parameters_of_x = MLP(in_dim, hidden_dims, x_dim if scale is not None else 2 * x_dim, dropout=dropout)
+        out_dim = x_dim if scale is not None else 2 * x_dim
+        if image_shape is not None:
+            depth, height, width = check_image_shape(image_shape, x_dim)
+            # A learned scale is a second image behind the first.
+            image_shape = (depth * out_dim // x_dim, height, width)
+        self.parameters_of_x = frame_decoder(in_dim, out_dim, hidden_dims, image_shape, channels, dropout=dropout)
 
     def forward(self, features: Tensor) -> Any:
         """Returns the law of a frame."""
@@ -129,8 +215,7 @@ class GaussianEmission(Emission):
     def init_bias(self, mean: Tensor) -> None:
         """Starts the loc at the mean frame."""
         with torch.no_grad():
-            last = cast(nn.Linear, self.parameters_of_x[-1])
-            last.bias[: self.x_dim].copy_(mean)
+            output_bias(self.parameters_of_x)[: self.x_dim].copy_(mean)
 
 
 class MaskedConditioner(nn.Module):

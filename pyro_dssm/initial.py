@@ -59,7 +59,9 @@ class GaussianInitial(Initial):
 
 
 class HierarchicalInitial(Initial):
-    r"""An empirical-Bayes prior: :math:`p(z_1) = \int \mathcal{N}(z_1; \mu(\zeta), \sigma^2(\zeta))\, p(\zeta)\, d\zeta`.
+    r"""An empirical-Bayes prior.
+
+    .. math:: p(z_1) = \int \mathcal{N}(z_1; \mu(\zeta), \sigma^2(\zeta))\, p(\zeta)\, d\zeta
 
     Args:
         z_dim: Size of the latent variable.
@@ -78,9 +80,7 @@ class HierarchicalInitial(Initial):
         super().__init__()
         self.zeta_dim = z_dim if zeta_dim is None else zeta_dim
         positive("zeta_dim", self.zeta_dim)
-        self.net = nn.Sequential(
-            MLP(self.zeta_dim, (hidden_dim,), activation=nn.Tanh), NormalHead(hidden_dim, z_dim)
-        )
+        self.net = nn.Sequential(MLP(self.zeta_dim, (hidden_dim,), activation=nn.Tanh), NormalHead(hidden_dim, z_dim))
 
     def forward(self, zeta: Tensor | None = None) -> Any:
         """The Gaussian that belongs to a value of zeta."""

@@ -85,9 +85,7 @@ class KalmanVAE(DSSM):
         if not (is_number(noise) and noise > VARIANCE_FLOOR):
             raise ValueError(f"noise: expected a variance above {VARIANCE_FLOOR}, got {noise!r}.")
         self.__dict__["state_dim"], self.__dict__["code_dim"] = state_dim, code_dim
-        super().__init__(
-            structure, x_dim, state_dim + code_dim, initial=initial, control_dim=control_dim, **options
-        )
+        super().__init__(structure, x_dim, state_dim + code_dim, initial=initial, control_dim=control_dim, **options)
         self.state_dim, self.code_dim, self.bound = state_dim, code_dim, bound
         if emission == "gaussian":
             emission_options = {"scale": 0.1, **(emission_options or {})}
@@ -452,6 +450,7 @@ class CodePath(PathLaw):
     def log_prob_per_step(self, z: Tensor) -> Tensor:
         """The innovations' log-densities; zero where a frame is hidden."""
         seen = frames_seen(self.inputs)
+        seen = None if seen is None else seen.expand(z.shape[:-1])
         return self._masked(self.model.filter(z, self.inputs, self.zeta, seen).log_likelihood)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:

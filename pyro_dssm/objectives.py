@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.util import check_fully_reparametrized, torch_item
@@ -12,7 +14,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 from ._checks import is_number
 
@@ -67,13 +69,22 @@ class KLSchedule:
         """
         raise NotImplementedError
 
-    def observe(self, reconstruction: float, kl: float) -> None:
-        """Is told the terms of each training step.
+    def observe(self, reconstruction: float, kl: float, squared_error: float = math.nan) -> None:
+        """Is told the terms of each training step (of each chunk, with truncated back-propagation).
+
+        Processes that train together are told the same: the terms of the whole batch. A batch in which nothing is
+        observed is passed over.
 
         Args:
             reconstruction: ``-log p(x|z)``, in nats per frame.
             kl: In nats per frame.
+            squared_error: Between the observed entries and the mean of their law, per entry; nan where the law has
+                no mean.
         """
+
+    def log(self) -> dict[str, float]:
+        """What belongs into each epoch's record, beside the weight."""
+        return {}
 
     def state_dict(self) -> dict[str, float]:
         """What has to be kept to go on later."""
@@ -85,6 +96,10 @@ class KLSchedule:
         Args:
             state: From :meth:`state_dict`.
         """
+
+    def _plan(self) -> str:
+        """What has to stay the same where a run goes on; a schedule may be stretched with the epochs."""
+        return type(self).__name__
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_"))
@@ -199,15 +214,21 @@ class RecordingELBO(TraceMeanField_ELBO):
     Attributes:
         reconstruction: :math:`\log p(x \mid z)` in nats, summed over the batch.
         kl: The divergence of guide and prior in nats, summed over the batch.
+        squared_error: Between the observed entries and the mean of their law, per entry; nan where a law has no mean,
+            or where nothing is observed.
+        entries: The number of observed entries; nan where the model has no observed sites but factors.
     """
 
     reconstruction: float = math.nan
     kl: float = math.nan
+    squared_error: float = math.nan
+    entries: float = 0.0
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> Any:
         _check_sites(model_trace, guide_trace)
         bound: Any = 0.0
-        reconstruction = kl = 0.0
+        reconstruction = kl = squares = 0.0
+        entries: float | None = None
         site: Any
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample":
@@ -215,6 +236,9 @@ class RecordingELBO(TraceMeanField_ELBO):
             if site["is_observed"]:
                 bound = bound + site["log_prob_sum"]
                 reconstruction += _sum(scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]))
+                if site["value"].numel():  # not a factor
+                    square, count = _squares(site)
+                    squares, entries = squares + square, count + (entries or 0.0)
                 continue
             guide_site: Any = guide_trace.nodes[name]
             check_fully_reparametrized(guide_site)
@@ -227,11 +251,45 @@ class RecordingELBO(TraceMeanField_ELBO):
             kl += _sum(scale_and_mask(terms, mask=guide_site["mask"]))
         share = self.num_particles if self.vectorize_particles else 1
         self.reconstruction, self.kl = reconstruction / share, kl / share
+        self.squared_error = squares / entries if entries else math.nan
+        self.entries = math.nan if entries is None else entries / share
         return -torch_item(bound), -bound
 
 
 def _sum(terms: Tensor) -> float:
     return float(terms.detach().sum())
+
+
+@torch.no_grad()
+def _squares(site: Any) -> tuple[float, float]:
+    """The squared distance of a site's value from the mean of its law, and the number of entries it is summed over."""
+    fn, value = site["fn"], site["value"]
+    observed = _observed(fn, site["mask"])
+    try:
+        terms = (value - fn.mean).square()
+    except (AttributeError, NotImplementedError):
+        return math.nan, float(value.numel())
+    if observed is None:
+        return float(terms.sum()), float(terms.numel())
+    observed = observed.expand_as(terms)
+    return float(torch.where(observed, terms, 0.0).sum()), float(observed.sum())
+
+
+def _observed(fn: Any, mask: Any) -> Tensor | None:
+    """Which entries count by the site's mask and by those inside its law, broadcastable to its value."""
+    found: Tensor | None = None
+    while True:
+        own = getattr(fn, "observed", None)  # of a law that hides entries itself
+        for part, dims in ((mask, len(fn.event_shape)), (own, 0)):
+            if isinstance(part, bool):
+                part = None if part else torch.zeros((), dtype=torch.bool)
+            if isinstance(part, Tensor) and part.dtype == torch.bool:
+                part = part[(..., *(None,) * dims)]
+                found = part if found is None else found & part.to(found.device)
+        if not isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+            return found
+        mask = fn._mask if isinstance(fn, MaskedDistribution) else None
+        fn = fn.base_dist
 
 
 def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:

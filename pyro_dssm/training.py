@@ -69,6 +69,11 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
         raise ValueError(f"loss: expected one with num_particles=1 where truncate is set, got {loss.num_particles}.")
     if isinstance(loss, RenyiELBO) and not (isinstance(kl, ConstantKL) and kl.value == 1):
         raise ValueError(f"kl: expected the constant weight 1 with RenyiELBO, whose bound has no KL terms, got {kl!r}.")
+    if type(kl).observe is not KLSchedule.observe and not isinstance(loss, RecordingELBO):
+        raise ValueError(
+            f"loss: expected a RecordingELBO, which tells a {type(kl).__name__} the terms of each step, "
+            f"got {type(loss).__name__}."
+        )
     if world()[1] > 1 and not isinstance(options["optimizer"], ClippedNormAdam):
         raise ValueError(
             "optimizer: expected ClippedNormAdam, which averages gradients, where processes train together."

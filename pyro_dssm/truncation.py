@@ -23,7 +23,7 @@ def _future_states(model: DSSM, guide: Guide, batch: Batch) -> Tensor | None:
     if network is None:
         return None
     inputs = model.observe(batch.x, batch.lengths, batch.mask, batch.controls)
-    frames = reverse(join(inputs.x, inputs.controls), batch.lengths)
+    frames = reverse(join(guide._frames(inputs), inputs.controls), batch.lengths)
     state = network.start(frames.shape[:-2])
     if network.cell == "lstm":
         # The fused call returns the cell's inner state at the end only.

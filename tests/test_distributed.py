@@ -22,6 +22,7 @@ import torch
 import torch.distributed as distributed
 
 import pyro_dssm as pd
+from pyro_dssm.constraints import Lagrangian
 
 torch.set_num_threads(1)
 out = sys.argv[1]
@@ -113,6 +114,13 @@ results["batches"] = gradients(pd.FullAlignment, LENGTHS)
 results["single sequences"] = gradients(pd.FullAlignment, (4, 3, 5), batch_size=1)
 results["single frames"] = gradients(pd.ApproachB, (1, 6), batch_size=2)
 results["chunks"] = gradients(pd.FullAlignment, (3, 12, 5, 9, 2), truncate=4, batch_size=2)
+
+# The last batch, of one sequence, leaves the second process without a share; so does the end of the longer one's chunks.
+for truncate in (None, 4):
+    constraint = Lagrangian(0.5, start=0.5)
+    options = {"batch_size": 2, "truncate": truncate, "lr": 1e-300}
+    history = fit(pair(pd.FullAlignment), waves((3, 12, 5, 9, 2)), epochs=3, kl=constraint, **options)
+    results[f"constraint {truncate}"] = [constraint.state_dict(), history["reconstruction"], history["kl"]]
 torch.save(results, f"{out}/{name}.pt")
 '''
 
@@ -191,3 +199,15 @@ def test_only_the_first_writes(ran):
 def test_all_stop_when_the_first_does(ran):
     _, alone, first, second = ran
     assert alone["epochs"] == first["epochs"] == second["epochs"] == 1
+
+
+@pytest.mark.parametrize("case", ["constraint None", "constraint 4"])
+def test_one_multiplier(case, ran):
+    _, alone, first, second = ran
+    # To the bit among the processes, and to rounding what one process makes of the whole batches.
+    assert first[case] == second[case]
+    state, *terms = alone[case]
+    assert state["multiplier"] != 0.5
+    assert first[case][0] == pytest.approx(state, rel=1e-9)
+    for found, expected in zip(first[case][1:], terms, strict=True):
+        assert found == pytest.approx(expected, rel=1e-9)

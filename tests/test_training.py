@@ -1,6 +1,7 @@
 """Training: what `fit` minimises, keeps, reports and leaves alone."""
 
 import json
+import math
 import random
 
 import numpy as np
@@ -226,7 +227,7 @@ def test_schedule_may_look_at_the_terms():
         def weight(self, epoch):
             return 1.0
 
-        def observe(self, reconstruction, kl):
+        def observe(self, reconstruction, kl, squared_error=math.nan):
             self.seen = (*self.seen, (reconstruction, kl))
 
     schedule = Free()

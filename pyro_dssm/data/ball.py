@@ -11,7 +11,7 @@ from .trajectories import Trajectories
 
 __all__ = ["ball_frames", "ball_path", "bouncing_ball"]
 
-_TINY = torch.finfo(torch.float64).tiny
+_SLOW = 1e-100  # stands for rest, so that nothing is divided by 0
 
 
 def _bounces(position: Tensor, velocity: Tensor, times: Tensor, height: float, gravity: float) -> tuple[Tensor, Tensor]:
@@ -19,13 +19,13 @@ def _bounces(position: Tensor, velocity: Tensor, times: Tensor, height: float, g
 
     The motion is periodic: up from the floor to the ceiling or to the highest point, and the same way back.
     """
+    velocity = torch.where(velocity.abs() < _SLOW, _SLOW, velocity)
     up = (velocity.square() + 2 * gravity * position).sqrt()  # speed at the floor
     spare = up.square() - 2 * gravity * height
-    to_ceiling = 2 * height / (up + spare.clamp(min=0).sqrt()).clamp(min=_TINY)
-    rise = torch.where(spare >= 0, to_ceiling, up / max(gravity, _TINY))
-    since = 2 * position / (up + velocity.abs()).clamp(min=_TINY)  # the way up to the start
+    rise = torch.where(spare >= 0, 2 * height / (up + spare.clamp(min=0).sqrt()), up / max(gravity, _SLOW))
+    since = 2 * position / (up + velocity.abs())  # the way up to the start
     phase = torch.where(velocity >= 0, since, 2 * rise - since)
-    phase = (phase[..., None] + times).remainder(2 * rise[..., None].clamp(min=_TINY))
+    phase = (phase[..., None] + times).remainder(2 * rise[..., None])
     falling = phase > rise[..., None]
     s = torch.where(falling, 2 * rise[..., None] - phase, phase)
     up = up[..., None]
@@ -46,24 +46,25 @@ def ball_path(
         gravity: Downward acceleration.
 
     Returns:
-        Positions and velocities x, y, ẋ, ẏ, shape ``(*, T, 4)``.
+        Positions and velocities x, y, ẋ, ẏ, shape ``(*, T, 4)``, in float64.
 
     Raises:
         ValueError: If a ball starts in a wall, or a number is out of range.
 
     Example:
-        >>> start, times = torch.zeros(2).double(), torch.tensor([0.0, 0.5, 1.0]).double()
-        >>> ball_path(start, torch.tensor([1.0, 0.0]).double(), times)[:, 0]  # reflected at 0.8
+        >>> times = torch.tensor([0.0, 0.5, 1.0])
+        >>> ball_path(torch.zeros(2), torch.tensor([1.0, 0.0]), times)[:, 0]  # reflected at 0.8
         tensor([0.0000, 0.5000, 0.6000], dtype=torch.float64)
     """
     check_numbers(radius=radius, gravity=gravity, above=("radius",))
     reach = 1 - radius
     if reach <= 0:
         raise ValueError(f"radius: expected a number below 1, got {radius!r}.")
-    if not (position.abs() <= reach).all():
+    if not (position.abs() <= reach + 1e-6).all():
         raise ValueError(f"position: expected the balls inside the box, at most {reach} from its middle.")
-    x, vx = _bounces(position[..., 0] + reach, velocity[..., 0], times, 2 * reach, 0.0)
-    y, vy = _bounces(position[..., 1] + reach, velocity[..., 1], times, 2 * reach, gravity)
+    position, velocity = position.double().clamp(-reach, reach), velocity.double()
+    x, vx = _bounces(position[..., 0] + reach, velocity[..., 0], times.double(), 2 * reach, 0.0)
+    y, vy = _bounces(position[..., 1] + reach, velocity[..., 1], times.double(), 2 * reach, gravity)
     return torch.stack([x - reach, y - reach, vx, vy], dim=-1)
 
 

@@ -14,7 +14,7 @@ from .trajectories import Trajectories
 __all__ = ["ReacherPhysics", "reacher", "reacher_frames"]
 
 _LENGTHS = (0.5, 0.4)  # stretched out, the arm stays within an image that is 2 wide
-_HALF_WIDTH = 0.06
+_HALF_WIDTH = 0.08
 _UPPER_GREY = 0.5
 
 
@@ -88,7 +88,7 @@ class ReacherPhysics:
             a1, a2 = (d * push1 - m12 * push2) / determinant, (m11 * push2 - m12 * push1) / determinant
             return torch.stack([v1, v2, a1, a2], dim=-1)
 
-        return rk4(slope, y, dt, step=0.005)
+        return rk4(slope, y, dt)
 
 
 def reacher_frames(angles: Tensor, *, image_size: int = 24, lengths: tuple[float, float] = _LENGTHS) -> Tensor:

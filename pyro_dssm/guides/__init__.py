@@ -15,6 +15,7 @@ from .empty import NoLatents
 from .flow import FlowGuide
 from .guide import Guide, GuidePath, check_pair
 from .kalman import KalmanGuide, KalmanPath
+from .variational_filter import FusionGuide, NoiseGuide
 
 __all__ = [
     "GUIDES",
@@ -25,12 +26,14 @@ __all__ = [
     "FlowGuide",
     "FullAlignment",
     "GaussianGuide",
+    "FusionGuide",
     "Guide",
     "GuidePath",
     "KalmanGuide",
     "KalmanPath",
     "MeanField",
     "NoLatents",
+    "NoiseGuide",
     "PartialAlignment",
     "check_pair",
 ]

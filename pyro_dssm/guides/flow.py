@@ -77,7 +77,7 @@ class FlowGuide(Guide):
     # What is read is the wrapped guide's affair.
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("memory", "forward_rnn", "backward_rnn", "frame_encoder"):
+        if name in ("memory", "forward_rnn", "backward_rnn", "frame_encoder", "zeta_net"):
             return getattr(self.base, name)
         return super().__getattr__(name)
 

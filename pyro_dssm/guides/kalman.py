@@ -236,6 +236,7 @@ class KalmanPath(PathLaw):
     def filter(self, codes: Tensor) -> Filtered:
         """The filter's laws, given codes."""
         seen = self.shown if self.model.fills is False else self.inputs.valid
+        seen = None if seen is None else seen.expand(codes.shape[:-1])
         return self.model.filter(codes, self.inputs, self.zeta, seen)
 
     def draw_codes(self, batch: torch.Size) -> Tensor:

@@ -1,12 +1,15 @@
 """Kalman filters, smoothers and samplers in plain torch."""
 
-from .filter import Filtered, extended_filter, kalman_filter
+from .extended import Emission, extended_filter
+from .filtered import Filtered
+from .linear import kalman_filter
 from .linearisation import Gaussian, Linearise, Linearised, by_jacobian
 from .sampling import BackwardConditionals, backward_conditionals, backward_log_prob, backward_sample
 from .smoother import Smoothed, rts_smoother
 
 __all__ = [
     "BackwardConditionals",
+    "Emission",
     "Filtered",
     "Gaussian",
     "Linearise",

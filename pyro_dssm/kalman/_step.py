@@ -126,7 +126,7 @@ class _Step(torch.autograd.Function):
         double = torch.zeros_like(fp) if by_post is None else by_post + by_post.mT
         inner = torch.bmm(double, k)
         by_r = 0.5 * torch.bmm(k.mT, inner)
-        change = inner.clone() if h is None else torch.baddbmm(inner, h.mT, by_r, beta=1, alpha=-1)
+        change = inner if h is None else torch.baddbmm(inner, h.mT, by_r, alpha=-1)
         if h is None:
             change[:, :d] -= by_r
         by_m = by_y = by_h = None
@@ -149,10 +149,8 @@ class _Step(torch.autograd.Function):
                 by_h = torch.baddbmm(by_h, white.mT, torch.bmm(column.mT, post))
                 by_h = torch.baddbmm(by_h, short, torch.bmm(torch.bmm(white, h), prior), alpha=-1)
         if by_prior is not None:
-            double = double + by_prior
+            double += by_prior
             double += by_prior.mT
-        elif by_post is None or True:
-            double = double.clone()
         if h is None:
             double[:, :, :d] -= change
             double[:, :d] -= change.mT

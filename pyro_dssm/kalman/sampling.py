@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._linalg import cholesky, matvec, symmetric
-from .filter import Filtered
+from .filtered import Filtered
 from .smoother import gains
 
 __all__ = ["BackwardConditionals", "backward_conditionals", "backward_log_prob", "backward_sample"]

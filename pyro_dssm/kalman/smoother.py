@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._linalg import cholesky, matvec, symmetric
-from .filter import Filtered
+from .filtered import Filtered
 
 __all__ = ["Smoothed", "gains", "rts_smoother"]
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_dssm.data.sequences import Batch, Item, SequenceDataset, batch_indices, batches, collate
+from pyro_dssm.data.sequences import Batch, Item, SequenceDataset, batch_indices, batches, collate, split_ranges
+from pyro_dssm.data.synthetic import splits
 
 SHAPES = {"lengths": st.lists(st.integers(1, 60), min_size=1, max_size=40), "size": st.integers(1, 12)}
 
@@ -157,3 +158,52 @@ def test_masks_of_two_kinds():
     masks = [torch.ones(2, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)]
     with pytest.raises(ValueError, match="masks of frames, or masks of entries, for all sequences; got both"):
         SequenceDataset([torch.zeros(2, 3)] * 2, masks)
+
+
+@pytest.mark.parametrize("entries", [False, True])
+def test_parts_keep_masks_and_controls(entries):
+    lengths = [3, 1, 4, 2, 5]
+    x = [torch.full((n, 2), float(i)) for i, n in enumerate(lengths)]
+    masks = [torch.rand((n, 2) if entries else (n,)) < 0.5 for n in lengths]
+    controls = [torch.rand(n, 3) for n in lengths]
+    data = SequenceDataset(x, masks, controls)
+    items = [item for part in splits(data) for item in part]
+    assert len(items) == len(data)
+    for item, *expected in zip(items, x, masks, controls, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(item, expected, strict=True))
+    picked = data.subset([4, 1])
+    assert picked.lengths == [5, 1]
+    assert torch.equal(picked[0].controls, controls[4])
+    assert torch.equal(picked[1].mask, masks[1])
+    plain = SequenceDataset(x).subset(range(2))
+    assert plain.masks is plain.controls is None
+
+
+def test_masks_of_one_tensor():
+    mask = torch.tensor([[True, False], [False, False]])
+    assert SequenceDataset(torch.ones(2, 2, 1), mask)[0].mask.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("parts", "sizes"), [((0.6, 0.2, 0.2), [6, 2, 2]), ((7, 1, 1), [7, 1, 1])])
+def test_parts_by_shares_and_counts(parts, sizes):
+    data = SequenceDataset(torch.arange(10.0).reshape(10, 1, 1))
+    found = splits(data, *parts)
+    assert [len(part) for part in found] == sizes
+    assert torch.equal(
+        torch.cat([x for part in found for x in part.sequences]), torch.arange(sum(sizes)).float()[:, None]
+    )
+
+
+@given(st.integers(3, 60), st.floats(0.01, 0.98), st.floats(0.01, 0.98))
+@settings(max_examples=100, deadline=None)
+def test_parts_are_in_order_and_never_empty(count, first, second):
+    train, valid = first * 0.98, (1 - first) * second
+    parts = split_ranges(count, train, valid, 1 - train - valid)
+    assert [i for part in parts for i in part] == list(range(count))
+    assert min(map(len, parts)) >= 1
+
+
+@pytest.mark.parametrize("parts", [(8, 2, 1), (0.9, 0.1, 0.1), (0.5, 1, 1), (0, 1, 1), (True, True, True)])
+def test_bad_parts(parts):
+    with pytest.raises(ValueError, match="^(train|valid|test): expected"):
+        split_ranges(10, *parts)

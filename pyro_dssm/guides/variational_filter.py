@@ -1,0 +1,125 @@
+"""The guides of deep variational Bayes filters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, softplus
+
+from .._checks import positive
+from ..dssm import DSSM
+from ..inputs import Inputs
+from ..memories import Cell
+from ..nn import SCALE_FLOOR, normal
+from ..structure import Order
+from .alignment import GaussianGuide
+from .guide import Guide, check_model
+
+__all__ = ["FusionGuide", "NoiseGuide"]
+
+
+class NoiseGuide(GaussianGuide):
+    r"""Infers the noise that drives a state, :math:`q(w_t \mid z_{t-1}, x_t, u_{t-1})`; :math:`w_1` from all frames.
+
+    Args:
+        model: A :class:`~pyro_dssm.DVBF`, or another model whose frames depend on an RNN state over its latents.
+        rnn_dim: Size of the state of the backward RNN that the first step reads.
+        rnn: Its cell.
+        **options: Options of :class:`~pyro_dssm.GaussianGuide`.
+
+    Raises:
+        ValueError: If the model keeps no state of its latents, or an argument is out of its range.
+
+    Reference:
+        Karl, Soelch, Bayer, van der Smagt. Deep Variational Bayes Filters: Unsupervised Learning of State Space
+        Models from Raw Data. 2017. arXiv:1605.06432.
+
+    Example:
+        >>> from pyro_dssm import DVBF
+        >>> NoiseGuide(DVBF(x_dim=16, state_dim=3, emission="gaussian"))
+        NoiseGuide(DVBF): q(z_t | h¹_{t-1}, x_t), t = 1 also g←_1
+    """
+
+    def __init__(self, model: DSSM, *, rnn_dim: int = 128, rnn: Cell = "gru", **options: Any) -> None:
+        check_model(model)
+        if model.structure.x_from_z is not Order.FULL:
+            raise ValueError(f"model: expected one whose frames depend on all latents, got {model.structure!r}.")
+        super().__init__(model, latents="model", past="now", future=True, rnn_dim=rnn_dim, rnn=rnn, **options)
+
+    def _count_context(self) -> int:
+        # The backward RNN is read at the first step only, so controls do not reach the context through it.
+        return super()._count_context() + self.model.control_dim
+
+    def _context(self, inputs: Inputs) -> Tensor:
+        context = super()._context(inputs)
+        assert self.backward_rnn is not None
+        now, future = context.split([context.shape[-1] - self.backward_rnn.out_dim, self.backward_rnn.out_dim], dim=-1)
+        future = torch.cat([future[..., :1, :], torch.zeros_like(future[..., 1:, :])], dim=-2)
+        parts = [now] if inputs.controls is None else [now, inputs.controls.expand(*now.shape[:-1], -1)]
+        return torch.cat([*parts, future], dim=-1)
+
+    def factorisation(self) -> str:
+        """What each step's noise is drawn from."""
+        return super().factorisation().replace(", g←_t)", "), t = 1 also g←_1")
+
+
+class FusionGuide(Guide):
+    r"""Fuses the transition with what a frame says of the state.
+
+    .. math:: q(z_t \mid z_{t-1}, x_t) \propto p(z_t \mid z_{t-1}, u_{t-1})\, \mathcal{N}(z_t; \mu(x_t), \sigma^2(x_t))
+
+    Args:
+        model: A model with Gaussian transition from :math:`z_{t-1}` and a learned ``initial`` law.
+        hidden_dim: Width of the hidden layer over the encoded frame.
+        **options: ``encoder_dims``, ``image_shape``, ``channels`` of :class:`~pyro_dssm.Guide`.
+
+    Raises:
+        ValueError: If the model is of another kind, or an argument is out of its range.
+
+    Reference:
+        Karl, Soelch, Becker-Ehmck, Benbouzid, van der Smagt, Bayer. Unsupervised Real-Time Control through
+        Variational Empowerment. 2017. arXiv:1710.05101.
+
+    Example:
+        >>> from pyro_dssm import LocallyLinearSSM
+        >>> FusionGuide(LocallyLinearSSM(x_dim=16, z_dim=3, emission="gaussian"))(torch.zeros(4, 5, 16)).shape
+        torch.Size([4, 5, 3])
+    """
+
+    def __init__(self, model: DSSM, *, hidden_dim: int = 128, **options: Any) -> None:
+        check_model(model)
+        s = model.structure
+        if (s.z_from_z, s.z_from_x, model.zeta_dim) != (Order.MARKOV, Order.NONE, 0) or model.initial(None) is None:
+            raise ValueError(
+                "model: expected one with z_from_z markov, z_from_x none and initial='gaussian', got "
+                f"{type(model).__name__} with {s!r}."
+            )
+        super().__init__(model, latents="last", past="now", future=False, **options)
+        positive("hidden_dim", hidden_dim)
+        features = self.context_dim - model.control_dim
+        self.net = nn.Sequential(nn.Linear(features, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 2 * model.z_dim))
+
+    def encode(self, context: Tensor) -> Tensor:
+        """What each frame says of the state, with the control and a mark of the first step."""
+        features = context.shape[-1] - self.model.control_dim
+        said, u = self.net(context[..., :features]), context[..., features:]
+        first = pad(torch.ones_like(said[..., :1, :1]), (0, 0, 0, said.shape[-2] - 1))
+        return torch.cat([said, u, first], dim=-1)
+
+    def step(self, past: Tensor | None, context: Tensor) -> Any:
+        """The product of two Gaussians."""
+        model = self.model
+        loc, raw, u, first = context.split([model.z_dim, model.z_dim, model.control_dim, 1], dim=-1)
+        prior = model.transition(past, None, u if model.control_dim else None).base_dist
+        start = model.initial(None).base_dist
+        prior_loc = torch.where(first > 0, start.loc, prior.loc)
+        precision = torch.where(first > 0, start.scale, prior.scale).square().reciprocal()
+        own = (softplus(raw) + SCALE_FLOOR).square().reciprocal()
+        variance = (precision + own).reciprocal()
+        return normal(variance * (precision * prior_loc + own * loc), variance.sqrt())
+
+    def factorisation(self) -> str:
+        """What each state is drawn from."""
+        return "q(z_t | z_{t-1}, x_t)"

@@ -1,0 +1,46 @@
+"""What all figures share: axes, arrays and colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from .._extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["BLUE", "GREY", "INK", "ORANGE", "as_array", "as_arrays", "new_axes", "plain"]
+
+INK, BLUE, ORANGE, GREY = "#2b2b2b", "#0072b2", "#d55e00", "#8a8f98"
+
+
+def new_axes(ax: Any, width: float = 6.0, height: float = 3.2, columns: int = 1) -> Any:
+    if ax is not None:
+        return ax
+    pyplot = require("matplotlib.pyplot", extra="plots")
+    return pyplot.subplots(1, columns, figsize=(width, height), layout="constrained")[1]
+
+
+def as_array(name: str, value: Tensor | np.ndarray, dims: tuple[int, ...]) -> np.ndarray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.ndim not in dims:
+        expected = " or ".join(str(n) for n in dims)
+        raise ValueError(f"{name}: expected {expected} dimensions, got shape {array.shape}.")
+    return array
+
+
+def plain(ax: Axes) -> Axes:
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def as_arrays(name: str, values: Tensor | np.ndarray | Sequence[Tensor | np.ndarray], dims: int) -> list[np.ndarray]:
+    """One array per sequence, of a list, of one array, or of an array with one more dimension in front."""
+    if isinstance(values, Sequence):
+        return [as_array(f"{name}[{i}]", value, (dims,)) for i, value in enumerate(values)]
+    array = as_array(name, values, (dims, dims + 1))
+    return [array] if array.ndim == dims else list(array)
