@@ -1,7 +1,9 @@
 """Deep state-space models in Pyro."""
 
 from .checkpoints import load, save
+from .constraints import GECO, Constraint, ConstraintWarning, Lagrangian, autoencoder_error, error_bound
 from .data.sequences import Batch, SequenceDataset, Splits
+from .data.trajectories import Trajectories
 from .dssm import DSSM
 from .dvbf import DVBF, LocallyLinearSSM
 from .emissions import Emission
@@ -61,6 +63,8 @@ __all__ = [
     "Bound",
     "ClippedNormAdam",
     "ConstantKL",
+    "Constraint",
+    "ConstraintWarning",
     "CyclicKL",
     "DMM",
     "DMMAug",
@@ -75,6 +79,7 @@ __all__ = [
     "FrameVAE",
     "FullAlignment",
     "FusionGuide",
+    "GECO",
     "GUIDES",
     "GaussianGuide",
     "Guide",
@@ -83,6 +88,7 @@ __all__ = [
     "KVAE",
     "KalmanGuide",
     "KalmanVAE",
+    "Lagrangian",
     "LinearKL",
     "LocallyLinearSSM",
     "MeanField",
@@ -102,10 +108,13 @@ __all__ = [
     "SequenceDataset",
     "Splits",
     "Structure",
+    "Trajectories",
     "VRNN",
     "ZOO",
     "ZooModel",
+    "autoencoder_error",
     "chunks",
+    "error_bound",
     "evaluate",
     "fit",
     "kl_weight",

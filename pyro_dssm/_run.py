@@ -37,8 +37,9 @@ class History:
 
     Attributes:
         epochs: One record per epoch: ``epoch``, ``reconstruction`` and ``kl`` in nats per frame (negative
-            log-likelihood and un-weighted KL divergence), ``kl_weight``, ``lr``, ``grad_norm``, ``seconds`` and,
-            where validated, ``valid``: the un-annealed bound in nats per frame.
+            log-likelihood and un-weighted KL divergence), ``kl_weight``, ``lr``, ``grad_norm``, ``seconds``;
+            where validated, ``valid``: the un-annealed bound in nats per frame; under a constraint, its
+            ``multiplier``, ``constraint`` (the average that is bounded) and ``constraint_bound``.
         best_epoch: The epoch whose weights were kept: the best one on the validation set, else the last.
         best_valid: Its bound.
         stopped_early: Whether patience ran out.

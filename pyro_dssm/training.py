@@ -132,7 +132,8 @@ def fit(
             to a factor.
         weight_decay: Decoupled weight decay.
         clip_norm: Length that longer gradients are scaled to; ``None`` for no clipping.
-        kl: Schedule of the weight of the KL terms; constantly 1 by default.
+        kl: Schedule of the weight of the KL terms, or a constraint that sets it (:mod:`pyro_dssm.constraints`);
+            constantly 1 by default. Where the weight is above 1, the gradient is divided by it.
         optimizer: Any Pyro optimiser, in place of :class:`ClippedNormAdam`; then ``lr``, ``lr_schedule``,
             ``weight_decay`` and ``clip_norm`` do not apply.
         loss: Any Pyro ELBO; by default, one with analytic KL terms where the guide is Gaussian.

@@ -115,7 +115,7 @@ results["single sequences"] = gradients(pd.FullAlignment, (4, 3, 5), batch_size=
 results["single frames"] = gradients(pd.ApproachB, (1, 6), batch_size=2)
 results["chunks"] = gradients(pd.FullAlignment, (3, 12, 5, 9, 2), truncate=4, batch_size=2)
 
-# The last batch, of one sequence, leaves the second process without a share; so does the end of the longer one's chunks.
+# The last batch, of one sequence, leaves the second process without a share.
 for truncate in (None, 4):
     constraint = Lagrangian(0.5, start=0.5)
     options = {"batch_size": 2, "truncate": truncate, "lr": 1e-300}

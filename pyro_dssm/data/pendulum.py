@@ -140,7 +140,8 @@ def pendulum(
 ) -> Trajectories:
     r"""Pendulums that start anywhere on the circle, pushed by torques that are drawn anew at every frame.
 
-    One frame shows the angle but not the velocity. Two sets of constants have names:
+    One frame shows the angle but not the velocity. (In a single early frame of all sequences the two are related,
+    because slow starts fall alike; over all frames together they are not.) Two sets of constants have names:
 
     - ``"dvbf"``, after Karl et al.: :math:`\ddot\varphi = -9.81 \sin\varphi - 0.5\, \dot\varphi + u`, the angle 0
       **hangs**, torques uniform in [-3, 3], initial velocities in [-2, 2], 0.1 between frames.

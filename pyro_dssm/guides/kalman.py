@@ -74,6 +74,10 @@ class KalmanGuide(Guide):
         )
         self.kind = kind
         self.codes = nn.Linear(self.context_dim, 2 * model.code_dim)
+        # Codes start as precise as the model takes them to be. Starting at variance 1 they would drown the frames in
+        # noise, and the decoder would learn to ignore them.
+        with torch.no_grad():
+            self.codes.bias[model.code_dim :].copy_(model.log_code_noise)
 
     def _count_context(self) -> int:
         return super()._count_context() - self.model.control_dim

@@ -4,6 +4,7 @@ from .extended import Emission, extended_filter
 from .filtered import Filtered
 from .linear import kalman_filter
 from .linearisation import Gaussian, Linearise, Linearised, by_jacobian
+from .parallel import parallel_filter, parallel_smoother
 from .sampling import BackwardConditionals, backward_conditionals, backward_log_prob, backward_sample
 from .smoother import Smoothed, rts_smoother
 
@@ -21,5 +22,7 @@ __all__ = [
     "by_jacobian",
     "extended_filter",
     "kalman_filter",
+    "parallel_filter",
+    "parallel_smoother",
     "rts_smoother",
 ]

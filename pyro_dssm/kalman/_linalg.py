@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-__all__ = ["cholesky", "gain", "matvec", "quadratic", "recurrence", "root", "symmetric", "unexpanded"]
+__all__ = ["cholesky", "gain", "matvec", "path", "quadratic", "recurrence", "root", "symmetric", "unexpanded"]
 
 
 def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -59,12 +62,17 @@ def root(matrix: Tensor) -> Tensor:
     return torch.where((info > 0)[..., None, None], vectors * values.clamp_min(0).sqrt().unsqueeze(-2), factor)
 
 
+@lru_cache(maxsize=8)
+def _swap(dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([[0, 0, 0, 1], [0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]], dtype=dtype, device=device)
+
+
 def _adjugate(s: Tensor) -> tuple[Tensor, Tensor]:
-    """The adjugate and the determinant of 2x2 matrices."""
-    swap = s.new_tensor([[0, 0, 0, 1], [0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]])
+    """The adjugates of 2x2 matrices, and twice their determinants, with as few operations as it goes."""
     flat = s.reshape(-1, 4)
-    adjugate = flat @ swap
-    det = 0.5 * torch.bmm(flat.unsqueeze(-2), adjugate.unsqueeze(-1))
+    adjugate = torch.mm(flat, _swap(s.dtype, s.device))
+    det = torch.bmm(flat.unsqueeze(-2), adjugate.unsqueeze(-1))
     return adjugate.view(s.shape), det.view(*s.shape[:-2], 1, 1)
 
 
@@ -77,7 +85,7 @@ def gain(cross: Tensor, s: Tensor) -> Tensor:
         return cross / s
     if s.shape[-1] == 2:
         adjugate, det = _adjugate(s)
-        return torch.matmul(cross, adjugate) / det
+        return (torch.bmm if s.dim() == 3 else torch.matmul)(cross, adjugate) * (2 / det)
     return torch.cholesky_solve(cross.mT, torch.linalg.cholesky_ex(s)[0]).mT
 
 
@@ -89,8 +97,8 @@ def quadratic(v: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """
     name = "emission_noise"
     if s.shape[-1] <= 2:
-        adjugate, det = (torch.ones_like(s), s) if s.shape[-1] == 1 else _adjugate(s)
-        det = det.squeeze(-1).squeeze(-1)
+        adjugate, det = (torch.ones_like(s), 2 * s) if s.shape[-1] == 1 else _adjugate(s)
+        det = 0.5 * det.squeeze(-1).squeeze(-1)
         if ((det <= 0) | (s[..., 0, 0] <= 0)).any():
             raise ValueError(f"{name}: expected positive definite innovation covariances, got determinant {det.min()}.")
         return (v * matvec(adjugate, v)).sum(-1) / det, det.log()
@@ -104,23 +112,23 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, matrix: Tensor, term: Tensor) -> Tensor:
-        path = torch.empty_like(term)
-        path[0] = term[0]
-        before, *rest = path.unbind(0)
+        solved = torch.empty_like(term)
+        solved[0] = term[0]
+        before, *rest = solved.unbind(0)
         for m, e, x in zip(matrix.unbind(0)[1:], term.unbind(0)[1:], rest, strict=True):
             torch.baddbmm(e, m, before, out=x)
             before = x
-        ctx.save_for_backward(matrix, path)
-        return path
+        ctx.save_for_backward(matrix, solved)
+        return solved
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
-        matrix, path = ctx.saved_tensors  # type: ignore[attr-defined]
+        matrix, solved = ctx.saved_tensors  # type: ignore[attr-defined]
         shifted = matrix.mT.roll(-1, 0).flip(0)
         adjoint = recurrence(shifted, grads[0].flip(0)).flip(0)
         if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
             return None, adjoint
-        by_matrix = torch.matmul(adjoint[1:], path[:-1].mT)
+        by_matrix = torch.matmul(adjoint[1:], solved[:-1].mT)
         return torch.cat([torch.zeros_like(matrix[:1]), by_matrix]), adjoint
 
 
@@ -134,5 +142,29 @@ def recurrence(matrix: Tensor, term: Tensor) -> Tensor:
     Returns:
         All x_t, shape ``(T, B, n, k)``.
     """
-    path: Tensor = _Recurrence.apply(matrix, term.contiguous())
-    return path
+    solved: Tensor = _Recurrence.apply(matrix, term.contiguous())
+    return solved
+
+
+def path(matrix: Tensor, term: Tensor) -> Tensor:
+    """Solves ``x_t = M_t x_{t-1} + e_t`` with ``x_0 = e_0``; what shares a matrix is one more column for it.
+
+    Args:
+        matrix: M, shape ``(*, T, n, n)``; leading dimensions broadcast to those of the term.
+        term: e, shape ``(*, T, n)``.
+
+    Returns:
+        All x_t, shape ``(*, T, n)``.
+    """
+    matrix = unexpanded(matrix, 3)
+    lead, (steps, n) = term.shape[:-2], term.shape[-2:]
+    own = [1] * (len(lead) + 3 - matrix.dim()) + list(matrix.shape[:-3])
+    batch = [i for i, size in enumerate(own) if size > 1]
+    columns = [i for i, size in enumerate(own) if size == 1]
+    order = [len(lead), *batch, len(lead) + 1, *columns]
+    arranged = term.permute(order)
+    solved = recurrence(
+        matrix.reshape(-1, steps, n, n).transpose(0, 1),
+        arranged.reshape(steps, math.prod(lead[i] for i in batch), n, math.prod(lead[i] for i in columns)),
+    )
+    return solved.view(arranged.shape).permute([order.index(i) for i in range(len(order))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -154,9 +155,10 @@ def extended_filter(
         q_root = noises.roots[-1]
         roots = None if p_root is None or q_root is None or r_root is None else Roots(p_root, q_root, r_root[t])
         predicted.append(m)
-        m, p, prior, p_root = step(
+        mean, p, prior, p_root = step(
             m, shown, p, f, noises.all[-1], r_at[t], at, None if seen_at is None else seen_at[t], roots
         )
+        m = cast(Tensor, mean)
         means.append(m)
         covs.append(p)
         predicted_covs.append(prior)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -17,12 +19,12 @@ from ._arguments import (
     noise_roots,
     over_time,
 )
-from ._linalg import gain, matvec, recurrence, root, symmetric
+from ._linalg import gain, matvec, path, root, symmetric
 from ._step import Roots, step
 from .filtered import Filtered, log_likelihood
 from .linearisation import Gaussian
 
-__all__ = ["kalman_filter"]
+__all__ = ["Model", "kalman_filter", "prepare"]
 
 
 def kalman_filter(
@@ -66,8 +68,74 @@ def kalman_filter(
         >>> y = torch.tensor([[1.0], [float("nan")], [3.0]])
         >>> one = torch.ones(1, 1)
         >>> filtered = kalman_filter(y, Gaussian(torch.zeros(1), one), one, one, 1, one, mask=~y.isnan())
-        >>> filtered.mean.squeeze(-1), filtered.log_likelihood[1].item()
-        (tensor([0.5000, 0.5000, 2.2857]), 0.0)
+        >>> filtered.mean.squeeze(-1)
+        tensor([0.5000, 0.5000, 2.2857])
+    """
+    model = prepare(
+        y,
+        initial,
+        transition,
+        noise,
+        emission,
+        emission_noise,
+        offset=offset,
+        emission_offset=emission_offset,
+        mask=mask,
+    )
+    y, seen, h, r, f, lead = model.y, model.seen, model.h, model.r, model.f, model.lead
+    (d, n) = h.shape[-2:]
+    cov, prior = _covariances(initial.cov, model, fixed=isinstance(emission, int), square_root=square_root)
+    cross, s = prior @ h.mT, h @ prior @ h.mT + r
+    if seen is not None:
+        w = seen.to(y.dtype)
+        cross, s = cross * w.unsqueeze(-2), s * (w.unsqueeze(-1) * w.unsqueeze(-2)) + torch.diag_embed(1 - w)
+    k = gain(cross, s)
+
+    # m_t = (I - K H) F m_{t-1} + b_t + K (y_t - H b_t), with the first mean as b_0.
+    first = initial.mean.unsqueeze(-2).expand(*lead, 1, n)
+    b = torch.cat([first, model.b.expand(*lead, *model.b.shape[-2:])[..., 1:, :]], -2)
+    mean = path(f - k @ (h @ f), b + matvec(k, y - matvec(h, b)))
+    past = torch.cat([torch.zeros_like(first), mean[..., :-1, :]], -2)
+    predicted = b + matvec(f, past)
+    ll = log_likelihood(y - matvec(h, predicted), prior, h, r, seen).expand(mean.shape[:-1])
+    cov, prior, f, q = (x.expand(*lead, *x.shape[-3:]) for x in (cov, prior, f, model.q))
+    return Filtered(mean, cov, predicted, prior, f, ll, q)
+
+
+class Model(NamedTuple):
+    """A checked linear model, all of it ``(*, T, ...)`` but H and R, which may be ``(*, 1, ...)``.
+
+    At the first frame F is the identity, Q and b are zero. ``shared`` is the leading shape of all that covariances
+    depend on, ``lead`` that of the results.
+    """
+
+    y: Tensor
+    seen: Tensor | None
+    f: Tensor
+    q: Tensor
+    h: Tensor
+    r: Tensor
+    b: Tensor
+    shared: tuple[int, ...]
+    lead: tuple[int, ...]
+
+
+def prepare(
+    y: Tensor,
+    initial: Gaussian,
+    transition: Tensor,
+    noise: Tensor,
+    emission: int | Tensor,
+    emission_noise: Tensor,
+    *,
+    offset: Tensor | None,
+    emission_offset: Tensor | None,
+    mask: Tensor | None,
+) -> Model:
+    """Checks the arguments of :func:`kalman_filter`.
+
+    Raises:
+        ValueError: If one is not as it should be.
     """
     y, seen = frames(y, mask)
     initial_law(initial)
@@ -78,86 +146,41 @@ def kalman_filter(
     b = y.new_zeros(1, n) if offset is None else over_time("offset", offset, steps, n, None)
     if emission_offset is not None:
         y = y - over_time("emission_offset", emission_offset, steps, d, None)
-    shapes = {"transition": f.shape[:-3], "noise": q.shape[:-3], "emission_noise": r.shape[:-3]}
-    shapes |= {"initial": initial.cov.shape[:-2]} | ({} if h is None else {"emission": h.shape[:-3]})
-    shared = broadcast(**shapes, **({} if seen is None else {"mask": seen.shape[:-2]}))
-    lead = broadcast(y=y.shape[:-2], mean=initial.mean.shape[:-1], offset=b.shape[:-2], parameters=shared)
-
-    cov, prior = _covariances(initial.cov, f, q, h, r, seen, steps, shared, square_root=square_root)
-    cross, s = (prior[..., :d], prior[..., :d, :d] + r) if h is None else (prior @ h.mT, h @ prior @ h.mT + r)
-    if seen is not None:
-        w = seen.to(y.dtype)
-        cross, s = cross * w.unsqueeze(-2), s * (w.unsqueeze(-1) * w.unsqueeze(-2)) + torch.diag_embed(1 - w)
-    k = gain(cross, s)
-
-    # m_t = (I - K H) F m_{t-1} + b_t + K (y_t - H b_t), with the first mean as b_0.
-    first = initial.mean.unsqueeze(-2)
-    b = torch.cat([first.expand(*lead, 1, n), b.expand(*lead, steps, n)[..., 1:, :]], -2)
-    seen_f = f[..., :d, :] if h is None else h @ f
-    seen_b = b[..., :d] if h is None else matvec(h, b)
-    mean = _means(f - k @ seen_f, b + matvec(k, y - seen_b), lead)
-    past = torch.cat([torch.zeros_like(first.expand(*lead, 1, n)), mean[..., :-1, :]], -2)
-    predicted = b + matvec(f, past)
-    v = y - (predicted[..., :d] if h is None else matvec(h, predicted))
     eye = torch.eye(n, dtype=y.dtype, device=y.device)
-    f = _with_first(eye, f, steps)
-    q = _with_first(torch.zeros_like(eye), q, steps)
-    matrices = [x.expand(*lead, *x.shape[-3:]) for x in (cov, prior, f, q)]
-    return Filtered(
-        mean, matrices[0], predicted, matrices[1], matrices[2], log_likelihood(v, prior, h, r, seen), matrices[3]
-    )
+    h = eye[:d].unsqueeze(0) if h is None else h
+    shapes = {"transition": f, "noise": q, "emission": h, "emission_noise": r}
+    leads = {name: value.shape[:-3] for name, value in shapes.items()}
+    shared = broadcast(**leads, initial=initial.cov.shape[:-2], mask=() if seen is None else seen.shape[:-2])
+    lead = broadcast(y=y.shape[:-2], initial=initial.mean.shape[:-1], offset=b.shape[:-2], parameters=shared)
+    f, q = _from_first(eye, f, steps), _from_first(torch.zeros_like(eye), q, steps)
+    b = _from_first(y.new_zeros(1, n), b.unsqueeze(-2), steps).squeeze(-2)
+    return Model(y, seen, f, q, h, r, b, shared, lead)
 
 
-def _with_first(first: Tensor, value: Tensor, steps: int) -> Tensor:
-    """Puts a matrix in the place of the first of ``(*, T or 1, n, n)``."""
+def _from_first(first: Tensor, value: Tensor, steps: int) -> Tensor:
+    """Puts something in the place of the first of ``(*, T or 1, k, n)``."""
     value = value.expand(*value.shape[:-3], steps, *value.shape[-2:])
     return torch.cat([first.expand_as(value[..., :1, :, :]), value[..., 1:, :, :]], -3)
 
 
-def _covariances(
-    p: Tensor,
-    f: Tensor,
-    q: Tensor,
-    h: Tensor | None,
-    r: Tensor,
-    seen: Tensor | None,
-    steps: int,
-    lead: tuple[int, ...],
-    *,
-    square_root: bool,
-) -> tuple[Tensor, Tensor]:
+def _covariances(p: Tensor, model: Model, *, fixed: bool, square_root: bool) -> tuple[Tensor, Tensor]:
     """Returns the filtered and the predicted covariances, which do not depend on the frames."""
+    lead, steps = model.shared, model.f.shape[-3]
     p = flat(p, lead, 2)
-    eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device).expand_as(p)
-    f_at, q_at, r_at = (at_steps(flat(x, lead, 3), steps) for x in (f, q, r))
-    f_at[0], q_at[0] = eye, torch.zeros_like(eye)
-    h_at = [None] * steps if h is None else at_steps(flat(h, lead, 3), steps)
-    seen_at = hidden(seen, lead, p.dtype)
-    roots: Roots | None = None
+    f_at, q_at, r_at = (at_steps(flat(x, lead, 3), steps) for x in (model.f, model.q, model.r))
+    h_at = [None] * steps if fixed else at_steps(flat(model.h, lead, 3), steps)
+    seen_at = hidden(model.seen, lead, p.dtype)
     last: Tensor | None = None
+    roots: list[tuple[Tensor, Tensor]] = []
     if square_root:
-        last, r_root = root(p), noise_roots(r_at, seen_at)
-        q_root = [q_at[0], *at_steps(root(flat(q, lead, 3)), steps)[1:]]
+        last = root(p)
+        roots = list(zip(root(flat(model.q, lead, 3)).unbind(1), noise_roots(r_at, seen_at), strict=True))
     covs, priors = [], []
     for t in range(steps):
-        if last is not None:
-            roots = Roots(last, q_root[t], r_root[t])
-        _, p, prior, last = step(
-            None, None, p, f_at[t], q_at[t], r_at[t], h_at[t], None if seen_at is None else seen_at[t], roots
-        )
+        given = None if last is None else Roots(last, *roots[t])
+        seen = None if seen_at is None else seen_at[t]
+        _, p, prior, last = step(None, None, p, f_at[t], q_at[t], r_at[t], h_at[t], seen, given)
         covs.append(p)
         priors.append(prior)
-    both = torch.stack(covs, 1), symmetric(torch.stack(priors, 1))
-    return both[0].view(*lead, *both[0].shape[1:]), both[1].view(*lead, *both[1].shape[1:])
-
-
-def _means(closed: Tensor, term: Tensor, lead: tuple[int, ...]) -> Tensor:
-    """Solves the recurrence of the means; what is shared by all sequences acts on them as on columns."""
-    if closed.dim() == 3:
-        closed = closed.expand(term.shape[-2], *closed.shape[-2:])
-        columns = term.reshape(-1, *term.shape[-2:]).permute(1, 2, 0).unsqueeze(1)
-        path = recurrence(closed.unsqueeze(1), columns).squeeze(1).permute(2, 0, 1)
-    else:
-        path = recurrence(flat(closed, lead, 3).transpose(0, 1), flat(term, lead, 2).transpose(0, 1).unsqueeze(-1))
-        path = path.squeeze(-1).transpose(0, 1)
-    return path.reshape(*lead, *term.shape[-2:])
+    cov, predicted = torch.stack(covs, 1), symmetric(torch.stack(priors, 1))
+    return cov.view(*lead, *cov.shape[1:]), predicted.view(*lead, *predicted.shape[1:])

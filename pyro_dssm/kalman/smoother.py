@@ -7,34 +7,60 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._linalg import cholesky, matvec, symmetric
+from ._linalg import path, symmetric
+from .backward import backward_law
 from .filtered import Filtered
 
-__all__ = ["Smoothed", "gains", "rts_smoother"]
+__all__ = ["Smoothed", "rts_smoother"]
 
 
 class Smoothed(NamedTuple):
+    r"""The states given all frames.
+
+    Attributes:
+        mean: Mean of :math:`z_t | y_{1:T}`, ``(*, T, n)``.
+        cov: Its covariance, ``(*, T, n, n)``.
+        cross_cov: :math:`\mathrm{Cov}(z_{t+1}, z_t | y_{1:T})`, ``(*, T-1, n, n)``.
+    """
+
     mean: Tensor
     cov: Tensor
     cross_cov: Tensor
 
 
-def gains(filtered: Filtered) -> Tensor:
-    r"""Returns :math:`G_t = P_t F_{t+1}^\top (P^-_{t+1})^{-1}` for all steps but the last, ``(*, T-1, n, n)``."""
-    cov, f = filtered.cov[..., :-1, :, :], filtered.jacobian[..., 1:, :, :]
-    return torch.cholesky_solve(f @ cov, cholesky(filtered.predicted_cov[..., 1:, :, :])).mT
-
-
 def rts_smoother(filtered: Filtered) -> Smoothed:
-    gain = gains(filtered)
-    m, p = filtered.mean[..., -1, :], filtered.cov[..., -1, :, :]
-    means, covs = [m], [p]
-    for t in range(filtered.mean.shape[-2] - 2, -1, -1):
-        g = gain[..., t, :, :]
-        m = filtered.mean[..., t, :] + matvec(g, m - filtered.predicted_mean[..., t + 1, :])
-        change = g @ (p - filtered.predicted_cov[..., t + 1, :, :]) @ g.mT
-        p = symmetric(filtered.cov[..., t, :, :] + change)
-        means.append(m)
-        covs.append(p)
-    cov = torch.stack(covs[::-1], -3)
-    return Smoothed(torch.stack(means[::-1], -2), cov, cov[..., 1:, :, :] @ gain.mT)
+    r"""Smooths: the moments of the chain :math:`z_t = G_t z_{t+1} + b_t + \epsilon_t`, run backward in time.
+
+    The gains :math:`G_t = P_t F_{t+1}^\top (P^-_{t+1})^{-1}` and all else that needs no recursion is computed for all
+    steps at once. The covariances are sums of positive semidefinite matrices.
+
+    Args:
+        filtered: From any of the filters.
+
+    Returns:
+        The smoothed laws.
+
+    Raises:
+        ValueError: If a predicted covariance is singular.
+
+    References:
+        | Rauch, Tung and Striebel (1965). Maximum likelihood estimates of linear dynamic systems. AIAA Journal 3(8).
+
+    Example:
+        >>> from pyro_dssm.kalman import Gaussian, kalman_filter
+        >>> y, one = torch.tensor([[1.0], [2.0], [3.0]]), torch.ones(1, 1)
+        >>> rts_smoother(kalman_filter(y, Gaussian(torch.zeros(1), one), one, one, 1, one)).mean.squeeze(-1)
+        tensor([0.9231, 1.7692, 2.3846])
+    """
+    law = backward_law(filtered)
+    mean = path(law.gain.flip(-3), law.offset.flip(-2)).flip(-2)
+    gains, covs = law.gain.unbind(-3), law.cov.unbind(-3)
+    p = covs[-1]
+    smoothed = [p]
+    for g, c in zip(gains[-2::-1], covs[-2::-1], strict=True):
+        p = c + g @ p @ g.mT
+        smoothed.append(p)
+    cov = symmetric(torch.stack(smoothed[::-1], -3))
+    cross = cov[..., 1:, :, :] @ law.gain[..., :-1, :, :].mT
+    shape = filtered.cov.shape
+    return Smoothed(mean, cov.expand(shape), cross.expand(*shape[:-3], *cross.shape[-3:]))

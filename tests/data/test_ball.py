@@ -54,11 +54,11 @@ def test_brute_force(gravity):
     """Small leapfrog steps that reflect whatever is beyond a wall."""
     position, velocity = start(20)
     path = ball_path(position, velocity, times(21), gravity=gravity)
-    h, fall = 5e-4, torch.tensor([0.0, gravity]).double()
+    h, fall = 2e-4, torch.tensor([0.0, gravity]).double()
     p, v = position, velocity
-    for step in range(4000):
-        if step % 200 == 0:
-            assert (p - path[:, step // 200, :2]).abs().max() < 0.01
+    for step in range(10_000):
+        if step % 500 == 0:
+            assert (p - path[:, step // 500, :2]).abs().max() < 0.02  # of the order of h at each bounce
         p, v = p + h * v - 0.5 * h**2 * fall, v - h * fall
         out = p.abs() > REACH
         p, v = torch.where(out, p.sign() * 2 * REACH - p, p), torch.where(out, -p.sign() * v.abs(), v)

@@ -161,6 +161,17 @@ def test_one_frame_shows_position_but_no_velocity():
     assert held_out_r2(turn[:, None], data.states[:, 1, 2:]) > 0.9
 
 
+@pytest.mark.parametrize("name", PENDULUMS)
+def test_look_alikes_share_the_position_but_no_velocity(name):
+    """The mean state of the most similar frames among 9000: whatever one frame tells, linear or not."""
+    data = pendulum(360, 30, physics=name, seed=4)
+    x, states = data.x.flatten(0, 1), data.states.flatten(0, 1)
+    alike = torch.cdist(x[-600:], x[:9000]).topk(15, largest=False).indices
+    r2 = 1 - (states[alike].mean(1) - states[-600:]).square().mean(0) / states[-600:].var(0)
+    assert (r2[:2] > 0.99).all()
+    assert r2[2] < 0.1
+
+
 def test_starts_anywhere():
     data = pendulum(4000, 1)
     mean = data.states[:, 0].mean(0)

@@ -153,6 +153,16 @@ def test_sub_pixel_motion_shows():
     assert ((x[1:] - x[:-1]).abs().amax(-1) > 0.02).all()
 
 
+def test_look_alikes_share_the_angles_but_no_velocity():
+    """The mean state of the most similar frames among 12000: whatever one frame tells, linear or not."""
+    data = reacher(420, 30, image_size=16, seed=4)
+    x, states = data.x.flatten(0, 1), data.states.flatten(0, 1)
+    alike = torch.cdist(x[-600:], x[:12_000]).topk(8, largest=False).indices
+    r2 = 1 - (states[alike].mean(1) - states[-600:]).square().mean(0) / states[-600:].var(0)
+    assert (r2[:4] > 0.95).all()
+    assert (r2[4:] < 0.15).all()
+
+
 def test_frames_in_range():
     data = reacher(20, 10)
     assert data.x.dtype == data.states.dtype == data.controls.dtype == torch.float32

@@ -1,0 +1,212 @@
+"""Whether a model learns the dynamics: models x ways to train x seeds, on a system seen only as images.
+
+Every cell of the table is trained by the same call and measured on test sequences that were read once. A run that was
+interrupted goes on where it stopped: each cell is kept as soon as it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import common
+import systems
+import torch
+
+import pyro_dssm as pd
+from pyro_dssm._files import atomic_write
+
+DEFAULTS: dict[str, Any] = {
+    "system": "pendulum", "models": ["EKVAE", "DKS", "DVBF", "KVAE", "RSSM"], "strategies": list(systems.STRATEGIES),
+    "scales": [0.05, 0.0], "seeds": 5, "count": 500, "length": 15, "share": 0.025, "jobs": 1,
+    "epochs": 150, "batch_size": 64, "lr": 2e-3, "lr_schedule": "cosine",
+}  # fmt: skip
+SMOKE = {"models": ["EKVAE", "DKS"], "strategies": ["elbo", "constrained"], "scales": [0.0], "seeds": 1, "count": 12,
+         "epochs": 2, "length": 6}  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    parser = common.parser(__doc__, out="runs/system_identification")
+    add = parser.add_argument_group("this example").add_argument
+    add("--system", choices=list(systems.SYSTEMS), help="what is to be identified")
+    add("--data-dir", metavar="DIR", help="folder that holds cmu_mocap_35; PYRO_DSSM_DATA, else data, by default")
+    add("--models", nargs="+", choices=systems.MODELS, help="rows of the table")
+    add("--strategies", nargs="+", choices=systems.STRATEGIES, help="ways to train")
+    add("--scales", nargs="+", type=float, metavar="SCALE", help="of the emission; 0 for one that suits the data")
+    add("--seeds", type=int, help="number of seeds, of data and weights alike, from --seed on")
+    add("--count", type=int, help="training sequences")
+    add("--length", type=int, help="their length")
+    add("--share", type=float, help="the constraint's bound as a share of the variance of the entries")
+    add("--jobs", type=int, help="cells trained at the same time, one thread each")
+    parser.set_defaults(**DEFAULTS)
+    return common.parse(parser, SMOKE)
+
+
+def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All cells of the table, seeds outermost, so that an early stop leaves a table with fewer seeds."""
+    return [
+        {"model": model, "strategy": strategy, "scale": scale, "seed": seed}
+        for seed in range(args.seed, args.seed + args.seeds)
+        for scale in args.scales
+        for model in args.models
+        for strategy in args.strategies
+    ]
+
+
+def file_of(args: argparse.Namespace, cell: dict[str, Any]) -> Path:
+    scale = cell["scale"] or "friendly"
+    return args.out / "cells" / f"{cell['model']}-{cell['strategy']}-{scale}-{cell['seed']}.json"
+
+
+def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]:
+    """Trains and measures one cell, and writes what it found."""
+    torch.set_num_threads(1)
+    system = systems.SYSTEMS[args.system]
+    horizon = 12 if args.smoke else 100
+    if args.system == "mocap":
+        parts = systems.walking(args.data_dir, length=max(args.length, systems.KNOWN))
+    else:
+        parts = system.parts(cell["seed"], count=args.count, length=args.length, horizon=horizon)
+    torch.manual_seed(cell["seed"])
+    scale = cell["scale"] or systems.friendly_scale(parts.train)
+    model, guide = systems.build(
+        cell["model"], parts.train, scale=scale, state_dim=system.state_dim, code_dim=system.code_dim
+    )
+    kl = systems.schedule(cell["strategy"], parts.train, scale, epochs=args.epochs, share=args.share)
+    begun = time.monotonic()
+    failed = None
+    try:
+        history = pd.fit(
+            model,
+            guide,
+            parts.train.dataset(),
+            systems.cut(parts.valid, parts.train.x.shape[1]).dataset(),
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            lr=args.lr,
+            lr_schedule=args.lr_schedule,
+            kl=kl,
+            valid_every=max(1, args.epochs // 15),
+            seed=cell["seed"],
+            progress=False,
+        )
+    except FloatingPointError as error:
+        failed = str(error)
+    seconds = time.monotonic() - begun
+    result: dict[str, Any] = {**cell, "used_scale": scale, "seconds": round(seconds, 1)}
+    if failed is None:
+        horizons = tuple(h for h in (25, 100, horizon) if h <= horizon)
+        last = history.epochs[-1]
+        result |= {
+            "epoch": history.best_epoch,
+            "reconstruction": last["reconstruction"],
+            "kl": last["kl"],
+            "kl_weight": last["kl_weight"],
+            **systems.measure(
+                model, guide, parts.train, parts.test,
+                static=system.static, code_dim=system.code_dim, horizons=horizons,
+            ),
+        }  # fmt: skip
+    else:
+        result["failed"] = failed
+    common.write_json(file_of(args, cell), result)
+    return result
+
+
+def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each model, way to train and scale: mean, deviation and the worst over seeds."""
+    table = []
+    keys = dict.fromkeys((r["scale"], r["model"], r["strategy"]) for r in results)
+    for scale, model, strategy in keys:
+        group = [r for r in results if (r["scale"], r["model"], r["strategy"]) == (scale, model, strategy)]
+        done = [r for r in group if "failed" not in r]
+        row: dict[str, Any] = {"model": model, "strategy": strategy, "scale": scale, "seeds": len(group)}
+        row["failed"] = len(group) - len(done)
+        columns: dict[str, list[float]] = {}
+        for r in done:
+            for name, value in r.get("r2", {}).items():
+                columns.setdefault(f"R² {name}", []).append(value)
+            for name in ("open_loop_mse", "copy_last_mse"):
+                for h, value in r.get(name, {}).items():
+                    columns.setdefault(f"{name} {h}", []).append(value)
+            columns.setdefault("ELBO", []).append(r["bounds"]["elbo"]["nats_per_step"])
+            columns.setdefault("seconds", []).append(r["seconds"])
+        for name, values in columns.items():
+            worst = min(values) if name.startswith("R²") else max(values)
+            row[name] = {
+                "mean": statistics.fmean(values),
+                "sd": statistics.stdev(values) if len(values) > 1 else None,
+                "median": statistics.median(values),
+                "worst": worst,
+            }
+        table.append(row)
+    return table
+
+
+def markdown(table: list[dict[str, Any]]) -> str:
+    """The table: R² as mean (worst seed), errors as median (worst seed)."""
+    names = list(dict.fromkeys(k for row in table for k, v in row.items() if isinstance(v, dict) and k != "seconds"))
+    heads = ["σ_x", "model", "trained by", *names, "seconds"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for row in table:
+        line = [f"{row['scale']:g}" if row["scale"] else "friendly", row["model"], row["strategy"]]
+        for name in names:
+            value = row.get(name)
+            if value is None:
+                line.append("–")
+            elif name.startswith("R²"):
+                line.append(f"{value['mean']:.3f} ({value['worst']:.3f})")
+            elif name == "ELBO":
+                line.append(f"{value['mean']:.2f}")
+            else:
+                line.append(f"{value['median']:.1e} ({value['worst']:.1e})")
+        line.append(f"{row['seconds']['mean']:.0f}" if "seconds" in row else "–")
+        lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
+def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    table = rows(results)
+    with atomic_write(args.out / "table.md") as file:
+        file.write((markdown(table) + "\n").encode())
+    common.write_metrics(args, table=table, cells=results)
+    print(markdown(table))
+
+
+def main() -> None:
+    args = parse()
+    common.start(args)
+    todo, results = [], []
+    for cell in cells(args):
+        file = file_of(args, cell)
+        if file.is_file() and not args.fresh:
+            results.append(json.loads(file.read_text()))
+        else:
+            todo.append(cell)
+    common.log.info("%d cells to train, %d done already.", len(todo), len(results))
+    begun = time.monotonic()
+    with ProcessPoolExecutor(max_workers=args.jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(train_cell, args, cell) for cell in todo]
+        for future in as_completed(futures):
+            r = future.result()
+            results.append(r)
+            said = r.get("failed") or ", ".join(f"{k} {v:.3f}" for k, v in r.get("r2", {}).items())
+            common.log.info("%s, %s, scale %g, seed %d: %s", r["model"], r["strategy"], r["scale"], r["seed"], said)
+            if args.max_minutes is not None and time.monotonic() - begun > 60 * args.max_minutes:
+                for other in futures:
+                    other.cancel()
+                common.log.info("Time is over; the same command goes on.")
+                break
+    order = {tuple(c.values()): i for i, c in enumerate(cells(args))}
+    results.sort(key=lambda r: order[r["model"], r["strategy"], r["scale"], r["seed"]])
+    report(args, results)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,206 @@
+"""What the examples on physical systems share: the systems, the models, the ways to train, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+import pyro_dssm as pd
+from pyro_dssm.constraints import Lagrangian, error_bound
+from pyro_dssm.data.ball import bouncing_ball
+from pyro_dssm.data.mocap import load_mocap
+from pyro_dssm.data.pendulum import pendulum
+from pyro_dssm.data.reacher import reacher
+from pyro_dssm.data.trajectories import Trajectories
+from pyro_dssm.identification import disentanglement, latent_states, system_identification
+from pyro_dssm.prediction import open_loop
+
+STRATEGIES = ("elbo", "annealed", "constrained")
+KNOWN = 10  # frames that an open-loop prediction starts from
+
+
+class Parts(NamedTuple):
+    """Trajectories to learn from, to choose with, and to report once."""
+
+    train: Trajectories
+    valid: Trajectories
+    test: Trajectories
+
+
+@dataclass(frozen=True)
+class System:
+    """A system, and what suits it."""
+
+    make: Callable[..., Trajectories] | None
+    length: int
+    state_dim: int
+    code_dim: int
+    static: tuple[int, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def parts(self, seed: int, *, count: int = 500, length: int | None = None, horizon: int = 100) -> Parts:
+        """Training sequences, and longer ones to validate and to test with, all from one seed."""
+        assert self.make is not None
+        long = KNOWN + horizon
+        sizes = ((count, length or self.length), (max(count // 5, 2), long), (max(count // 5, 2), long))
+        return Parts(*(self.make(n, t, seed=3 * seed + i, **self.options) for i, (n, t) in enumerate(sizes)))
+
+
+SYSTEMS = {
+    "pendulum": System(pendulum, 30, 3, 2, static=(0, 1)),
+    "pendulum-gym": System(pendulum, 30, 3, 2, static=(0, 1), options={"physics": "gym"}),
+    "reacher": System(reacher, 30, 8, 4, static=(0, 1, 2, 3)),
+    "ball": System(bouncing_ball, 30, 4, 2, static=(0, 1)),
+    "mocap": System(None, 50, 8, 6),
+}
+
+
+def walking(folder: str | None, *, length: int = 50, horizon: int = 50) -> Parts:
+    """CMU walking: training windows that overlap, and windows to validate and to test with."""
+    found = load_mocap(folder)
+    long = KNOWN + horizon
+    return Parts(found.train.windows(length, length // 2), found.valid.windows(long), found.test.windows(long))
+
+
+def own(data: Trajectories) -> Parts:
+    """A user's own trajectories, 60 % to train on, 20 % to choose with, 20 % to report."""
+    return Parts(*data.split())
+
+
+# The scale of the emission and the constraint.
+
+
+def deviation(data: Trajectories) -> float:
+    """Standard deviation of the entries around the mean frame."""
+    return error_bound(data.dataset(), share=1.0) ** 0.5
+
+
+def friendly_scale(data: Trajectories) -> float:
+    """An emission scale at which all that varies in a frame is worth about 11 nats: neither ignored nor overrated."""
+    return deviation(data) * (data.x.shape[-1] / 22) ** 0.5
+
+
+def schedule(strategy: str, data: Trajectories, scale: float, *, epochs: int, share: float) -> pd.KLSchedule:
+    """The weight of the KL terms: constantly 1, annealed, or ruled by the constraint."""
+    if strategy == "elbo":
+        return pd.ConstantKL()
+    if strategy == "annealed":
+        return pd.LinearKL(0.0, 1.0, epochs=max(1.0, epochs / 2))
+    # It starts as if the scale were the friendly one, so that dynamics come before details.
+    start = min(1.0, (scale / friendly_scale(data)) ** 2)
+    return Lagrangian(error_bound(data.dataset(), share=share), start=start)
+
+
+# The models.
+
+
+def build(
+    name: str,
+    data: Trajectories,
+    *,
+    scale: float,
+    state_dim: int,
+    code_dim: int,
+    convolutional: bool = False,
+    width: int = 128,
+    **options: Any,
+) -> tuple[pd.DSSM, pd.Guide]:
+    """A model of a name and its usual guide, all with the same emission and the same encoder.
+
+    The states of EKVAE, DVBF, DKF, DKS and the fusion filter have ``state_dim`` entries, the KVAE's and the RSSM's
+    more, as is usual for them.
+    """
+    x_dim, image = data.x.shape[-1], {}
+    if convolutional:
+        if data.image_shape is None:
+            raise ValueError("--convolutional: expected frames that are images, got vectors.")
+        image = {"image_shape": list(data.image_shape)}
+    model_options: dict[str, Any] = {
+        "emission": "gaussian",
+        "emission_options": {"scale": scale, **image},
+        "mlp_dims": [width, width],
+        "control_dim": 0 if data.controls is None else data.controls.shape[-1],
+        **options,
+    }
+    reads: dict[str, Any] = {"encoder_dims": [width, width], **image}
+    makers: dict[str, Callable[[], tuple[pd.DSSM, Callable[..., pd.Guide]]]] = {
+        "EKVAE": lambda: (pd.EKVAE(x_dim, state_dim, code_dim, **model_options), pd.KalmanGuide),
+        "KVAE": lambda: (pd.KVAE(x_dim, state_dim + 1, code_dim, **model_options), pd.KalmanGuide),
+        "DVBF": lambda: (pd.DVBF(x_dim, state_dim, **model_options), pd.NoiseGuide),
+        "fusion": lambda: (pd.LocallyLinearSSM(x_dim, state_dim, **model_options), pd.FusionGuide),
+        "DKF": lambda: (pd.DMM(x_dim, state_dim, **model_options), pd.Filtering),
+        "DKS": lambda: (pd.DMM(x_dim, state_dim, **model_options), pd.PartialAlignment),
+        "RSSM": lambda: (
+            pd.RSSM(x_dim, state_dim, rnn_dim=64, skip=True, **model_options),
+            lambda model, **more: pd.Filtering(model, latents="model", **more),
+        ),
+    }
+    if name not in makers:
+        raise ValueError(f"--model: expected one of {list(makers)}, got {name!r}.")
+    model, make_guide = makers[name]()
+    guide = make_guide(model, **reads)
+    return model, guide
+
+
+MODELS = ("EKVAE", "DKS", "DVBF", "KVAE", "RSSM", "DKF", "fusion")
+
+
+# What is measured.
+
+
+def measure(
+    model: pd.DSSM,
+    guide: pd.Guide,
+    fit: Trajectories,
+    test: Trajectories,
+    *,
+    static: tuple[int, ...] = (),
+    code_dim: int = 0,
+    horizons: tuple[int, ...] = (25, 100),
+    known: int = KNOWN,
+) -> dict[str, Any]:
+    """Bounds, R² of the true states, which part of the state tells what, and open-loop errors.
+
+    Frames beyond the length of the training sequences are used for the open-loop errors alone.
+    """
+    length = min(fit.x.shape[1], test.x.shape[1])
+    short = cut(test, length)
+    score = pd.evaluate(model, guide, short.dataset(), num_particles=8)
+    found: dict[str, Any] = {"bounds": score.to_dict()}
+    if fit.states is not None and test.states is not None:
+        pair = (fit.dataset(), fit.states), (short.dataset(), short.states)
+        found["r2"] = system_identification(model, guide, *pair, names=test.state_names).r2
+        if static and code_dim:
+            dynamic = [i for i in range(test.states.shape[-1]) if i not in static]
+            latent = latent_states(model, guide, fit.dataset()), latent_states(model, guide, short.dataset())
+            parts = disentanglement(
+                latent[0], fit.states, latent[1], short.states, dim_a=code_dim, static=list(static), dynamic=dynamic
+            )
+            found["disentanglement"] = parts.to_dict()
+    horizons = tuple(h for h in horizons if known + h <= test.x.shape[1])
+    if horizons:
+        ahead = open_loop(model, guide, test.dataset(), known=known, horizon=max(horizons), noise=False)
+        found["known"] = known
+        for name, errors in (("open_loop_mse", ahead.model), ("copy_last_mse", ahead.copy_last)):
+            found[name] = {str(h): errors.mean_to(h) for h in horizons}
+            found[f"{name}_at"] = {str(h): errors.at(h) for h in horizons}
+    return found
+
+
+def cut(data: Trajectories, length: int) -> Trajectories:
+    """The first frames of all sequences."""
+
+    def first(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values[:, :length]
+
+    return Trajectories(
+        data.x[:, :length],
+        controls=first(data.controls),
+        states=first(data.states),
+        state_names=data.state_names,
+        image_shape=data.image_shape,
+        mask=first(data.mask),
+    )
