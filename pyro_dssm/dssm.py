@@ -16,7 +16,7 @@ from ._checks import event, one_of, probability
 from ._program import Program
 from .emissions import EMISSIONS, Emission, hide
 from .generation import Generation
-from .initial import INITIALS, Initial
+from .initial import INITIALS, Initial, fix_start
 from .inputs import Inputs, prepare
 from .memories import CELLS, Cell, Memories, States
 from .nn import MLP, GatedTransition, NormalHead, join, normal
@@ -149,6 +149,8 @@ class DSSM(Generation, Program):
         if type(self).transition is DSSM.transition and any(self.transition_dims):
             self.transition_net = self._build_transition(transition_net, mlp_dims, dropout)
         self.initial_net = None if initial == "transition" else self._build_initial(initial)
+        if self.initial_net is not None:
+            self._fix_starts()
         if type(self).emission is DSSM.emission:
             self.emission_net = self._build_emission(emission, mlp_dims, dropout, emission_options or {})
 
@@ -176,6 +178,12 @@ class DSSM(Generation, Program):
 
     def _build_initial(self, kind: str) -> Initial:
         return INITIALS[kind](self.z_dim)
+
+    def _fix_starts(self) -> None:
+        # What only the transition reads of the last values, it reads from the second step on.
+        elsewhere = {*self.memories.emission_reads[1], *(("x",) if self.shared else ())}
+        for name in {*sum(self.memories.transition_reads, ())} & {"z", "x"} - elsewhere:
+            fix_start(self.memories.get(name))
 
     def _build_emission(
         self, kind: str, mlp_dims: tuple[int, ...], dropout: float, options: dict[str, Any], in_dim: int | None = None
@@ -294,6 +302,10 @@ class DSSM(Generation, Program):
         read = self.memories.read(self.memories.along_z(z, inputs)[1], tuple(names))
         assert read is not None
         return read
+
+    def _sites_along(self, z: Tensor) -> list[dict[str, Tensor]]:
+        """The values of the latent step sites of every step, by name, along a path of shape ``(*, B, T, z_dim)``."""
+        return [{f"z_{t}": value} for t, value in enumerate(z.unbind(-2), start=1)]
 
     @property
     def _like(self) -> Tensor:
@@ -444,4 +456,7 @@ class PriorPath(Path):
         memories = self.model.memories
         before = {**memories.along_x(self.inputs)[0], **memories.along_z(z, self.inputs)[0]}
         fn = self.model.transition_from(before, self.inputs.controls)
-        return fn if self.first is None else with_first(self.first, fn)
+        if self.first is None:
+            return fn
+        # Where a step reads nothing of the past, its law has no dimension of time yet.
+        return with_first(self.first, fn if fn.batch_shape else fn.expand(z.shape[:-1]))

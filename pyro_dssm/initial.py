@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from ._checks import positive
 from .nn import MLP, SCALE_FLOOR, NormalHead, normal
 
-__all__ = ["INITIALS", "GaussianInitial", "HierarchicalInitial", "Initial"]
+__all__ = ["INITIALS", "GaussianInitial", "HierarchicalInitial", "Initial", "fix_start"]
 
 
 class Initial(nn.Module):
@@ -85,6 +85,19 @@ class HierarchicalInitial(Initial):
     def forward(self, zeta: Tensor | None = None) -> Any:
         """The Gaussian that belongs to a value of zeta."""
         return self.net(zeta)
+
+
+def fix_start(memory: nn.Module) -> None:
+    """Makes a memory's learned start a constant, where a law of the first step leaves it without effect.
+
+    It stays in the ``state_dict``, so that checkpoints keep their form.
+
+    Args:
+        memory: Has a parameter ``initial``.
+    """
+    start = memory.initial.detach()
+    del memory.initial
+    memory.register_buffer("initial", start)
 
 
 INITIALS: dict[str, type[Initial]] = {"gaussian": GaussianInitial, "hierarchical": HierarchicalInitial}

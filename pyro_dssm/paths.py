@@ -91,6 +91,8 @@ class PathLaw(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
+    # Whether the noise of all steps is drawn at once, so in another order than step sites draw it.
+    memoryless = False
 
     def __init__(self, batch_shape: torch.Size, num_steps: int, z_dim: int, valid: Tensor | None) -> None:
         self.valid = valid
@@ -143,7 +145,6 @@ class Path(PathLaw):
         valid: Shape ``(B, T)``, True within each sequence, or ``None``.
     """
 
-    memoryless = False
     carrying = False
 
     @abstractmethod

@@ -150,6 +150,8 @@ def broadcast(**shapes: Sequence[int]) -> tuple[int, ...]:
 
 def flat(value: Tensor, lead: tuple[int, ...], event: int) -> Tensor:
     """Expands to the leading shape and makes one dimension of it; the last ``event`` dimensions stay."""
+    if value.dim() == event + 1 and value.shape[:1] == lead:
+        return value
     rest = value.shape[value.dim() - event :]
     return value.expand(*lead, *rest).reshape(math.prod(lead), *rest)
 

@@ -69,15 +69,13 @@ def _swap(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _adjugate(s: Tensor) -> tuple[Tensor, Tensor]:
-    """The adjugates of 2x2 matrices, and twice their determinants, with as few operations as it goes."""
-    flat = s.reshape(-1, 4)
-    adjugate = torch.mm(flat, _swap(s.dtype, s.device))
-    det = torch.bmm(flat.unsqueeze(-2), adjugate.unsqueeze(-1))
-    return adjugate.view(s.shape), det.view(*s.shape[:-2], 1, 1)
+    """The adjugates of 2x2 matrices ``(B, 2, 2)`` and their determinants ``(B, 1, 1)``, in two products."""
+    adjugate = torch.mm(s.view(-1, 4), _swap(s.dtype, s.device)).view(-1, 2, 2)
+    return adjugate, torch.bmm(s[:, :1], adjugate[:, :, :1])
 
 
 def gain(cross: Tensor, s: Tensor) -> Tensor:
-    """Returns ``cross @ inv(s)`` for positive definite s, ``(*, n, d)`` and ``(*, d, d)``.
+    """Returns ``cross @ inv(s)`` for positive definite s, ``(B, k, d)`` and ``(B, d, d)``.
 
     One and two dimensions have closed forms, which are far cheaper than a factorisation of many small matrices.
     """
@@ -85,20 +83,23 @@ def gain(cross: Tensor, s: Tensor) -> Tensor:
         return cross / s
     if s.shape[-1] == 2:
         adjugate, det = _adjugate(s)
-        return (torch.bmm if s.dim() == 3 else torch.matmul)(cross, adjugate) * (2 / det)
+        return torch.bmm(cross, adjugate) / det
     return torch.cholesky_solve(cross.mT, torch.linalg.cholesky_ex(s)[0]).mT
 
 
 def quadratic(v: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns ``v^T inv(s) v`` and ``log det s``.
+    """Returns ``v^T inv(s) v`` and ``log det s``, for ``(*, d)`` and ``(*, d, d)``.
 
     Raises:
         ValueError: If s is finite and not positive definite.
     """
     name = "emission_noise"
     if s.shape[-1] <= 2:
-        adjugate, det = (torch.ones_like(s), 2 * s) if s.shape[-1] == 1 else _adjugate(s)
-        det = 0.5 * det.squeeze(-1).squeeze(-1)
+        if s.shape[-1] == 1:
+            adjugate, det = torch.ones_like(s), s.squeeze(-1).squeeze(-1)
+        else:
+            adjugate, det = _adjugate(s.reshape(-1, 2, 2))
+            adjugate, det = adjugate.view(s.shape), det.view(s.shape[:-2])
         if ((det <= 0) | (s[..., 0, 0] <= 0)).any():
             raise ValueError(f"{name}: expected positive definite innovation covariances, got determinant {det.min()}.")
         return (v * matvec(adjugate, v)).sum(-1) / det, det.log()

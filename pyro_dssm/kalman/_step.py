@@ -53,8 +53,8 @@ def _covariance_form(
     # Joseph's form A P A^T + K R K^T with A = I - K H, in two updates of rank d: right to first order for any K.
     half = torch.baddbmm(prior, k, whole.mT, alpha=-1)
     rest = torch.baddbmm(half[:, :, :d] if h is None else torch.bmm(half, h.mT), k, r, beta=-1)
-    post = torch.baddbmm(half, rest, k.mT)
-    return prior, (post + post.mT).mul_(0.5), fp, k, s
+    post = torch.baddbmm(half, rest, k.mT, beta=0.5, alpha=0.5)
+    return prior, post + post.mT, fp, k, s
 
 
 def _root_form(

@@ -162,6 +162,7 @@ def extended_filter(
         means.append(m)
         covs.append(p)
         predicted_covs.append(prior)
+    noise = noises.stacked()
     predicted_mean, predicted_cov = torch.stack(predicted, 1), symmetric(torch.stack(predicted_covs, 1))
     v = torch.stack(innovations, 1) if innovations else y - predicted_mean[..., :d]
     ll = log_likelihood(
@@ -172,4 +173,4 @@ def extended_filter(
         None if seen is None else flat(seen, lead, 2),
     )
     filtered = (torch.stack(means, 1), torch.stack(covs, 1), predicted_mean, predicted_cov, torch.stack(jacobians, 1))
-    return Filtered(*(x.view(*lead, *x.shape[1:]) for x in (*filtered, ll, noises.stacked())))
+    return Filtered(*(x.view(*lead, *x.shape[1:]) for x in (*filtered, ll, noise)))

@@ -89,7 +89,9 @@ def kalman_filter(
     if seen is not None:
         w = seen.to(y.dtype)
         cross, s = cross * w.unsqueeze(-2), s * (w.unsqueeze(-1) * w.unsqueeze(-2)) + torch.diag_embed(1 - w)
-    k = gain(cross, s)
+    k = gain(flat(cross, cross.shape[:-2], 2), flat(s.expand(*cross.shape[:-2], d, d), cross.shape[:-2], 2)).view(
+        cross.shape
+    )
 
     # m_t = (I - K H) F m_{t-1} + b_t + K (y_t - H b_t), with the first mean as b_0.
     first = initial.mean.unsqueeze(-2).expand(*lead, 1, n)

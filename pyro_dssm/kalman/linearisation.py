@@ -59,7 +59,7 @@ def by_jacobian(
         value = f(z, u)
         return value, value
 
-    jacobian = torch.func.jacfwd(value_twice, has_aux=True)
+    jacobian = torch.func.jacrev(value_twice, has_aux=True)
 
     def linearise(z: Tensor, t: int) -> Linearised:
         flat = z.reshape(-1, z.shape[-1])
