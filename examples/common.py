@@ -26,6 +26,7 @@ log = logging.getLogger("examples")
 
 # These may differ between the call that began a run and the one that goes on with it.
 FREE = ("out", "data_dir", "particles", "max_minutes", "threads", "device", "fresh", "verbose")
+FREE += ("models", "strategies", "scales", "seeds", "jobs")  # of a table: which of its cells
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -97,7 +98,8 @@ def device(args: argparse.Namespace) -> torch.device:
 def _claim(file: Path, args: argparse.Namespace) -> None:
     """Refuses to go on with a run that was begun with other arguments."""
     now = arguments(args)
-    if file.is_file() and any(args.out.rglob("last.safetensors")) and not args.fresh:
+    kept = any(next(args.out.rglob(name), None) for name in ("last.safetensors", "cells/*.json"))
+    if file.is_file() and kept and not args.fresh:
         before = json.loads(file.read_text())
         changed = [k for k in {**before, **now} if k not in FREE and before.get(k) != now.get(k)]
         if changed:
@@ -141,7 +143,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_metrics(args: argparse.Namespace, **results: Any) -> None:
     """Writes ``metrics.json``: the results, and what it takes to get them again."""
-    packages = ["pyro-dssm", "torch", "pyro-ppl", "numpy", *(["music21"] if getattr(args, "data", "") else [])]
+    own = ["music21"] if getattr(args, "data", "") == "chorales" else []
+    packages = ["pyro-dssm", "torch", "pyro-ppl", "numpy", *own]
     installed = {d.metadata["Name"].lower() for d in metadata.distributions() if d.metadata["Name"]}
     origin = {
         "command": shlex.join(["python", *sys.argv]),

@@ -74,7 +74,7 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
     else:
         parts = system.parts(cell["seed"], count=args.count, length=args.length, horizon=horizon)
     torch.manual_seed(cell["seed"])
-    scale = cell["scale"] or systems.friendly_scale(parts.train)
+    scale = cell["scale"] or pd.moderate_scale(parts.train.dataset())
     model, guide = systems.build(
         cell["model"], parts.train, scale=scale, state_dim=system.state_dim, code_dim=system.code_dim
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 
 import pyro_dssm as pd
-from pyro_dssm.constraints import Lagrangian, error_bound
 from pyro_dssm.data.ball import bouncing_ball
 from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.pendulum import pendulum
@@ -65,22 +64,27 @@ def walking(folder: str | None, *, length: int = 50, horizon: int = 50) -> Parts
     return Parts(found.train.windows(length, length // 2), found.valid.windows(long), found.test.windows(long))
 
 
-def own(data: Trajectories) -> Parts:
-    """A user's own trajectories, 60 % to train on, 20 % to choose with, 20 % to report."""
-    return Parts(*data.split())
+def own(data: Trajectories, length: int) -> Parts:
+    """A user's own trajectories: 60 % to train on, in windows that overlap, 20 % to choose with, 20 % to report.
 
-
-# The scale of the emission and the constraint.
-
-
-def deviation(data: Trajectories) -> float:
-    """Standard deviation of the entries around the mean frame."""
-    return error_bound(data.dataset(), share=1.0) ** 0.5
-
-
-def friendly_scale(data: Trajectories) -> float:
-    """An emission scale at which all that varies in a frame is worth about 11 nats: neither ignored nor overrated."""
-    return deviation(data) * (data.x.shape[-1] / 22) ** 0.5
+    Columns of the true states that do not vary in one of the parts are left out: of a constant, nothing can be told.
+    """
+    if data.x.shape[1] < 2:
+        raise ValueError("x: expected sequences of at least 2 frames, got 1.")
+    train, valid, test = data.split()
+    length = min(length, data.x.shape[1])
+    parts = Parts(train.windows(length, max(1, length // 2)), valid, test)
+    if data.states is None:
+        return parts
+    names = data.state_names
+    if len(set(names)) < len(names):
+        raise ValueError(f"state_names: expected different names, got {list(names)}.")
+    ranges = [cut(part, length).states.flatten(0, 1).aminmax(dim=0) for part in parts]  # type: ignore[union-attr]
+    varies = torch.stack([low < high for low, high in ranges]).all(0)
+    if not varies.any():
+        return Parts(*(replace(part, states=None, state_names=()) for part in parts))
+    kept = tuple(name for name, ok in zip(names, varies.tolist(), strict=True) if ok)
+    return Parts(*(replace(part, states=part.states[..., varies], state_names=kept) for part in parts))
 
 
 def schedule(strategy: str, data: Trajectories, scale: float, *, epochs: int, share: float) -> pd.KLSchedule:
@@ -89,9 +93,9 @@ def schedule(strategy: str, data: Trajectories, scale: float, *, epochs: int, sh
         return pd.ConstantKL()
     if strategy == "annealed":
         return pd.LinearKL(0.0, 1.0, epochs=max(1.0, epochs / 2))
-    # It starts as if the scale were the friendly one, so that dynamics come before details.
-    start = min(1.0, (scale / friendly_scale(data)) ** 2)
-    return Lagrangian(error_bound(data.dataset(), share=share), start=start)
+    # It starts as if the scale were the moderate one, so that dynamics come before details.
+    start = pd.first_multiplier(data.dataset(), scale)
+    return pd.Lagrangian(pd.error_bound(data.dataset(), share=share), start=start)
 
 
 # The models.
@@ -106,6 +110,7 @@ def build(
     code_dim: int,
     convolutional: bool = False,
     width: int = 128,
+    guide_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[pd.DSSM, pd.Guide]:
     """A model of a name and its usual guide, all with the same emission and the same encoder.
@@ -125,7 +130,7 @@ def build(
         "control_dim": 0 if data.controls is None else data.controls.shape[-1],
         **options,
     }
-    reads: dict[str, Any] = {"encoder_dims": [width, width], **image}
+    reads: dict[str, Any] = {"encoder_dims": [width, width], **image, **(guide_options or {})}
     makers: dict[str, Callable[[], tuple[pd.DSSM, Callable[..., pd.Guide]]]] = {
         "EKVAE": lambda: (pd.EKVAE(x_dim, state_dim, code_dim, **model_options), pd.KalmanGuide),
         "KVAE": lambda: (pd.KVAE(x_dim, state_dim + 1, code_dim, **model_options), pd.KalmanGuide),
@@ -190,6 +195,13 @@ def measure(
     return found
 
 
+def horizons(data: Trajectories) -> tuple[int, tuple[int, ...]]:
+    """Frames that open-loop predictions start from, and how far they go, in sequences of this length."""
+    steps = data.x.shape[1]
+    known = max(1, min(KNOWN, steps // 3))
+    return known, tuple(h for h in (25, 100) if known + h <= steps) or (steps - known,)
+
+
 def cut(data: Trajectories, length: int) -> Trajectories:
     """The first frames of all sequences."""
 
@@ -204,3 +216,21 @@ def cut(data: Trajectories, length: int) -> Trajectories:
         image_shape=data.image_shape,
         mask=first(data.mask),
     )
+
+
+def told(found: dict[str, Any]) -> str:
+    """What `measure` found, in words."""
+    elbo = found["bounds"]["elbo"]
+    lines = [f"ELBO ({elbo['nats_per_step']:.2f} ± {elbo['standard_error']:.2f}) nats per frame; smaller is better"]
+    if "r2" in found:
+        lines.append("R² of the true state: " + ", ".join(f"{name}: {v:.4f}" for name, v in found["r2"].items()))
+    if "disentanglement" in found:
+        lines.append(
+            "R² of what one frame shows, from the code's part of the state {static_from_first:.3f}, from the rest "
+            "{static_from_rest:.3f}; of what it cannot show, {dynamic_from_first:.3f} and {dynamic_from_rest:.3f}"
+            "".format(**found["disentanglement"])
+        )
+    for h, error in found.get("open_loop_mse", {}).items():
+        copy = found["copy_last_mse"][h]
+        lines.append(f"Squared error {h} frames ahead of {found['known']}: {error:.2g}; copying the last: {copy:.2g}")
+    return "\n".join(lines)

@@ -1,7 +1,16 @@
 """Deep state-space models in Pyro."""
 
 from .checkpoints import load, save
-from .constraints import GECO, Constraint, ConstraintWarning, Lagrangian, autoencoder_error, error_bound
+from .constraints import (
+    GECO,
+    Constraint,
+    ConstraintWarning,
+    Lagrangian,
+    autoencoder_error,
+    error_bound,
+    first_multiplier,
+    moderate_scale,
+)
 from .data.sequences import Batch, SequenceDataset, Splits
 from .data.trajectories import Trajectories
 from .dssm import DSSM
@@ -116,8 +125,10 @@ __all__ = [
     "chunks",
     "error_bound",
     "evaluate",
+    "first_multiplier",
     "fit",
     "kl_weight",
     "load",
+    "moderate_scale",
     "save",
 ]

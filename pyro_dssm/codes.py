@@ -64,6 +64,19 @@ class CodedState(TorchDistribution):
             return z[..., : self.code_scale.shape[-1]]
         return torch.matmul(self.matrix, z.unsqueeze(-1)).squeeze(-1)
 
+    def code_law(self) -> tuple[Tensor, Tensor]:
+        r"""The law of the code alone, :math:`\int p(z)\, p(a \mid z)\, dz`.
+
+        Returns:
+            The mean, shape ``(*, d)``, and the lower Cholesky factor of the covariance, shape ``(*, d, d)``.
+        """
+        loc, d = self.code_loc(self.loc), self.code_scale.shape[-1]
+        variance, noise = self.scale.square().expand(self.loc.shape), self.code_scale.square()
+        if self.matrix is None:
+            return loc, torch.diag_embed((variance[..., :d] + noise).sqrt())
+        cov = (self.matrix * variance.unsqueeze(-2)) @ self.matrix.mT + torch.diag(noise)
+        return loc, torch.linalg.cholesky(cov)
+
     def given_code(self, a: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""The law of the state given its code, :math:`p(z \mid a) \propto p(z)\, p(a \mid z)`.
 

@@ -18,10 +18,10 @@ How to set it up
        images of a pendulum. Or take a factor, of 2 to 10 for data of few dimensions, on :func:`autoencoder_error`,
        what the pair reaches without any rate. For images that error is far too low a scale: there a plain autoencoder
        reached a fiftieth of a bound that worked.
-    3. *Start low*. With an emission of fixed scale :math:`\sigma`, start at :math:`\lambda_0 = \sigma^2`: the loss is
-       then that of unit scale, in which the prior has its say from the first step, and :math:`\lambda` rises at the
-       pace of ``factors`` until the bound is met. It takes :math:`-\log(\lambda_0) / 0.005` steps to 1; in a run of
-       few steps, let it rise faster. Weakening the KL terms early, by annealing or by an initial phase of
+    3. *Start low*. With an emission of fixed scale :math:`\sigma`, :func:`first_multiplier` gives a :math:`\lambda_0`
+       at which the loss is that of a moderate scale (:func:`moderate_scale`): the prior has its say from the first
+       step, without drowning the frames, and :math:`\lambda` rises at the pace of ``factors`` until the bound is met.
+       It takes :math:`-\log(\lambda_0) / 0.005` steps to 1; in a run of few steps, let it rise faster. Weakening the KL terms early, by annealing or by an initial phase of
        reconstruction alone, freezes a code that the dynamics cannot follow.
     4. *Read the log*. Each record has ``multiplier``, ``constraint`` (:math:`\hat C`) and ``constraint_bound``
        (:math:`\epsilon`). A bound that is met lets :math:`\lambda` settle at 1, or, where it binds, above. A bound that
@@ -38,7 +38,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -50,7 +50,19 @@ from .guides import Guide, check_pair
 from .objectives import ConstantKL, KLSchedule, RecordingELBO
 from .training import fit
 
-__all__ = ["GECO", "Constraint", "ConstraintWarning", "Lagrangian", "autoencoder_error", "error_bound"]
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = [
+    "GECO",
+    "Constraint",
+    "ConstraintWarning",
+    "Lagrangian",
+    "autoencoder_error",
+    "error_bound",
+    "first_multiplier",
+    "moderate_scale",
+]
 
 MEASURES = ("squared_error", "nats")
 INITIAL = (None, "reconstruction", "small")
@@ -433,6 +445,56 @@ def error_bound(train: SequenceDataset, share: float = 0.025) -> float:
     if not squares > 0:
         raise ValueError("train: expected data that vary, got the same frame everywhere.")
     return share * squares / count
+
+
+def moderate_scale(train: SequenceDataset, nats: float = 11.0) -> float:
+    r"""An emission scale at which all that varies in a frame is worth so many nats: neither ignored nor overrated.
+
+    .. math:: \sigma^2 = \frac{D \operatorname{Var}(x)}{2 \cdot \mathrm{nats}}
+
+    Args:
+        train: The sequences, with frames of ``D`` entries; hidden entries are left out.
+        nats: What the mean frame's squared error costs, per frame. 11 served well for images of a pendulum, where 2
+            let the guide ignore the frames.
+
+    Returns:
+        The standard deviation.
+
+    Raises:
+        ValueError: If the number is not positive, or the data do not vary.
+
+    Example:
+        >>> data = SequenceDataset([torch.tensor([[0.0, 1.0], [2.0, 1.0]])])
+        >>> moderate_scale(data, nats=2.0)
+        0.5
+    """
+    if not (is_number(nats) and nats > 0):
+        raise ValueError(f"nats: expected a positive number, got {nats!r}.")
+    return math.sqrt(train.dim * error_bound(train, share=1.0) / (2 * nats))
+
+
+def first_multiplier(train: SequenceDataset, scale: float, nats: float = 11.0) -> float:
+    r"""The :math:`\lambda_0` at which an emission of a fixed scale counts as one of a moderate scale, at most 1.
+
+    Args:
+        train: The sequences.
+        scale: The emission's standard deviation.
+        nats: As in :func:`moderate_scale`.
+
+    Returns:
+        :math:`\min(1, \sigma^2 / \sigma_\mathrm{moderate}^2)`.
+
+    Raises:
+        ValueError: If a number is not positive, or the data do not vary.
+
+    Example:
+        >>> data = SequenceDataset([torch.tensor([[0.0, 1.0], [2.0, 1.0]])])
+        >>> first_multiplier(data, scale=0.05, nats=2.0)
+        0.01...
+    """
+    if not (is_number(scale) and scale > 0):
+        raise ValueError(f"scale: expected a positive number, got {scale!r}.")
+    return min(1.0, (scale / moderate_scale(train, nats)) ** 2)
 
 
 def autoencoder_error(

@@ -307,6 +307,16 @@ class DSSM(Generation, Program):
         """The values of the latent step sites of every step, by name, along a path of shape ``(*, B, T, z_dim)``."""
         return [{f"z_{t}": value} for t, value in enumerate(z.unbind(-2), start=1)]
 
+    def _values_along(self, z: Tensor) -> dict[str, Tensor]:
+        """The values of all latent sites, in the current form of sites, along a path.
+
+        That of a hierarchical start may be any; here it is a function of the path, so that it is the same in whatever
+        batch the path is.
+        """
+        zeta = {"zeta": z[..., 0, :1].expand(*z.shape[:-2], self.zeta_dim)} if self.zeta_dim else {}
+        of_steps = {name: value for step in self._sites_along(z) for name, value in step.items()}
+        return {**zeta, **({"z": z} if self.sites == "path" else of_steps)}
+
     @property
     def _like(self) -> Tensor:
         return next(self.parameters(), torch.empty(0))

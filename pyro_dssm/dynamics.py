@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import positive
+from .images import positive_integers
 from .kalman import by_jacobian
 from .nn import MLP, join
 
@@ -68,6 +69,9 @@ class LocallyLinear(Dynamics):
         hidden_dim: Width of the hidden layer of the weights' network.
         by_controls: Whether the weights depend on the control too.
 
+    Raises:
+        ValueError: If a size is not positive.
+
     Reference:
         Karl, Soelch, Bayer, van der Smagt. Deep Variational Bayes Filters. 2017. arXiv:1605.06432.
 
@@ -113,6 +117,9 @@ class Network(Dynamics):
         control_dim: Size of a control; 0 for none.
         hidden_dims: Widths of the hidden layers.
 
+    Raises:
+        ValueError: If a size is not positive.
+
     Example:
         >>> Network(3, hidden_dims=(8,)).linearise(torch.zeros(5, 3), None)[1].shape
         torch.Size([5, 3, 3])
@@ -120,6 +127,7 @@ class Network(Dynamics):
 
     def __init__(self, z_dim: int, control_dim: int = 0, *, hidden_dims: Sequence[int] = (64, 64)) -> None:
         super().__init__(z_dim, control_dim)
+        hidden_dims = positive_integers("hidden_dims", hidden_dims)
         self.net = MLP(z_dim + control_dim, hidden_dims, z_dim, activation=nn.Tanh)
 
     def forward(self, z: Tensor, u: Tensor | None) -> Tensor:

@@ -16,17 +16,18 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from ._checks import is_number, one_of, positive
 from .codes import CodedState
 from .dssm import DSSM, plates
 from .dynamics import DYNAMICS
 from .emissions import hide
+from .images import positive_integers
 from .initial import INITIALS, Initial
 from .inputs import Inputs
 from .kalman import Filtered, Gaussian, Linearised, extended_filter, kalman_filter
-from .memories import Recurrent
+from .memories import Recurrent, States
 from .nn import normal
 from .paths import PathLaw
 from .structure import Structure
@@ -57,6 +58,9 @@ class KalmanVAE(DSSM):
             variance. It is used only in training mode, so that :func:`~pyro_dssm.evaluate` is always honest.
         control_dim: Size of a control.
         **options: Other options of :class:`~pyro_dssm.DSSM`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     # Whether hidden codes must be drawn before the filter runs, since the transition depends on them.
@@ -80,6 +84,7 @@ class KalmanVAE(DSSM):
     ) -> None:
         positive("state_dim", state_dim)
         positive("code_dim", code_dim)
+        mlp_dims = positive_integers("mlp_dims", mlp_dims)
         one_of("initial", initial, tuple(INITIALS))
         one_of("bound", bound, ("joint", "collapsed"))
         if not (is_number(noise) and noise > VARIANCE_FLOOR):
@@ -89,7 +94,7 @@ class KalmanVAE(DSSM):
         self.state_dim, self.code_dim, self.bound = state_dim, code_dim, bound
         if emission == "gaussian":
             emission_options = {"scale": 0.1, **(emission_options or {})}
-        self.emission_net = self._build_emission(emission, tuple(mlp_dims), 0.0, emission_options or {}, code_dim)
+        self.emission_net = self._build_emission(emission, mlp_dims, 0.0, emission_options or {}, code_dim)
         self.log_noise = nn.Parameter(torch.full((state_dim,), math.log(noise)))
         self.log_code_noise = nn.Parameter(torch.full((code_dim,), math.log(noise)))
 
@@ -117,6 +122,22 @@ class KalmanVAE(DSSM):
         """The states alone, without the codes."""
         return z[..., : self.state_dim]
 
+    def _sites_along(self, z: Tensor) -> list[dict[str, Tensor]]:
+        states, codes = self.split(z)
+        pairs = zip(states.unbind(-2), codes.unbind(-2), strict=True)
+        return [{f"z_{t}": state, f"a_{t}": code} for t, (state, code) in enumerate(pairs, start=1)]
+
+    def _values_along(self, z: Tensor) -> dict[str, Tensor]:
+        values = super()._values_along(z)
+        if self._collapses:
+            values["a"] = self.split(values.pop("z"))[1]
+        return values
+
+    @property
+    def _collapses(self) -> bool:
+        """Whether the program at hand has the codes alone."""
+        return self.training and self.bound == "collapsed" and self.sites == "path"
+
     # The program.
 
     def matrix(self, z_past: Tensor | None) -> Tensor | None:
@@ -133,7 +154,7 @@ class KalmanVAE(DSSM):
         return self.emission_net(z[..., self.state_dim :])
 
     def _path_sites(self, inputs: Inputs) -> Tensor:
-        if not (self.training and self.bound == "collapsed"):
+        if not self._collapses:
             return super()._path_sites(inputs)
         with plates(inputs.batch_shape):
             a = pyro.sample("a", CodePath(self, inputs, self._zeta_site(inputs)))
@@ -164,12 +185,39 @@ class KalmanVAE(DSSM):
         """Where the filter starts, for a batch of paths of a shape."""
         if inputs.first is not None:
             fn = self.transition_from(inputs.first, inputs.controls_at(0))
-            loc, scale = fn.loc, fn.scale
         else:
             fn = self.initial_net(zeta).base_dist  # type: ignore[misc]
-            loc, scale = fn.loc, fn.scale
-        loc = loc.expand(*batch, self.state_dim)
-        return Gaussian(loc, torch.diag_embed(scale.square().expand(loc.shape)))
+        loc = fn.loc.expand(*batch, self.state_dim)
+        cov = torch.diag_embed(fn.scale.square().expand(loc.shape))
+        if inputs.first is not None and "cov" in inputs.first:
+            # A chunk of a collapsed program goes on from the law of the last state, not from a value.
+            slope = self.slope(inputs.first, inputs.controls_at(0))
+            before = inputs.first["cov"].unflatten(-1, (self.state_dim, self.state_dim))
+            cov = cov + slope @ before @ slope.mT
+        return Gaussian(loc, cov)
+
+    def slope(self, before: States, u: Tensor | None) -> Tensor:
+        """The matrix that the filter multiplies the covariance with, at the state that memories hold.
+
+        Args:
+            before: The states of the memories.
+            u: The control, shape ``(*, control_dim)``, or ``None``.
+
+        Returns:
+            Shape ``(*, state_dim, state_dim)``.
+        """
+        raise NotImplementedError
+
+    def carry(self, codes: Tensor, found: Filtered, inputs: Inputs) -> None:
+        """Keeps what the next chunk of a long sequence starts from, where the states are integrated out.
+
+        Args:
+            codes: Shape ``(*, B, T, code_dim)``.
+            found: What the filter found.
+            inputs: The checked batch; its ``last`` is filled in.
+        """
+        inputs.last["z"] = torch.cat([found.mean[..., -1, :], codes[..., -1, :]], dim=-1)
+        inputs.last["cov"] = found.cov[..., -1, :, :].flatten(-2)
 
     def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
         """Filters the states given codes.
@@ -185,7 +233,9 @@ class KalmanVAE(DSSM):
         """
         raise NotImplementedError
 
-    def fill(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor) -> Tensor | None:
+    def fill(
+        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor, *, noise: bool = True
+    ) -> Tensor | None:
         """Draws the codes of hidden frames given those before, where :attr:`fills` says that this is needed.
 
         Args:
@@ -193,6 +243,7 @@ class KalmanVAE(DSSM):
             inputs: The checked batch they belong to.
             zeta: The hierarchical start's latent variable.
             seen: Shape ``(*, B, T)``, True where a code is there already.
+            noise: ``False`` takes the means, and does not take them for observed.
 
         Returns:
             Shape ``(*, B, T, code_dim)``, or ``None`` where there is no need.
@@ -248,6 +299,8 @@ class EKVAE(KalmanVAE):
     ) -> None:
         one_of("dynamics", dynamics, tuple(DYNAMICS))
         one_of("state_noise", state_noise, ("constant", "network"))
+        if not isinstance(dynamics_options, dict | None):
+            raise ValueError(f"dynamics_options: expected a dictionary or None, got {dynamics_options!r}.")
         super().__init__(Structure("markov", "none", "markov", "none"), x_dim, state_dim, code_dim, **options)
         if code_dim > state_dim:
             raise ValueError(f"code_dim: expected at most state_dim = {state_dim}, got {code_dim}.")
@@ -275,8 +328,13 @@ class EKVAE(KalmanVAE):
         z = z_past[..., : self.state_dim]
         return CodedState(self.dynamics(z, u), self.noise_at(z, u).sqrt(), self.code_noise.sqrt())
 
+    def slope(self, before: States, u: Tensor | None) -> Tensor:
+        """The dynamics' matrix."""
+        return self.dynamics.linearise(before["z"][..., : self.state_dim], u)[1]
+
     def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
         """The extended Kalman filter, linearised at the filtered means."""
+        eye = torch.eye(self.state_dim, dtype=codes.dtype, device=codes.device)
         controls = None if inputs.controls is None else inputs.controls.unbind(-2)
         constant = torch.diag(self.noise)
 
@@ -284,6 +342,10 @@ class EKVAE(KalmanVAE):
             u = None if controls is None else controls[t]
             u = None if u is None else u.expand(*z.shape[:-1], -1)
             mean, jacobian = self.dynamics.linearise(z, u)
+            if inputs.valid is not None:
+                # Nothing moves in the padding: dynamics that grow would overflow there, and spoil the gradient.
+                going = inputs.valid[..., t].unsqueeze(-1)
+                mean, jacobian = torch.where(going, mean, z), torch.where(going.unsqueeze(-1), jacobian, eye)
             noise = constant if self.noise_net is None else torch.diag_embed(self.noise_at(z, u))
             return Linearised(mean, jacobian, noise)
 
@@ -386,23 +448,41 @@ class KVAE(KalmanVAE):
         mean, _, _ = self._law(h, last[..., : self.state_dim], u)
         return CodedState(mean, self.noise.sqrt(), self.code_noise.sqrt(), self.matrix(z_past))
 
+    def slope(self, before: States, u: Tensor | None) -> Tensor:
+        """The mixed matrix ``A``."""
+        return self._law(self.memories.get("hz").read(before["hz"]), before["z"][..., : self.state_dim], u)[1]
+
+    def carry(self, codes: Tensor, found: Filtered, inputs: Inputs) -> None:
+        """The law of the last state, and the LSTM's state."""
+        super().carry(codes, found, inputs)
+        inputs.last["hz"] = self._along(codes, inputs)[1]
+
+    def _along(self, codes: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """What is read of the LSTM before every step, and its last state."""
+        memory = self.memories.get("hz")
+        first = self.memories.first(inputs)["hz"].expand(*codes.shape[:-2], -1)
+        after, last = memory.scan(pad(codes, (self.state_dim, 0)), first)
+        return memory.past(after, first), last
+
     def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
         """The Kalman filter with the matrices that the codes call for."""
         batch = codes.shape[:-2]
-        memory = self.memories.get("hz")
-        first = self.memories.first(inputs)["hz"].expand(*batch, -1)
-        values = torch.cat([codes.new_zeros(*codes.shape[:-1], self.state_dim), codes], dim=-1)
-        h = memory.past(memory.scan(values, first)[0], first)
-        weights = torch.softmax(self.weights(h), dim=-1)
-        offset = None
+        weights = torch.softmax(self.weights(self._along(codes, inputs)[0]), dim=-1)
+        transition, offset = self.mix(weights, self.base_transition, self.state_dim), None
         if inputs.controls is not None:
             b = self.mix(weights, self.base_control, self.state_dim)
             u = inputs.controls.expand(*batch, *inputs.controls.shape[-2:])
             offset = torch.matmul(b, u.unsqueeze(-1)).squeeze(-1)
+        if inputs.valid is not None:
+            # As in the EKVAE, nothing moves in the padding.
+            going = inputs.valid.unsqueeze(-1)
+            eye = torch.eye(self.state_dim, dtype=codes.dtype, device=codes.device)
+            transition = torch.where(going.unsqueeze(-1), transition, eye)
+            offset = None if offset is None else torch.where(going, offset, 0.0)
         return kalman_filter(
             codes,
             self.start(inputs, zeta, batch),
-            self.mix(weights, self.base_transition, self.state_dim),
+            transition,
             torch.diag(self.noise),
             self.mix(weights, self.base_emission, self.code_dim),
             torch.diag(self.code_noise),
@@ -410,7 +490,9 @@ class KVAE(KalmanVAE):
             mask=seen,
         )
 
-    def fill(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor) -> Tensor | None:
+    def fill(
+        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor, *, noise: bool = True
+    ) -> Tensor | None:
         """Draws hidden codes from the filter's predictions, one step after the other."""
         batch, memory = codes.shape[:-2], self.memories.get("hz")
         h = self.memories.first(inputs)["hz"].expand(*batch, -1)
@@ -421,18 +503,25 @@ class KVAE(KalmanVAE):
         for t, a in enumerate(codes.unbind(-2)):
             u = inputs.controls_at(t)
             if t > 0:
-                m, f, _ = self._law(memory.read(h), m, None if u is None else u.expand(*batch, -1))
-                p = f @ p @ f.mT + torch.diag(self.noise)
+                moved, f, _ = self._law(memory.read(h), m, None if u is None else u.expand(*batch, -1))
+                if inputs.valid is not None:
+                    going = inputs.valid[..., t].unsqueeze(-1)
+                    moved, f = torch.where(going, moved, m), torch.where(going.unsqueeze(-1), f, eye)
+                m, p = moved, f @ p @ f.mT + torch.diag(self.noise)
             c = self.mix(torch.softmax(self.weights(memory.read(h)), dim=-1), self.base_emission, self.code_dim)
             expected = torch.matmul(c, m.unsqueeze(-1)).squeeze(-1)
             root = torch.linalg.cholesky(c @ p @ c.mT + r)
-            drawn = expected + torch.matmul(root, torch.randn_like(a).unsqueeze(-1)).squeeze(-1)
-            a = torch.where(seen[..., t].unsqueeze(-1), a, drawn)
+            shown, drawn = seen[..., t].unsqueeze(-1), expected
+            if noise:
+                drawn = expected + torch.matmul(root, torch.randn_like(a).unsqueeze(-1)).squeeze(-1)
+            a = torch.where(shown, a, drawn)
             gain = torch.cholesky_solve(c @ p, root).mT
+            if not noise:
+                gain = torch.where(shown.unsqueeze(-1), gain, 0.0)
             m = m + torch.matmul(gain, (a - expected).unsqueeze(-1)).squeeze(-1)
             rest = eye - gain @ c
             p = rest @ p @ rest.mT + gain @ r @ gain.mT
-            h = memory.step(torch.cat([torch.zeros_like(m), a], dim=-1), h)
+            h = memory.step(pad(a, (self.state_dim, 0)), h)
             filled.append(a)
         return torch.stack(filled, dim=-2)
 
@@ -448,10 +537,18 @@ class CodePath(PathLaw):
         super().__init__(inputs.batch_shape, inputs.num_steps, model.code_dim, inputs.valid)
 
     def log_prob_per_step(self, z: Tensor) -> Tensor:
-        """The innovations' log-densities; zero where a frame is hidden."""
-        seen = frames_seen(self.inputs)
-        seen = None if seen is None else seen.expand(z.shape[:-1])
-        return self._masked(self.model.filter(z, self.inputs, self.zeta, seen).log_likelihood)
+        """The innovations' log-densities; zero where a frame is hidden.
+
+        Where the transition depends on the codes of hidden frames, they have been drawn from this law, and the filter
+        takes them for observed; that their densities are left out here as in the guide changes no ratio.
+        """
+        model, inputs, shown = self.model, self.inputs, frames_seen(self.inputs)
+        seen = inputs.valid if model.fills else shown
+        found = model.filter(z, inputs, self.zeta, None if seen is None else seen.expand(z.shape[:-1]))
+        if "carried" in model._transient:
+            model.carry(z, found, inputs)
+        terms = found.log_likelihood
+        return self._masked(terms if shown is None else torch.where(shown, terms, 0.0))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Not available: the states are needed to draw codes."""

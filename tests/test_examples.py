@@ -7,21 +7,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import pyro_dssm as pd
+from pyro_dssm.data.pendulum import pendulum
+from pyro_dssm.data.synthetic import oscillator
 
 FOLDER = Path(__file__).parents[1] / "examples"
-HELPERS = ["common.py", "published.py"]
-FIGURES = {"music": ["rolls.png", "curves.png"], "taxonomy": ["taxonomy.png"]}
+HELPERS = ["common.py", "drawings.py", "published.py", "systems.py"]
+LINES = {"custom_guide": 60, "system_identification": 220}
+FIGURES = {"music": ["rolls.png", "curves.png"], "taxonomy": ["taxonomy.png"], "system_identification": []}
 FILES = {
     "music": ["best.safetensors", "last.safetensors", "log.jsonl"],
     "taxonomy": ["VRNN/best.safetensors", "AR-HMM-○●/best.safetensors"],
     "custom_guide": ["GatedGuide/best.safetensors", "PartialAlignment/best.safetensors"],
     "distributed": ["best.safetensors", "last.safetensors"],
+    "pendulum": ["best.safetensors", "last.safetensors", "log.jsonl"],
+    "system_identification": ["table.md", "cells/EKVAE-elbo-friendly-0.json", "cells/DKS-constrained-friendly-0.json"],
 }
-FIGURES |= {"custom_guide": ["GatedGuide.png"], "distributed": ["forecast.png"]}
+FILM = ["filmstrip.png", "film.gif"]
+PORTRAIT = ["curves.png", "phase.png", "identified.png", "open_loop.png"]
+FIGURES |= {"custom_guide": ["GatedGuide.png"], "distributed": ["forecast.png"], "pendulum": PORTRAIT + FILM}
 EXAMPLES = list(FILES)
 
 
@@ -55,7 +63,7 @@ def call(monkeypatch):
 
     yield once
     logging.root.handlers[:] = handlers
-    for name in (*EXAMPLES, "common", "published"):
+    for name in (*EXAMPLES, *(Path(helper).stem for helper in HELPERS)):
         sys.modules.pop(name, None)
 
 
@@ -95,7 +103,7 @@ def test_no_example_is_missing_here():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_is_short(name):
     lines = (FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= (60 if name == "custom_guide" else 150)
+    assert len(lines) <= LINES.get(name, 150)
     begin = next(i for i, line in enumerate(lines) if line.startswith("def main"))
     end = next(i for i, line in enumerate(lines) if i > begin and line and not line.startswith(" "))
     assert end - begin <= 40
@@ -195,6 +203,148 @@ def test_distributed_with_two_processes(tmp_path, smoke):
     found, alone = metrics(tmp_path), metrics(smoke("distributed")[1])
     check_run(found)
     assert (found["processes"], alone["processes"]) == (2, 1)
+
+
+@pytest.fixture(scope="module")
+def trajectories(tmp_path_factory):
+    """Trajectories of a user's own, in files."""
+    folder = tmp_path_factory.mktemp("trajectories")
+    pendulum(12, 9, image_size=8).save_npz(folder / "images.npz")
+    x = torch.stack([item.x for item in oscillator(12, 24, seed=0)])
+    pd.Trajectories(x).save_npz(folder / "vectors.npz")
+    seen = torch.rand(12, 24, generator=torch.Generator().manual_seed(0)) > 0.3
+    states = torch.cat([x, torch.ones(12, 24, 1)], dim=-1)  # the last one tells nothing
+    hidden = torch.where(seen.unsqueeze(-1), x, torch.nan)
+    np.savez(folder / "masked.npz", x=hidden.numpy(), mask=seen.numpy(), state=states.numpy())
+    np.savez(folder / "bytes.npz", x=np.zeros((4, 6, 8, 8), dtype=np.uint8))
+    np.savez(folder / "hole.npz", x=hidden.numpy())
+    np.savez(folder / "nothing.npz", y=x.numpy())
+    np.savez(folder / "constant.npz", x=np.ones((4, 6, 2)))
+    np.savez(folder / "two.npz", x=x[:2].numpy())
+    np.savez(folder / "still.npz", x=x[:, :1].numpy())
+    np.savez(folder / "names.npz", x=x.numpy(), state=x.numpy(), state_names=np.array(["a", "a"]))
+    (folder / "text.npz").write_text("no archive")
+    return folder
+
+
+def check_prediction(found, horizons):
+    for part in (found["valid"], found["test"]):
+        assert isinstance(part["bounds"]["elbo"]["nats_per_step"], float)
+        assert list(part["open_loop_mse"]) == list(part["copy_last_mse"]) == horizons
+    assert found["test"]["imputation"]["rmse"]["model"] > 0
+    assert found["chosen_by"]["epoch"] >= 1
+    assert found["settings"]["scale"] > 0
+
+
+def test_pendulum_reports_what_it_found(smoke):
+    done, folder = smoke("pendulum")
+    found = metrics(folder)
+    check_prediction(found, ["15"])
+    assert list(found["test"]["r2"]) == ["sin φ", "cos φ", "φ̇"]
+    assert set(found["test"]["disentanglement"]) >= {"static_from_first", "dynamic_from_rest"}
+    assert f"φ̇: {found['test']['r2']['φ̇']:.4f}" in done.stdout
+    assert "music21" not in found["versions"]
+
+
+def test_pendulum_goes_on_where_it_was(call, tmp_path, monkeypatch):
+    """Stopped after its first epoch and called again, it ends like a run that was left alone."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    options = ["pendulum", "--smoke", "--epochs", 3]
+    assert call(*options, "--out", tmp_path / "whole") is None
+    assert call(*options, "--out", tmp_path / "parts", "--max-minutes", 0) is None
+    assert metrics(tmp_path / "parts")["training"]["epochs"] == 1
+    assert call(*options, "--out", tmp_path / "parts") is None
+    first, second = (metrics(tmp_path / name) for name in ("whole", "parts"))
+    assert first["training"]["epochs"] == second["training"]["epochs"] == 3
+    assert first["test"] == second["test"]
+
+
+def test_pendulum_with_images_of_ones_own(call, tmp_path, trajectories):
+    options = ["--convolutional", "--bound", "collapsed", "--initial", "hierarchical"]
+    assert call("pendulum", "--smoke", "--data", trajectories / "images.npz", "--out", tmp_path, *options) is None
+    found = metrics(tmp_path)
+    check_prediction(found, ["6"])
+    assert list(found["test"]["r2"]) == ["sin φ", "cos φ", "φ̇"]
+    assert found["settings"]["known"] == 3
+    if is_installed("matplotlib"):
+        assert [name for name in PORTRAIT + FILM if not (tmp_path / name).is_file()] == []
+
+
+def test_pendulum_with_vectors_of_ones_own(call, tmp_path, trajectories):
+    assert call("pendulum", "--smoke", "--data", trajectories / "vectors.npz", "--out", tmp_path) is None
+    found = metrics(tmp_path)
+    check_prediction(found, ["16"])
+    assert "r2" not in found["test"]
+    if is_installed("matplotlib"):
+        assert (tmp_path / "forecast.png").is_file()
+        assert not any((tmp_path / name).exists() for name in [*FILM, "identified.png"])
+
+
+def test_pendulum_with_hidden_frames(call, tmp_path, trajectories, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    options = ["--kind", "filtering", "--state-dim", 3, "--strategy", "annealed"]
+    assert call("pendulum", "--smoke", "--data", trajectories / "masked.npz", "--out", tmp_path, *options) is None
+    found = metrics(tmp_path)
+    check_prediction(found, ["16"])
+    assert list(found["test"]["r2"]) == ["0", "1"]
+
+
+@pytest.mark.parametrize("options", [["--system", "ball"], ["--model", "DKS", "--strategy", "elbo"]])
+def test_pendulum_with_another_system_or_model(options, call, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert call("pendulum", "--smoke", "--out", tmp_path, *options) is None
+    check_prediction(metrics(tmp_path), ["15"])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--data", "nowhere.npz"], "No such file"),
+        (["--data", "text.npz"], "path: expected an .npz file"),
+        (["--data", "nothing.npz"], "x: expected in"),
+        (["--data", "bytes.npz"], "scale images to [0, 1] first"),
+        (["--data", "hole.npz"], "x: expected finite"),
+        (["--data", "two.npz"], "at least 3 sequences"),
+        (["--data", "still.npz"], "at least 2 frames"),
+        (["--data", "constant.npz"], "expected data that vary"),
+        (["--data", "names.npz"], "state_names: expected different names"),
+        (["--data", "vectors.npz", "--convolutional"], "expected frames that are images"),
+        (["--data", "vectors.npz", "--state-dim", "1", "--code-dim", "2"], "code_dim: expected at most state_dim = 1"),
+        (["--system", "mocap", "--data-dir", "nowhere"], "found no nowhere"),
+        (["--state-dim", "0"], "state_dim: expected a positive"),
+        (["--count", "1"], "--count: expected at least 2"),
+        (["--share", "0"], "share: expected a positive number"),
+        (["--scale", "-1"], "scale"),
+        (["--model", "DKS", "--kind", "filtering"], "expected with EKVAE or KVAE alone"),
+    ],
+    ids=lambda value: "-".join(value[:2]).replace("--", "") if isinstance(value, list) else "",
+)
+def test_pendulum_says_in_one_sentence_what_is_wrong(options, expected, call, tmp_path, trajectories, monkeypatch):
+    monkeypatch.chdir(trajectories)
+    message = call("pendulum", "--smoke", "--out", tmp_path, *options)
+    assert message.startswith("pendulum.py: ")
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_system_identification_makes_a_table(smoke):
+    done, folder = smoke("system_identification")
+    found = metrics(folder)
+    assert [(row["model"], row["strategy"]) for row in found["table"]] == [
+        (model, strategy) for model in ("EKVAE", "DKS") for strategy in ("elbo", "constrained")
+    ]
+    assert all(row["failed"] == 0 and "R² φ̇" in row for row in found["table"])
+    assert (folder / "table.md").read_text(encoding="utf-8").strip() in done.stdout
+
+
+def test_system_identification_trains_no_cell_twice(smoke, call, capsys):
+    _, folder = smoke("system_identification")
+    before = metrics(folder)["cells"]
+    assert call("system_identification", "--smoke", "--out", folder) is None
+    assert "0 cells to train, 4 done already." in capsys.readouterr().err
+    assert metrics(folder)["cells"] == before
+    message = call("system_identification", "--smoke", "--out", folder, "--length", 7)
+    assert "holds a run with length = 6" in message
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

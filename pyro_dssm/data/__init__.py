@@ -1,6 +1,18 @@
 """Data: sequences in batches, and the sets that the examples use."""
 
+from .mocap import load_mocap
 from .music import load_music
 from .sequences import Batch, Item, SequenceDataset, Splits, batches, collate
+from .trajectories import Trajectories
 
-__all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate", "load_music"]
+__all__ = [
+    "Batch",
+    "Item",
+    "SequenceDataset",
+    "Splits",
+    "Trajectories",
+    "batches",
+    "collate",
+    "load_mocap",
+    "load_music",
+]

@@ -121,7 +121,7 @@ class KalmanGuide(Guide):
             ValueError: If an argument has a wrong type, dtype, device, shape or value.
         """
         model: Any = self.model
-        if model.sites == "path" and not (model.training and model.bound == "collapsed"):
+        if model.sites == "path" and not model._collapses:
             return super().forward(x, lengths, mask, controls=controls)
         inputs = self.model.observe(x, lengths, mask, controls, by_guide=True)
         with plates(inputs.batch_shape):
@@ -133,10 +133,11 @@ class KalmanGuide(Guide):
             return self._step_sites(path, inputs)
 
     def _step_sites(self, path: KalmanPath, inputs: Inputs) -> Tensor:
-        if self.kind == "filtering" or path.hidden is not None:
+        if self.kind == "filtering":
+            return self._causal_sites(path, inputs)
+        if path.hidden is not None:
             raise ValueError(
-                'sites: expected "path" for a filtering Kalman guide or for hidden frames; step sites are there for '
-                "the smoothing guide of fully observed frames."
+                'sites: expected "path" for a smoothing Kalman guide where whole frames are hidden, got "step".'
             )
         steps = range(inputs.num_steps)
         codes = []
@@ -156,20 +157,40 @@ class KalmanGuide(Guide):
                 zs.append(pyro.sample(f"z_{t + 1}", Sampled(fn)))
         return torch.cat([torch.stack(zs[::-1], dim=-2), a], dim=-1)
 
+    def _causal_sites(self, path: KalmanPath, inputs: Inputs) -> Tensor:
+        model: Any = self.model
+        values: list[Tensor] = []
+        states, pair = model.memories.first(inputs), model.first_law(path.zeta, inputs)
+        for t in pyro.markov(range(inputs.num_steps)):
+            with poutine.mask(mask=inputs.valid_at(t)):
+                u = inputs.controls_at(t)
+                pair = pair if t == 0 and pair is not None else model.transition_from(states, u)
+                loc, scale = path.codes.base_dist.loc[..., t, :], path.codes.base_dist.scale[..., t, :]
+                fn: Any = normal(loc, scale)
+                if path.hidden is not None:
+                    # The code of a hidden frame comes from the prediction; the state given both is the same as ever.
+                    hidden, (expected, root) = path.hidden[..., t].unsqueeze(-1), pair.code_law()
+                    loc = torch.where(hidden, expected, loc)
+                    root = torch.where(hidden.unsqueeze(-1), root, torch.diag_embed(scale))
+                    fn = pyro.distributions.MultivariateNormal(loc, scale_tril=root, validate_args=False)
+                a = pyro.sample(f"a_{t + 1}", Sampled(fn))
+                loc, root = pair.given_code(a)
+                fn = pyro.distributions.MultivariateNormal(loc, scale_tril=root, validate_args=False)
+                z = pyro.sample(f"z_{t + 1}", Sampled(fn))
+                values.append(torch.cat([z, a], dim=-1))
+                states = model.memories.after_z(states, values[-1], u)
+        return torch.stack(values, dim=-2)
+
     def path(self, inputs: Inputs) -> Any:
-        """The law of the states and codes of a checked batch."""
+        """The law of the states and codes of a checked batch, given the start's ``zeta`` in its cache, or its mean."""
         return KalmanPath(self, inputs)
 
     def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
         """Draws states and codes, shape ``(num_samples, *, B, T, state_dim + code_dim)``."""
-        return self.path(self._with_zeta(inputs, num_samples)).rsample((num_samples,))
-
-    def _with_zeta(self, inputs: Inputs, num_samples: int | None) -> Inputs:
-        if self.zeta_net is None:
-            return inputs
-        fn = self.zeta_law(inputs)
-        zeta = fn.mean if num_samples is None else fn.sample((num_samples,))
-        return replace(inputs, cache={**inputs.cache, "zeta": zeta})
+        if self.zeta_net is not None:
+            zeta = self.zeta_law(inputs).rsample((num_samples,))
+            inputs = replace(inputs, cache={**inputs.cache, "zeta": zeta})
+        return self.path(inputs).rsample((num_samples,))
 
     def states(self, inputs: Inputs, num_samples: int = 16) -> Tensor:
         """The filtered means of the states given the means of the codes: nothing is drawn.
@@ -192,12 +213,12 @@ class KalmanGuide(Guide):
         Returns:
             Means, covariances, predictions.
         """
-        path = self.path(self._with_zeta(inputs, None))
+        path = self.path(inputs)
         codes = path.codes.base_dist.loc
         if path.hidden is not None:
-            filled = path.model.fill(codes, inputs, path.zeta, path.shown)
+            filled = path.model.fill(codes, inputs, path.zeta, path.shown, noise=False)
             codes = codes if filled is None else filled
-        return path.filter(codes)
+        return path.model.filter(codes, inputs, path.zeta, path.shown)
 
     def smoothed(self, inputs: Inputs) -> Smoothed:
         """The smoother's laws of the states given the means of the codes.
@@ -219,10 +240,14 @@ class KalmanGuide(Guide):
 class KalmanPath(PathLaw):
     """The law of the states and codes of whole sequences under a :class:`KalmanGuide`."""
 
+    memoryless = True
+
     def __init__(self, guide: KalmanGuide, inputs: Inputs) -> None:
         self.guide, self.inputs = guide, inputs
         self.model: Any = guide.model
         self.zeta: Tensor | None = inputs.cache.get("zeta")
+        if self.zeta is None and guide.zeta_net is not None and inputs.first is None:
+            self.zeta = guide.zeta_law(inputs).mean
         self.codes = guide.step(None, guide.encode(guide._context(inputs)))
         self.shown = frames_seen(inputs)
         self.hidden = None
@@ -244,11 +269,14 @@ class KalmanPath(PathLaw):
         return self.model.filter(codes, self.inputs, self.zeta, seen)
 
     def draw_codes(self, batch: torch.Size) -> Tensor:
-        """Codes of all frames, those of hidden ones included."""
+        """Codes of all frames, each given its frame alone."""
         loc, scale = self.codes.base_dist.loc, self.codes.base_dist.scale
         shape = (*batch, *loc.shape[-2:])
-        codes = loc + scale * torch.randn(shape, dtype=loc.dtype, device=loc.device)
-        if self.hidden is None or self.guide.kind == "filtering":
+        return loc + scale * torch.randn(shape, dtype=loc.dtype, device=loc.device)
+
+    def fill_codes(self, codes: Tensor) -> Tensor:
+        """The codes, those of hidden frames drawn again from the model where the states depend on them."""
+        if self.hidden is None:
             return codes
         filled = self.model.fill(codes, self.inputs, self.zeta, self.shown)
         return codes if filled is None else filled
@@ -264,6 +292,7 @@ class KalmanPath(PathLaw):
         if self.guide.kind == "filtering":
             value, log_prob = self._forward(batch, codes, None)
         else:
+            codes = self.fill_codes(codes)
             z, of_states = backward_sample(self.filter(codes), ends=self._expanded_ends(batch))
             if self.hidden is not None and not self.model.fills:
                 drawn = z[..., : self.model.code_dim] + self.model.code_noise.sqrt() * torch.randn_like(codes)
@@ -288,6 +317,9 @@ class KalmanPath(PathLaw):
             hidden = None if self.hidden is None else self.hidden[..., t].expand(batch)
             a = codes[..., t, :]
             loc, root = pair.given_code(a, hidden)
+            if inputs.valid is not None:
+                # Nothing grows in the padding.
+                loc = torch.where(inputs.valid[..., t].unsqueeze(-1), loc, 0.0)
             z = (
                 loc + torch.matmul(root, torch.randn_like(loc).unsqueeze(-1)).squeeze(-1)
                 if given is None
@@ -343,7 +375,7 @@ class CodesOnly(PathLaw):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws codes."""
-        return self.path.draw_codes(torch.Size(sample_shape) + self.batch_shape)
+        return self.path.fill_codes(self.path.draw_codes(torch.Size(sample_shape) + self.batch_shape))
 
     def log_prob_per_step(self, z: Tensor) -> Tensor:
         """Their log-densities; zero where a frame is hidden."""

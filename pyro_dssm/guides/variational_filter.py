@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import softplus
 
 from .._checks import positive
 from ..dssm import DSSM
+from ..initial import fix_start
 from ..inputs import Inputs
 from ..memories import Cell
 from ..nn import SCALE_FLOOR, normal
@@ -56,13 +57,21 @@ class NoiseGuide(GaussianGuide):
         context = super()._context(inputs)
         assert self.backward_rnn is not None
         now, future = context.split([context.shape[-1] - self.backward_rnn.out_dim, self.backward_rnn.out_dim], dim=-1)
-        future = torch.cat([future[..., :1, :], torch.zeros_like(future[..., 1:, :])], dim=-2)
+        future = future * _at_start(now, inputs)
         parts = [now] if inputs.controls is None else [now, inputs.controls.expand(*now.shape[:-1], -1)]
         return torch.cat([*parts, future], dim=-1)
 
     def factorisation(self) -> str:
         """What each step's noise is drawn from."""
         return super().factorisation().replace(", g←_t)", "), t = 1 also g←_1")
+
+
+def _at_start(like: Tensor, inputs: Inputs) -> Tensor:
+    """One at the first step of a sequence, else zero, shape ``(*, B, T, 1)``; a chunk that goes on has no first step."""
+    mark = torch.zeros_like(like[..., :1])
+    if inputs.first is None:
+        mark[..., 0, :] = 1.0
+    return mark
 
 
 class FusionGuide(Guide):
@@ -91,22 +100,31 @@ class FusionGuide(Guide):
     def __init__(self, model: DSSM, *, hidden_dim: int = 128, **options: Any) -> None:
         check_model(model)
         s = model.structure
-        if (s.z_from_z, s.z_from_x, model.zeta_dim) != (Order.MARKOV, Order.NONE, 0) or model.initial(None) is None:
+        known = (s.z_from_z, s.z_from_x, model.zeta_dim) == (Order.MARKOV, Order.NONE, 0)
+        base = getattr(model.initial(None), "base_dist", None) if known else None
+        if not isinstance(base, torch.distributions.Normal):
             raise ValueError(
-                "model: expected one with z_from_z markov, z_from_x none and initial='gaussian', got "
+                "model: expected one with z_from_z markov, z_from_x none, a Gaussian z and initial='gaussian', got "
                 f"{type(model).__name__} with {s!r}."
             )
         super().__init__(model, latents="last", past="now", future=False, **options)
         positive("hidden_dim", hidden_dim)
-        features = self.context_dim - model.control_dim
+        if self.memory is not None:
+            fix_start(self.memory)
+        features = self.context_dim - model.control_dim - 1
         self.net = nn.Sequential(nn.Linear(features, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 2 * model.z_dim))
+
+    def _count_context(self) -> int:
+        return super()._count_context() + 1
+
+    def _context(self, inputs: Inputs) -> Tensor:
+        context = super()._context(inputs)
+        return torch.cat([context, _at_start(context, inputs)], dim=-1)
 
     def encode(self, context: Tensor) -> Tensor:
         """What each frame says of the state, with the control and a mark of the first step."""
-        features = context.shape[-1] - self.model.control_dim
-        said, u = self.net(context[..., :features]), context[..., features:]
-        first = pad(torch.ones_like(said[..., :1, :1]), (0, 0, 0, said.shape[-2] - 1))
-        return torch.cat([said, u, first], dim=-1)
+        features = context.shape[-1] - self.model.control_dim - 1
+        return torch.cat([self.net(context[..., :features]), context[..., features:]], dim=-1)
 
     def step(self, past: Tensor | None, context: Tensor) -> Any:
         """The product of two Gaussians."""

@@ -90,7 +90,8 @@ def extended_filter(
 
         m_t = m^-_t + K (y_t - H m^-_t), \quad P_t = (I - K H) P^-_t (I - K H)^\top + K R K^\top
 
-    A hidden entry has gain 0. Gradients are those of these equations; they can be taken once.
+    A hidden entry has gain 0. The adjoint of a step is written by hand: gradients can be taken once, not twice, and
+    ``torch.func`` cannot transform the filter.
 
     Args:
         y: Frames, ``(*, T, d)``; what is hidden may be anything, NaN too.
@@ -114,12 +115,12 @@ def extended_filter(
         | Särkkä and Svensson (2023). Bayesian Filtering and Smoothing, 2nd edition, chapters 6 and 7.
 
     Example:
+        >>> from pyro_dssm.kalman import Gaussian, Linearised
         >>> y = torch.tensor([[0.5], [0.7], [0.2]])
         >>> def pendulum(z, t):
         ...     mean = torch.stack([z[0] + 0.1 * z[1], z[1] - 0.1 * z[0].sin()])
         ...     jacobian = torch.stack([torch.tensor([1.0, 0.1]), torch.stack([-0.1 * z[0].cos(), torch.tensor(1.0)])])
         ...     return Linearised(mean, jacobian, 0.01 * torch.eye(2))
-        >>> from pyro_dssm.kalman import Linearised
         >>> filtered = extended_filter(y, Gaussian(torch.zeros(2), torch.eye(2)), pendulum, 1, torch.eye(1))
         >>> filtered.mean.shape
         torch.Size([3, 2])

@@ -53,10 +53,21 @@ def by_jacobian(
 
     Returns:
         A function of a state ``(*, n)`` and a step t.
+
+    Raises:
+        ValueError: If f does not return as many numbers as it is given.
+
+    Example:
+        >>> linearise = by_jacobian(lambda z, _: torch.stack([z[0] * z[1], z[1]]), torch.eye(2))
+        >>> linearise(torch.tensor([[2.0, 3.0]]), 1).jacobian
+        tensor([[[3., 2.],
+                 [0., 1.]]])
     """
 
     def value_twice(z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
         value = f(z, u)
+        if value.shape != z.shape:
+            raise ValueError(f"f: expected to return shape {tuple(z.shape)}, got {tuple(value.shape)}.")
         return value, value
 
     jacobian = torch.func.jacrev(value_twice, has_aux=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._arguments import flat
 from ._linalg import path, symmetric
 from .backward import backward_law
 from .filtered import Filtered
@@ -54,13 +55,13 @@ def rts_smoother(filtered: Filtered) -> Smoothed:
     """
     law = backward_law(filtered)
     mean = path(law.gain.flip(-3), law.offset.flip(-2)).flip(-2)
-    gains, covs = law.gain.unbind(-3), law.cov.unbind(-3)
+    lead, shape = law.gain.shape[:-3], filtered.cov.shape
+    gains, covs = (flat(x.expand_as(law.cov), tuple(lead), 3).unbind(1) for x in (law.gain, law.cov))
     p = covs[-1]
     smoothed = [p]
     for g, c in zip(gains[-2::-1], covs[-2::-1], strict=True):
-        p = c + g @ p @ g.mT
+        p = torch.baddbmm(c, torch.bmm(g, p), g.mT)
         smoothed.append(p)
-    cov = symmetric(torch.stack(smoothed[::-1], -3))
+    cov = symmetric(torch.stack(smoothed[::-1], 1)).view(law.cov.shape)
     cross = cov[..., 1:, :, :] @ law.gain[..., :-1, :, :].mT
-    shape = filtered.cov.shape
     return Smoothed(mean, cov.expand(shape), cross.expand(*shape[:-3], *cross.shape[-3:]))

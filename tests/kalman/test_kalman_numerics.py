@@ -231,6 +231,11 @@ def test_linearisations(linear, message):
         extended_filter(Y, GOOD["initial"], lambda z, t: Linearised(*linear), 2, eye(2))
 
 
+def test_a_function_of_another_size():
+    with pytest.raises(ValueError, match=r"^f: expected to return shape \(3,\), got \(2,\)"):
+        extended_filter(Y, GOOD["initial"], by_jacobian(lambda z, _: z[:2], eye(3)), 2, eye(2))
+
+
 def test_a_noise_of_every_step_is_checked():
     """Also where the transition makes a new tensor at each step."""
     with pytest.raises(ValueError, match=r"^linearise: expected a positive semidefinite noise"):

@@ -1,0 +1,145 @@
+"""A driven pendulum that is seen only as small images: its state, its future and its hidden frames.
+
+Without options, it trains an extended Kalman VAE under the constraint on a pendulum that it simulates itself: a few
+minutes on two CPU cores, no data file. It prints how well the latent state tells the true one, which it never saw,
+and writes the scores, the trained pair, figures and a film. Other systems, models and ways to train are options, and
+so are trajectories of your own: --data FILE.npz with x (N, T, D), (N, T, H, W) or (N, T, C, H, W), and where there are
+such u (N, T, C), state (N, T, S), state_names and mask (N, T). Of them, 60 % are to train on, 20 % choose the weights
+and 20 % are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import common
+import drawings
+import systems
+
+import pyro_dssm as pd
+from pyro_dssm.imputation import imputation
+
+DEFAULTS: dict[str, Any] = {
+    "system": "pendulum", "model": "EKVAE", "strategy": "constrained", "share": 0.025, "count": 500,
+    "epochs": 250, "batch_size": 64, "lr": 2e-3, "lr_schedule": "cosine", "kl_start": 0.0, "max_minutes": 4.0,
+}  # fmt: skip
+SMOKE = {"epochs": 2, "count": 12, "length": 6}
+
+
+def parse() -> argparse.Namespace:
+    parser = common.parser(__doc__, out="runs/pendulum")
+    add = parser.add_argument_group("this example").add_argument
+    add("--system", choices=list(systems.SYSTEMS), help="what is to be identified")
+    add("--data", type=Path, metavar="FILE", help="trajectories of your own, in place of a system")
+    add("--data-dir", metavar="DIR", help="folder that holds cmu_mocap_35; PYRO_DSSM_DATA, else data, by default")
+    add("--count", type=int, help="training sequences, where they are simulated")
+    add("--length", type=int, help="their length; 50 in mocap and your own, 30 elsewhere, by default")
+    add("--model", choices=systems.MODELS, help="EKVAE is the extended Kalman VAE")
+    add("--strategy", choices=systems.STRATEGIES, help="how it is trained; --kl-start, --kl-epochs are for annealed")
+    add("--share", type=float, help="the constraint's bound as a share of the variance of the entries")
+    add("--scale", type=float, help="of the emission; 0, the default for vectors and --data: one that suits the data")
+    add("--state-dim", type=int, help="size of the latent state; one that suits the system by default")
+    add("--code-dim", type=int, help="size of the part of it that one frame shows")
+    add("--convolutional", action="store_true", help="convolutional decoder and encoder, for images")
+    add("--bound", choices=["joint", "collapsed"], help="whether EKVAE and KVAE are trained on states or without them")
+    add("--initial", choices=["gaussian", "hierarchical"], help="law of the first state")
+    add("--kind", choices=["smoothing", "filtering"], help="of the guide of EKVAE and KVAE")
+    parser.set_defaults(**DEFAULTS)
+    return common.parse(parser, SMOKE)
+
+
+def load(args: argparse.Namespace) -> systems.Parts:
+    for name in ("count", "length"):
+        if getattr(args, name) is not None and getattr(args, name) < 2:
+            raise ValueError(f"--{name}: expected at least 2, got {getattr(args, name)}.")
+    if args.data is not None:
+        return systems.own(pd.Trajectories.load_npz(args.data), args.length or 50)
+    if args.system == "mocap":
+        return systems.walking(args.data_dir, length=args.length or 50)
+    horizon = 12 if args.smoke else 100
+    return systems.SYSTEMS[args.system].parts(args.seed, count=args.count, length=args.length, horizon=horizon)
+
+
+def build(args: argparse.Namespace, data: pd.Trajectories, scale: float) -> tuple[pd.DSSM, pd.Guide]:
+    if args.model not in ("EKVAE", "KVAE") and (args.bound or args.kind):
+        raise ValueError(f"--bound, --kind: expected with EKVAE or KVAE alone, got {args.model}.")
+    system = None if args.data is not None else systems.SYSTEMS[args.system]
+    code_dim, state_dim = args.code_dim, args.state_dim
+    if state_dim is None:
+        state_dim = 2 * (code_dim or min(4, data.x.shape[-1])) if system is None else system.state_dim
+    if code_dim is None:
+        code_dim = min(state_dim, min(4, data.x.shape[-1]) if system is None else system.code_dim)
+    return systems.build(
+        args.model,
+        data,
+        scale=scale,
+        state_dim=state_dim,
+        code_dim=code_dim,
+        convolutional=args.convolutional,
+        guide_options={"kind": args.kind} if args.kind else {},
+        **{name: value for name in ("bound", "initial") if (value := getattr(args, name)) is not None},
+    )
+
+
+def train(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, parts: systems.Parts, scale: float) -> pd.History:
+    data, length = parts.train, parts.train.x.shape[1]
+    kl = systems.schedule(args.strategy, data, scale, epochs=args.epochs, share=args.share)
+    history = common.fit(
+        args,
+        model,
+        guide,
+        pd.Splits(*(systems.cut(part, length).dataset() for part in parts)),
+        batch_size=min(args.batch_size, max(1, len(data) // 6)),  # a small set gives six steps an epoch too
+        valid_every=max(1, args.epochs // 50),
+        **({} if args.strategy == "annealed" else {"kl": kl}),
+    )
+    if len(history.epochs) < args.epochs and not history.stopped_early:
+        done = f"{len(history.epochs)} of {args.epochs} epochs"
+        common.log.info("Stopped after %s, when --max-minutes were over; the same command goes on.", done)
+    return history
+
+
+def main() -> None:
+    args = parse()
+    device = common.start(args)
+    parts = load(args)
+    vectors = args.data is not None or args.system == "mocap"
+    scale = (0.0 if vectors else 0.05) if args.scale is None else args.scale
+    scale = scale or pd.moderate_scale(parts.train.dataset())
+    known, horizons = systems.horizons(parts.test)
+    model, guide = build(args, parts.train, scale)
+    model.to(device), guide.to(device)
+    common.log.info("Training %r on %r, %s, with an emission of scale %.3g.", guide, parts.train, args.strategy, scale)
+    history = train(args, model, guide, parts, scale)
+    common.log.info("Measuring with the weights of epoch %d.", history.best_epoch)
+    static = () if args.data is not None else systems.SYSTEMS[args.system].static
+    code_dim = model.code_dim if isinstance(model, pd.EKVAE) and model.code_dim < model.state_dim else 0
+    shown: dict[str, Any] = {"static": static, "code_dim": code_dim, "known": known}
+    scores = {
+        name: systems.measure(model, guide, parts.train, part, horizons=horizons, **shown)
+        for name, part in (("valid", parts.valid), ("test", parts.test))
+    }
+    hidden = systems.cut(parts.test[:100], parts.train.x.shape[1]).dataset()
+    filled = imputation(model, guide, hidden, 0.5, mean_frame=parts.train.dataset().mean_frame(), seed=args.seed)
+    print(f"Test set\n{systems.told(scores['test'])}\n\nHalf of the frames hidden, and filled in\n{filled}")
+    print("With a scale that is fixed, not learned, how much the intervals hold tells of the scale, not of the model.")
+    drawings.draw(args.out, model, guide, history, parts, horizon=max(horizons), **shown)
+    settings = {
+        "scale": scale,
+        "known": known,
+        "horizons": horizons,
+        "data": {n: repr(p) for n, p in parts._asdict().items()},
+    }
+    common.write_metrics(
+        args,
+        valid=scores["valid"],
+        test={**scores["test"], "imputation": filled.to_dict()},
+        settings=settings,
+        **common.describe(model, guide, history),
+    )
+
+
+if __name__ == "__main__":
+    common.run(main)
