@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow benchmark lint clean
+.PHONY: demo demo-pendulum test test-slow benchmark lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/music.py --out runs/demo
+
+demo-pendulum: $(VENV)/.demo
+	$(BIN)/python examples/pendulum.py --out runs/demo-pendulum
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -51,6 +51,9 @@ def curves(path: Path, history: pd.History) -> None:
     if constrained:
         plot_multiplier(history, axes[1])
         axes[1, 1].set_ylabel("squared error per entry")
+        low, high = axes[1, 0].get_ylim()
+        if high < 10 * low:
+            axes[1, 0].set_yscale("linear")
     common.savefig(figure, path)
 
 

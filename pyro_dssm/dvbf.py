@@ -152,6 +152,7 @@ class LocallyLinearSSM(DSSM):
         hidden_dim: int = 64,
         **options: Any,
     ) -> None:
+        positive("z_dim", z_dim)
         if not (is_number(noise) and noise > 0):
             raise ValueError(f"noise: expected a positive variance, got {noise!r}.")
         structure = Structure("markov", "none", "markov", "none")

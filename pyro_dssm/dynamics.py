@@ -27,6 +27,8 @@ class Dynamics(nn.Module):
     def __init__(self, z_dim: int, control_dim: int = 0) -> None:
         super().__init__()
         positive("z_dim", z_dim)
+        if not isinstance(control_dim, int) or isinstance(control_dim, bool) or control_dim < 0:
+            raise ValueError(f"control_dim: expected an integer of at least 0, got {control_dim!r}.")
         self.z_dim, self.control_dim = z_dim, control_dim
 
     def forward(self, z: Tensor, u: Tensor | None) -> Tensor:

@@ -280,6 +280,7 @@ class Generation:
         """Latent paths and what is hidden, drawn in turn: means of the frames, draws of them, and the last states."""
         x = inputs.x.expand(num_samples, *inputs.x.shape)
         # A guide that leaves hidden frames out, rather than reading them as zeros, needs no second round.
+        assert inputs.hidden is not None
         for _ in range(1 if self._skips_hidden(guide, inputs) else num_rounds):
             filled = replace(inputs, x=x, last={}, cache={})
             means, xs, states = self._follow(inputs, guide.draw(filled, 1)[0])

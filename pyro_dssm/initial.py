@@ -87,7 +87,7 @@ class HierarchicalInitial(Initial):
         return self.net(zeta)
 
 
-def fix_start(memory: nn.Module) -> None:
+def fix_start(memory: Any) -> None:
     """Makes a memory's learned start a constant, where a law of the first step leaves it without effect.
 
     It stays in the ``state_dict``, so that checkpoints keep their form.

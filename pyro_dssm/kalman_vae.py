@@ -55,7 +55,8 @@ class KalmanVAE(DSSM):
         noise: Variances that the learned noise of state and code starts with.
         bound: ``"joint"`` scores the state under the nonlinear transition, a bound for the model itself;
             ``"collapsed"`` integrates the state out with the filter: the evidence of the linearised model, with less
-            variance. It is used only in training mode, so that :func:`~pyro_dssm.evaluate` is always honest.
+            variance. It is used only in training mode, so that :func:`~pyro_dssm.evaluate` is always honest, and with
+            path sites.
         control_dim: Size of a control.
         **options: Other options of :class:`~pyro_dssm.DSSM`.
 
@@ -170,9 +171,11 @@ class KalmanVAE(DSSM):
                 with poutine.mask(mask=inputs.valid_at(t)):
                     u = inputs.controls_at(t)
                     pair = first if t == 0 and first is not None else self.transition_from(states, u)
-                    z = pyro.sample(f"z_{t + 1}", normal(pair.loc, pair.scale.expand(pair.loc.shape)))
+                    fn: Any = normal(pair.loc, pair.scale.expand(pair.loc.shape))
+                    z = pyro.sample(f"z_{t + 1}", fn)
                     loc = pair.code_loc(z)
-                    a = pyro.sample(f"a_{t + 1}", normal(loc, pair.code_scale.expand(loc.shape)))
+                    fn = normal(loc, pair.code_scale.expand(loc.shape))
+                    a = pyro.sample(f"a_{t + 1}", fn)
                     states = self.memories.after_z(states, torch.cat([z, a], dim=-1), u)
                     observed = None if inputs.observed is None else inputs.observed[..., t, :]
                     pyro.sample(f"x_{t + 1}", hide(self.emission_net(a), observed), obs=inputs.x[..., t, :])
@@ -376,7 +379,8 @@ class KVAE(KalmanVAE):
               x_t \sim p(\cdot \mid a_t)
 
     where the matrices are mixtures of ``num_matrices`` base matrices with weights from an LSTM over
-    :math:`a_{1:t-1}`.
+    :math:`a_{1:t-1}`. The codes of hidden frames are needed there as well: a guide draws them from the filter's
+    predictions, so given the frames before a gap and not those after it.
 
     Args:
         x_dim: Size of a frame.

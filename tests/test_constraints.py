@@ -603,3 +603,25 @@ def test_base_class_and_repr():
     assert repr(constraint) == shown
     assert shown.startswith("Lagrangian(")
     assert "bound=0.1" in shown
+
+
+def test_the_moderate_scale_makes_what_varies_worth_so_many_nats():
+    torch.manual_seed(0)
+    data = pd.SequenceDataset(0.3 * torch.randn(20, 15, 7) + torch.arange(7.0))
+    scale = pd.moderate_scale(data, nats=11.0)
+    frames = torch.cat(data.sequences)
+    mean_frame = torch.distributions.Normal(frames.mean(0), scale).log_prob(frames).sum(-1).mean()
+    perfect = torch.distributions.Normal(frames, scale).log_prob(frames).sum(-1).mean()
+    assert float(perfect - mean_frame) == pytest.approx(11.0, rel=1e-4)
+    assert pd.first_multiplier(data, scale) == pytest.approx(1.0)
+    assert pd.first_multiplier(data, scale / 10) == pytest.approx(0.01)
+    assert pd.first_multiplier(data, 10 * scale) == 1.0
+
+
+@pytest.mark.parametrize("bad", [0, -1.0, float("nan"), None])
+def test_scales_and_nats_are_positive(bad):
+    data = pd.SequenceDataset(torch.randn(2, 3, 4))
+    with pytest.raises(ValueError, match="^nats: expected a positive number"):
+        pd.moderate_scale(data, nats=bad)
+    with pytest.raises(ValueError, match="^scale: expected a positive number"):
+        pd.first_multiplier(data, bad)

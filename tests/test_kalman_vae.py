@@ -24,7 +24,7 @@ from pyro_dssm.evaluation import log_weights
 from pyro_dssm.guides.kalman import KalmanPath
 from pyro_dssm.nn import normal
 from pyro_dssm.objectives import RecordingELBO
-from pyro_dssm.testing import PairContract, random_batch, run_as
+from pyro_dssm.testing import PairContract, run_as
 
 X, N, D, U, T = 4, 3, 2, 1, 5
 LENGTHS = torch.tensor([5, 2, 4])
@@ -293,13 +293,13 @@ def test_given_the_codes_filtering_is_a_bound(name, situation):
     lengths = torch.tensor([3, 2, 3])
     mask = torch.tensor([[True, False, True], [True, True, True], [True, True, True]]) if masked else None
     batch = Batch(model.sample(3, 3, controls=controls), lengths, mask, controls)
-    n = 900 if name == "linear" else 225
+    n = 400 if name == "linear" else 225
     weights, values = weigh(model, guide, batch, n)
     log_r = weights - expected_weights(model, guide, batch, values)
     assert (log_r.mean(0) + 4 * log_r.std(0) / n**0.5 < 0).all()
     r = log_r.exp()
     error = r.std(0) / n**0.5
-    assert error.max() < 0.3
+    assert error.max() < 0.4
     assert ((r.mean(0) - 1).abs() < 4 * error).all()
 
 
@@ -394,13 +394,13 @@ def test_importance_weighted_bound_reaches_the_evidence(kind, initial):
     truth = torch.stack(
         [log_evidence(model, x[i, :n], batch.controls[i, :n], batch.mask[i, :n]) for i, n in enumerate(batch.lengths)]
     )
-    log_w, _ = weigh(model, guide, batch, 40_000)
+    log_w, _ = weigh(model, guide, batch, 20_000)
     found, error = log_mean_exp(log_w)
-    assert error.max() < 0.15, error
+    assert error.max() < 0.25
     assert ((found - truth).abs() < 4 * error).all()
     elbo = log_w.mean(0)
-    assert (elbo + 4 * log_w.std(0) / 200 < truth).all()
-    few = log_w.view(4000, 10, 3).logsumexp(1).mean(0) - math.log(10)
+    assert (elbo + 4 * log_w.std(0) / 20_000**0.5 < truth).all()
+    few = log_w.view(2000, 10, 3).logsumexp(1).mean(0) - math.log(10)
     assert (elbo < few).all()
     assert (few < truth).all()
 
@@ -551,7 +551,7 @@ def test_density_of_a_draw(situation):
 
 @double
 @given(situation=situations(), extra=st.integers(1, 4))
-@settings(max_examples=15, derandomize=True, deadline=None)
+@settings(max_examples=8, derandomize=True, deadline=None)
 def test_padding_order_and_hidden_values(situation, extra):
     model, guide, batch = situation
     args = (model, guide, *batch[:3])
@@ -580,6 +580,21 @@ def test_hidden_codes_come_from_the_model(name, kind):
         log_w, _ = weigh(model, guide, batch, 20_000)
         found, error = log_mean_exp(log_w)
         assert (found.abs() < 4 * error).all()
+
+
+@double
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_collapsed_program_draws_hidden_codes_from_the_model(kind):
+    """A KVAE's matrices depend on them, so that drawing them from q(a|nothing) would change the evidence."""
+    model, guide = build("kvae", kind, bound="collapsed")
+    guide.codes.bias[:D] += 3.0
+    mask = torch.zeros(1, 2, dtype=torch.bool)
+    codes = guide(torch.zeros(1, 2, X).expand(4000, 1, 2, X), mask=mask)[:, 0, 0]
+    law, h = model.initial(None), model.matrix(None)
+    mean, cov = h @ law.loc, h @ law.scale.square().diag() @ h.T + model.code_noise.diag()
+    assert ((codes.mean(0) - mean).abs() < 4 * (cov.diagonal() / 4000).sqrt()).all()
+    assert ((codes.var(0) / cov.diagonal() - 1).abs() < 4 * (2 / 4000) ** 0.5).all()
 
 
 @double
@@ -675,7 +690,9 @@ def test_step_sites_draw_from_the_same_law(name, kind):
         for form in testing.FORMS:
             with run_as(model, form):
                 elbo = Trace_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=1)
-                draws.append(torch.tensor([elbo.loss(model, guide, *batch[:3], controls=batch.controls) for _ in range(10)]))
+                draws.append(
+                    torch.tensor([elbo.loss(model, guide, *batch[:3], controls=batch.controls) for _ in range(10)])
+                )
     error = ((draws[0].var() + draws[1].var()) / 10).sqrt()
     assert (draws[0].mean() - draws[1].mean()).abs() < 4 * error
 
@@ -755,7 +772,9 @@ def test_hidden_frames_have_their_conditional_law(control):
     assert ((found[~o] - expected).abs() < 4 * (variance / n).sqrt()).all()
     torch.testing.assert_close(found[o], x.flatten()[o], atol=1e-3, rtol=0)
     # Negative control: a guide that does not look ahead misses the law of the frame inside the gap.
-    causal = model.reconstruct(LinearGuide(model, kind="filtering"), hidden, mask=mask, controls=controls, num_samples=n)
+    causal = model.reconstruct(
+        LinearGuide(model, kind="filtering"), hidden, mask=mask, controls=controls, num_samples=n
+    )
     assert ((causal[0].flatten()[~o] - expected).abs() > 4 * (variance / n).sqrt()).any()
 
 
@@ -869,7 +888,9 @@ def test_collapsed_chunks_add_up(name):
             for chunk in pd.chunks(model, guide, batch, length)
         ]
         assert sum(parts) == pytest.approx(whole, abs=1e-8)
-    afresh = [Trace_ELBO().loss(model, guide, batch.x[:1, i : i + 2], controls=batch.controls[:1, i : i + 2]) for i in (0, 2)]
+    afresh = [
+        Trace_ELBO().loss(model, guide, batch.x[:1, i : i + 2], controls=batch.controls[:1, i : i + 2]) for i in (0, 2)
+    ]
     one = Batch(batch.x[:1, :4], torch.tensor([4]), None, batch.controls[:1, :4])
     carried = [Trace_ELBO().loss(model, guide, *c[:3], controls=c.controls) for c in pd.chunks(model, guide, one, 2)]
     assert carried[0] == pytest.approx(afresh[0], abs=1e-8)
@@ -903,9 +924,15 @@ def test_joint_chunks_start_from_the_last_state():
         last = z[:, -1, :N]
 
 
-@pytest.mark.parametrize("initial", ["gaussian", "hierarchical"])
-@pytest.mark.parametrize("bound", ["joint", "collapsed"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "bound", "initial"),
+    [
+        ("ekvae", "joint", "gaussian"),
+        ("ekvae", "collapsed", "hierarchical"),
+        ("kvae", "joint", "hierarchical"),
+        ("kvae", "collapsed", "gaussian"),
+    ],
+)
 def test_truncated_training(name, bound, initial):
     model, guide = build(name, bound=bound, initial=initial, control_dim=U)
     batch = data(model, control=True, batch=3, steps=12)._replace(lengths=torch.tensor([12, 4, 9]))
@@ -969,6 +996,9 @@ class TestContract(PairContract):
         model, guide = build(name, kind, **images, **options)
         return model, guide
 
+    def batch(self, model):
+        return testing.random_batch(model, 3, 4)
+
     def forms(self):
         # Step sites have the states, collapsed path sites do not.
         return ("path",) if CASES[self.case][2].get("bound") == "collapsed" else testing.FORMS
@@ -1024,7 +1054,7 @@ def test_svi_learns():
     """A short run of each, in single precision: the loss falls and the honest bound rises."""
     t = torch.arange(20.0)
     x = torch.stack([torch.stack([(0.4 * t + s).sin(), (0.4 * t + s).cos()], -1) for s in torch.arange(8.0)])
-    for name, bound in (("ekvae", "joint"), ("ekvae", "collapsed"), ("kvae", "collapsed")):
+    for name, bound in (("ekvae", "joint"), ("kvae", "collapsed")):
         torch.manual_seed(0)
         model = MODELS[name](2, N, D, mlp_dims=(16,), bound=bound)
         guide = pd.KalmanGuide(model, encoder_dims=(16,))

@@ -10,7 +10,7 @@ pytest.importorskip("ipykernel")
 pytest.importorskip("matplotlib")
 
 FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
-NOTEBOOKS = ["quickstart.ipynb"]
+NOTEBOOKS = ["ekvae.ipynb", "quickstart.ipynb"]
 
 
 def test_no_notebook_is_missing_here():

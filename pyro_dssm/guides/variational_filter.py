@@ -67,7 +67,7 @@ class NoiseGuide(GaussianGuide):
 
 
 def _at_start(like: Tensor, inputs: Inputs) -> Tensor:
-    """One at the first step of a sequence, else zero, shape ``(*, B, T, 1)``; a chunk that goes on has no first step."""
+    """One at the first step of a sequence, else zero, shape ``(*, B, T, 1)``; a chunk that goes on has none."""
     mark = torch.zeros_like(like[..., :1])
     if inputs.first is None:
         mark[..., 0, :] = 1.0
