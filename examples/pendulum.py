@@ -17,15 +17,17 @@ from typing import Any
 import common
 import drawings
 import systems
+import torch
 
 import pyro_dssm as pd
 from pyro_dssm.imputation import imputation
 
 DEFAULTS: dict[str, Any] = {
     "system": "pendulum", "model": "EKVAE", "strategy": "constrained", "share": 0.025, "count": 500,
-    "epochs": 250, "batch_size": 64, "lr": 2e-3, "lr_schedule": "cosine", "kl_start": 0.0, "max_minutes": 4.0,
+    "starts": 3, "start_epochs": 15, "epochs": 250, "batch_size": 64, "lr": 4e-3, "lr_schedule": "cosine",
+    "kl_start": 0.0, "max_minutes": 4.0,
 }  # fmt: skip
-SMOKE = {"epochs": 2, "count": 12, "length": 6}
+SMOKE = {"epochs": 2, "count": 12, "length": 6, "starts": 2, "start_epochs": 1}
 
 
 def parse() -> argparse.Namespace:
@@ -38,6 +40,8 @@ def parse() -> argparse.Namespace:
     add("--length", type=int, help="their length; 50 in mocap and your own, 30 elsewhere, by default")
     add("--model", choices=systems.MODELS, help="EKVAE is the extended Kalman VAE")
     add("--strategy", choices=systems.STRATEGIES, help="how it is trained; --kl-start, --kl-epochs are for annealed")
+    add("--starts", type=int, help="initial weights to try, of which the validation bound chooses")
+    add("--start-epochs", type=int, help="epochs of each try")
     add("--share", type=float, help="the constraint's bound as a share of the variance of the entries")
     add("--scale", type=float, help="of the emission; 0, the default for vectors and --data: one that suits the data")
     add("--state-dim", type=int, help="size of the latent state; one that suits the system by default")
@@ -51,6 +55,9 @@ def parse() -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace) -> systems.Parts:
+    for name in ("starts", "start_epochs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}.")
     for name in ("count", "length"):
         if getattr(args, name) is not None and getattr(args, name) < 2:
             raise ValueError(f"--{name}: expected at least 2, got {getattr(args, name)}.")
@@ -83,22 +90,33 @@ def build(args: argparse.Namespace, data: pd.Trajectories, scale: float) -> tupl
     )
 
 
-def train(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, parts: systems.Parts, scale: float) -> pd.History:
+def train(args: argparse.Namespace, parts: systems.Parts, scale: float, device: Any) -> tuple[Any, Any, pd.History]:
     data, length = parts.train, parts.train.x.shape[1]
-    kl = systems.schedule(args.strategy, data, scale, epochs=args.epochs, share=args.share)
-    history = common.fit(
-        args,
-        model,
-        guide,
-        pd.Splits(*(systems.cut(part, length).dataset() for part in parts)),
-        batch_size=min(args.batch_size, max(1, len(data) // 6)),  # a small set gives six steps an epoch too
-        valid_every=max(1, args.epochs // 50),
-        **({} if args.strategy == "annealed" else {"kl": kl}),
-    )
+    splits = pd.Splits(*(systems.cut(part, length).dataset() for part in parts))
+    batch_size = min(args.batch_size, max(1, len(data) // 6))  # a small set gives six steps an epoch too
+
+    def make() -> tuple[pd.DSSM, pd.Guide]:
+        model, guide = build(args, data, scale)
+        return model.to(device), guide.to(device)
+
+    def kl() -> pd.KLSchedule:
+        if args.strategy == "annealed":
+            return pd.LinearKL(args.kl_start, 1.0, epochs=args.kl_epochs or args.epochs / 2)
+        return systems.schedule(args.strategy, data, scale, epochs=args.epochs, share=args.share)
+
+    # A run that goes on reads its weights from the checkpoint.
+    goes_on = (args.out / "last.safetensors").is_file() and not args.fresh
+    options = {name: getattr(args, name) for name in ("start_epochs", "epochs", "lr", "lr_schedule", "weight_decay")}
+    starts = {"starts": 1 if goes_on else args.starts, "seed": args.seed, "batch_size": batch_size}
+    torch.manual_seed(systems.best_start(make, kl, splits.train, splits.valid, **starts, **options))
+    model, guide = make()
+    common.log.info("Training %r on %r, %s, with an emission of scale %.3g.", guide, data, args.strategy, scale)
+    every = max(1, args.epochs // 50)
+    history = common.fit(args, model, guide, splits, batch_size=batch_size, valid_every=every, kl=kl())
     if len(history.epochs) < args.epochs and not history.stopped_early:
         done = f"{len(history.epochs)} of {args.epochs} epochs"
         common.log.info("Stopped after %s, when --max-minutes were over; the same command goes on.", done)
-    return history
+    return model, guide, history
 
 
 def main() -> None:
@@ -109,10 +127,7 @@ def main() -> None:
     scale = (0.0 if vectors else 0.05) if args.scale is None else args.scale
     scale = scale or pd.moderate_scale(parts.train.dataset())
     known, horizons = systems.horizons(parts.test)
-    model, guide = build(args, parts.train, scale)
-    model.to(device), guide.to(device)
-    common.log.info("Training %r on %r, %s, with an emission of scale %.3g.", guide, parts.train, args.strategy, scale)
-    history = train(args, model, guide, parts, scale)
+    model, guide, history = train(args, parts, scale, device)
     common.log.info("Measuring with the weights of epoch %d.", history.best_epoch)
     static = () if args.data is not None else systems.SYSTEMS[args.system].static
     code_dim = model.code_dim if isinstance(model, pd.EKVAE) and model.code_dim < model.state_dim else 0

@@ -24,8 +24,8 @@ from pyro_dssm._files import atomic_write
 
 DEFAULTS: dict[str, Any] = {
     "system": "pendulum", "models": ["EKVAE", "DKS", "DVBF", "KVAE", "RSSM"], "strategies": list(systems.STRATEGIES),
-    "scales": [0.05, 0.0], "seeds": 5, "count": 500, "length": 15, "share": 0.025, "jobs": 1,
-    "epochs": 150, "batch_size": 64, "lr": 2e-3, "lr_schedule": "cosine",
+    "scales": [0.05, 0.0], "seeds": 5, "count": 500, "length": 15, "starts": 1, "start_epochs": 15, "share": 0.025,
+    "jobs": 1, "epochs": 150, "batch_size": 64, "lr": 2e-3, "lr_schedule": "cosine",
 }  # fmt: skip
 SMOKE = {"models": ["EKVAE", "DKS"], "strategies": ["elbo", "constrained"], "scales": [0.0], "seeds": 1, "count": 12,
          "epochs": 2, "length": 6}  # fmt: skip
@@ -42,6 +42,8 @@ def parse() -> argparse.Namespace:
     add("--seeds", type=int, help="number of seeds, of data and weights alike, from --seed on")
     add("--count", type=int, help="training sequences")
     add("--length", type=int, help="their length")
+    add("--starts", type=int, help="initial weights to try, of which the validation bound chooses")
+    add("--start-epochs", type=int, help="epochs of each try")
     add("--share", type=float, help="the constraint's bound as a share of the variance of the entries")
     add("--jobs", type=int, help="cells trained at the same time, one thread each")
     parser.set_defaults(**DEFAULTS)
@@ -73,28 +75,27 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
         parts = systems.walking(args.data_dir, length=max(args.length, systems.KNOWN))
     else:
         parts = system.parts(cell["seed"], count=args.count, length=args.length, horizon=horizon)
-    torch.manual_seed(cell["seed"])
     scale = cell["scale"] or pd.moderate_scale(parts.train.dataset())
-    model, guide = systems.build(
-        cell["model"], parts.train, scale=scale, state_dim=system.state_dim, code_dim=system.code_dim
-    )
-    kl = systems.schedule(cell["strategy"], parts.train, scale, epochs=args.epochs, share=args.share)
+    train, valid = parts.train.dataset(), systems.cut(parts.valid, parts.train.x.shape[1]).dataset()
+
+    def make() -> tuple[pd.DSSM, pd.Guide]:
+        return systems.build(
+            cell["model"], parts.train, scale=scale, state_dim=system.state_dim, code_dim=system.code_dim
+        )
+
+    def kl() -> pd.KLSchedule:
+        return systems.schedule(cell["strategy"], parts.train, scale, epochs=args.epochs, share=args.share)
+
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "lr_schedule")}
     begun = time.monotonic()
     failed = None
     try:
+        starts = {"starts": args.starts, "start_epochs": args.start_epochs, "seed": cell["seed"]}
+        torch.manual_seed(systems.best_start(make, kl, train, valid, **starts, **options))
+        model, guide = make()
+        every = max(1, args.epochs // 15)
         history = pd.fit(
-            model,
-            guide,
-            parts.train.dataset(),
-            systems.cut(parts.valid, parts.train.x.shape[1]).dataset(),
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            lr=args.lr,
-            lr_schedule=args.lr_schedule,
-            kl=kl,
-            valid_every=max(1, args.epochs // 15),
-            seed=cell["seed"],
-            progress=False,
+            model, guide, train, valid, kl=kl(), valid_every=every, seed=cell["seed"], progress=False, **options
         )
     except FloatingPointError as error:
         failed = str(error)

@@ -16,6 +16,7 @@ from pyro_dssm.data.reacher import reacher
 from pyro_dssm.data.trajectories import Trajectories
 from pyro_dssm.identification import disentanglement, latent_states, system_identification
 from pyro_dssm.prediction import open_loop
+from pyro_dssm.training import LR_SCHEDULES
 
 STRATEGIES = ("elbo", "annealed", "constrained")
 KNOWN = 10  # frames that an open-loop prediction starts from
@@ -148,6 +149,47 @@ def build(
     model, make_guide = makers[name]()
     guide = make_guide(model, **reads)
     return model, guide
+
+
+def best_start(
+    make: Callable[[], tuple[pd.DSSM, pd.Guide]],
+    new_schedule: Callable[[], pd.KLSchedule],
+    train: pd.SequenceDataset,
+    valid: pd.SequenceDataset,
+    *,
+    starts: int,
+    start_epochs: int,
+    epochs: int,
+    lr_schedule: str,
+    seed: int,
+    **options: Any,
+) -> int:
+    """Makes the first epochs of several starts, and returns the seed of the weights with the best validation bound.
+
+    A code that is badly shaped early stays so, and the bound tells it within a few epochs. The run that follows begins
+    with the same epochs again, so it needs no state of this one.
+    """
+    rule, share = LR_SCHEDULES[lr_schedule], min(1.0, start_epochs / epochs)
+    seeds = [seed + 1000 * k for k in range(starts)]
+    found = {}
+    for init in seeds if starts > 1 else ():
+        torch.manual_seed(init)
+        model, guide = make()
+        history = pd.fit(
+            model,
+            guide,
+            train,
+            valid,
+            epochs=min(start_epochs, epochs),
+            valid_every=min(start_epochs, epochs),
+            lr_schedule=lambda progress: rule(progress * share),
+            kl=new_schedule(),
+            seed=seed,
+            progress=False,
+            **options,
+        )
+        found[init] = history.best_valid
+    return min(found, key=lambda init: found[init]) if found else seed
 
 
 MODELS = ("EKVAE", "DKS", "DVBF", "KVAE", "RSSM", "DKF", "fusion")

@@ -15,6 +15,7 @@ from .data.sequences import Batch, SequenceDataset, Splits
 from .data.trajectories import Trajectories
 from .dssm import DSSM
 from .dvbf import DVBF, LocallyLinearSSM
+from .ekvae import EKVAE
 from .emissions import Emission
 from .evaluation import Bound, Score, evaluate
 from .guides import (
@@ -34,7 +35,8 @@ from .guides import (
     NoLatents,
     PartialAlignment,
 )
-from .kalman_vae import EKVAE, KVAE, KalmanVAE
+from .kalman_vae import KalmanVAE
+from .kvae import KVAE
 from .objectives import ConstantKL, CyclicKL, KLSchedule, LinearKL, RecordingELBO, kl_weight
 from .optim import ClippedNormAdam
 from .structure import Order, Structure

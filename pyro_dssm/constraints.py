@@ -21,8 +21,9 @@ How to set it up
     3. *Start low*. With an emission of fixed scale :math:`\sigma`, :func:`first_multiplier` gives a :math:`\lambda_0`
        at which the loss is that of a moderate scale (:func:`moderate_scale`): the prior has its say from the first
        step, without drowning the frames, and :math:`\lambda` rises at the pace of ``factors`` until the bound is met.
-       It takes :math:`-\log(\lambda_0) / 0.005` steps to 1; in a run of few steps, let it rise faster. Weakening the KL terms early, by annealing or by an initial phase of
-       reconstruction alone, freezes a code that the dynamics cannot follow.
+       It takes :math:`-\log(\lambda_0) / 0.005` steps to 1; in a run of few steps, let it rise faster.
+       Weakening the KL terms early, by annealing or by an initial phase of reconstruction alone, freezes a code that
+       the dynamics cannot follow.
     4. *Read the log*. Each record has ``multiplier``, ``constraint`` (:math:`\hat C`) and ``constraint_bound``
        (:math:`\epsilon`). A bound that is met lets :math:`\lambda` settle at 1, or, where it binds, above. A bound that
        cannot be met drives :math:`\lambda` to its cap and the KL terms out of the loss: then there is a

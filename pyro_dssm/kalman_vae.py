@@ -1,4 +1,4 @@
-r"""State-space models whose state is followed by a Kalman filter, through a code of each frame: KVAE and EKVAE.
+r"""State-space models whose state is followed by a Kalman filter, through a code of each frame.
 
 .. math:: p(z_t \mid z_{t-1}, u_{t-1}), \quad a_t = H z_t + r_t, \quad p(x_t \mid a_t)
 
@@ -16,23 +16,21 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
 
 from ._checks import is_number, one_of, positive
 from .codes import CodedState
 from .dssm import DSSM, plates
-from .dynamics import DYNAMICS
 from .emissions import hide
 from .images import positive_integers
 from .initial import INITIALS, Initial
 from .inputs import Inputs
-from .kalman import Filtered, Gaussian, Linearised, extended_filter, kalman_filter
-from .memories import Recurrent, States
+from .kalman import Filtered, Gaussian
+from .memories import States
 from .nn import normal
 from .paths import PathLaw
 from .structure import Structure
 
-__all__ = ["EKVAE", "KVAE", "CodePath", "KalmanVAE"]
+__all__ = ["CodePath", "KalmanVAE"]
 
 VARIANCE_FLOOR = 1e-6
 
@@ -40,8 +38,8 @@ VARIANCE_FLOOR = 1e-6
 class KalmanVAE(DSSM):
     r"""The common part of :class:`KVAE` and :class:`EKVAE`.
 
-    A subclass writes :meth:`laws` (the law of :math:`z_t` and the matrix :math:`H`, for the program) and
-    :meth:`filter` (the same for the filter).
+    A subclass writes :meth:`transition`, the law of a state and its code given what came before; :meth:`filter`, the
+    same for the filter; and, where :math:`H` is not :math:`[I\; 0]`, :meth:`matrix`.
 
     Args:
         structure: What the latents depend on.
@@ -252,282 +250,6 @@ class KalmanVAE(DSSM):
             Shape ``(*, B, T, code_dim)``, or ``None`` where there is no need.
         """
         return None
-
-
-class EKVAE(KalmanVAE):
-    r"""Extended Kalman VAE.
-
-    .. math:: z_t \sim \mathcal{N}(f(z_{t-1}, u_{t-1}), Q), \qquad a_t \sim \mathcal{N}([I\; 0]\, z_t, R), \qquad
-              x_t \sim p(\cdot \mid a_t)
-
-    What one frame shows sits in the first components of the state, which the code sees; what only the change from
-    frame to frame shows, a velocity for example, can sit only in the others.
-
-    Args:
-        x_dim: Size of a frame.
-        state_dim: Size of the state.
-        code_dim: Size of the code, at most that of the state.
-        dynamics: ``"locally-linear"``, the neural linearisation, or ``"network"``, a perceptron whose Jacobian the
-            filter uses.
-        dynamics_options: Options of :class:`~pyro_dssm.dynamics.LocallyLinear` or
-            :class:`~pyro_dssm.dynamics.Network`.
-        state_noise: ``"constant"`` for one learned ``Q``, or ``"network"`` for one that depends on state and control.
-        **options: Options of :class:`KalmanVAE`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Reference:
-        After Klushyn, Kurle, Soelch, Cseke, van der Smagt. Latent Matters: Learning Deep State-Space Models. 2021.
-        arXiv:2602.23050. The start of the filter and the noise's parametrisation are choices of this library.
-
-    Example:
-        >>> import pyro_dssm as pd
-        >>> model = EKVAE(x_dim=256, state_dim=3, code_dim=2, control_dim=1)
-        >>> guide = pd.KalmanGuide(model)
-        >>> guide(torch.zeros(4, 10, 256), controls=torch.zeros(4, 10, 1)).shape
-        torch.Size([4, 10, 5])
-    """
-
-    def __init__(
-        self,
-        x_dim: int,
-        state_dim: int = 3,
-        code_dim: int = 2,
-        *,
-        dynamics: Literal["locally-linear", "network"] = "locally-linear",
-        dynamics_options: dict[str, Any] | None = None,
-        state_noise: Literal["constant", "network"] = "constant",
-        **options: Any,
-    ) -> None:
-        one_of("dynamics", dynamics, tuple(DYNAMICS))
-        one_of("state_noise", state_noise, ("constant", "network"))
-        if not isinstance(dynamics_options, dict | None):
-            raise ValueError(f"dynamics_options: expected a dictionary or None, got {dynamics_options!r}.")
-        super().__init__(Structure("markov", "none", "markov", "none"), x_dim, state_dim, code_dim, **options)
-        if code_dim > state_dim:
-            raise ValueError(f"code_dim: expected at most state_dim = {state_dim}, got {code_dim}.")
-        try:
-            self.dynamics = DYNAMICS[dynamics](state_dim, self.control_dim, **(dynamics_options or {}))
-        except TypeError as error:
-            raise ValueError(f"dynamics_options: {dynamics!r} does not take {dynamics_options!r} ({error}).") from error
-        self.noise_net: nn.Linear | None = None
-        if state_noise == "network":
-            self.noise_net = nn.Linear(state_dim + self.control_dim, state_dim)
-            nn.init.zeros_(self.noise_net.weight)
-            nn.init.zeros_(self.noise_net.bias)
-
-    def noise_at(self, z: Tensor, u: Tensor | None) -> Tensor:
-        """Variances of the transition from a state, shape ``(state_dim,)`` or ``(*, state_dim)``."""
-        if self.noise_net is None:
-            return self.noise
-        # Bounded, so that no state is ever called noise altogether.
-        change = torch.tanh(self.noise_net(z if u is None else torch.cat([z, u.expand(*z.shape[:-1], -1)], dim=-1)))
-        return self.noise * torch.exp(2 * change)
-
-    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Any:
-        """The law of the next state and its code."""
-        assert z_past is not None
-        z = z_past[..., : self.state_dim]
-        return CodedState(self.dynamics(z, u), self.noise_at(z, u).sqrt(), self.code_noise.sqrt())
-
-    def slope(self, before: States, u: Tensor | None) -> Tensor:
-        """The dynamics' matrix."""
-        return self.dynamics.linearise(before["z"][..., : self.state_dim], u)[1]
-
-    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
-        """The extended Kalman filter, linearised at the filtered means."""
-        eye = torch.eye(self.state_dim, dtype=codes.dtype, device=codes.device)
-        controls = None if inputs.controls is None else inputs.controls.unbind(-2)
-        constant = torch.diag(self.noise)
-
-        def linearise(z: Tensor, t: int) -> Linearised:
-            u = None if controls is None else controls[t]
-            u = None if u is None else u.expand(*z.shape[:-1], -1)
-            mean, jacobian = self.dynamics.linearise(z, u)
-            if inputs.valid is not None:
-                # Nothing moves in the padding: dynamics that grow would overflow there, and spoil the gradient.
-                going = inputs.valid[..., t].unsqueeze(-1)
-                mean, jacobian = torch.where(going, mean, z), torch.where(going.unsqueeze(-1), jacobian, eye)
-            noise = constant if self.noise_net is None else torch.diag_embed(self.noise_at(z, u))
-            return Linearised(mean, jacobian, noise)
-
-        start = self.start(inputs, zeta, codes.shape[:-2])
-        return extended_filter(codes, start, linearise, self.code_dim, torch.diag(self.code_noise), mask=seen)
-
-
-class CodeMemory(Recurrent):
-    """An RNN over the codes alone, of values that hold the state and the control as well."""
-
-    def __init__(self, state_dim: int, code_dim: int, hidden_dim: int) -> None:
-        super().__init__(code_dim, hidden_dim, "lstm")
-        self.codes = slice(state_dim, state_dim + code_dim)
-
-    def step(self, value: Tensor, state: Tensor) -> Tensor:
-        """One step of the cell."""
-        return super().step(value[..., self.codes], state)
-
-    def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One fused call over the whole sequence."""
-        return super().scan(values[..., self.codes], state)
-
-
-class KVAE(KalmanVAE):
-    r"""Kalman VAE: linear given the codes, so the filter and the smoother are exact.
-
-    .. math:: z_t \sim \mathcal{N}(A_t z_{t-1} + B_t u_{t-1}, Q), \qquad a_t \sim \mathcal{N}(C_t z_t, R), \qquad
-              x_t \sim p(\cdot \mid a_t)
-
-    where the matrices are mixtures of ``num_matrices`` base matrices with weights from an LSTM over
-    :math:`a_{1:t-1}`. The codes of hidden frames are needed there as well: a guide draws them from the filter's
-    predictions, so given the frames before a gap and not those after it.
-
-    Args:
-        x_dim: Size of a frame.
-        state_dim: Size of the state.
-        code_dim: Size of the code.
-        num_matrices: Number of base matrices, ``K``.
-        rnn_dim: Size of the LSTM's state.
-        **options: Options of :class:`KalmanVAE`.
-
-    Reference:
-        Fraccaro, Kamronn, Paquet, Winther. A Disentangled Recognition and Nonlinear Dynamics Model for Unsupervised
-        Learning. 2017. arXiv:1710.05741.
-
-    Example:
-        >>> import pyro_dssm as pd
-        >>> model = KVAE(x_dim=256, state_dim=4, code_dim=2)
-        >>> pd.KalmanGuide(model)(torch.zeros(4, 10, 256)).shape
-        torch.Size([4, 10, 6])
-    """
-
-    fills = True
-
-    def __init__(
-        self,
-        x_dim: int,
-        state_dim: int = 4,
-        code_dim: int = 2,
-        *,
-        num_matrices: int = 16,
-        rnn_dim: int = 50,
-        **options: Any,
-    ) -> None:
-        structure = Structure("full", "none", "markov", "none")
-        super().__init__(structure, x_dim, state_dim, code_dim, rnn_dim=rnn_dim, skip=True, **options)
-        positive("num_matrices", num_matrices)
-        self.memories["hz"] = CodeMemory(state_dim, code_dim, rnn_dim)
-        self.weights = nn.Linear(rnn_dim, num_matrices)
-        base = 0.05 * torch.randn(num_matrices, state_dim, state_dim) + torch.eye(state_dim)
-        self.base_transition = nn.Parameter(base.flatten(1))
-        self.base_control = nn.Parameter(0.05 * torch.randn(num_matrices, state_dim * self.control_dim))
-        self.base_emission = nn.Parameter(0.05 * torch.randn(num_matrices, code_dim * state_dim))
-        with torch.no_grad():
-            self.base_emission.view(num_matrices, code_dim, state_dim).diagonal(dim1=1, dim2=2).add_(1.0)
-
-    def mix(self, weights: Tensor, base: Tensor, rows: int) -> Tensor:
-        """The mixed matrices, shape ``(*, rows, columns)``."""
-        return linear(weights, base.mT).unflatten(-1, (rows, base.shape[-1] // rows))
-
-    def matrix(self, z_past: Tensor | None) -> Tensor | None:
-        """The matrix ``C_t``."""
-        read = self.memories.get("hz").read
-        h = read(self.memories.get("hz").initial) if z_past is None else z_past[..., : self.weights.in_features]
-        return self.mix(torch.softmax(self.weights(h), dim=-1), self.base_emission, self.code_dim)
-
-    def _law(self, h: Tensor, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        weights = torch.softmax(self.weights(h), dim=-1)
-        a = self.mix(weights, self.base_transition, self.state_dim)
-        mean = torch.matmul(a, z.unsqueeze(-1)).squeeze(-1)
-        if u is None:
-            return mean, a, None
-        b = self.mix(weights, self.base_control, self.state_dim)
-        offset = torch.matmul(b, u.unsqueeze(-1)).squeeze(-1)
-        return mean + offset, a, offset
-
-    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Any:
-        """The law of the next state and its code."""
-        assert z_past is not None
-        h, last = z_past.split([self.weights.in_features, self.z_dim], dim=-1)
-        mean, _, _ = self._law(h, last[..., : self.state_dim], u)
-        return CodedState(mean, self.noise.sqrt(), self.code_noise.sqrt(), self.matrix(z_past))
-
-    def slope(self, before: States, u: Tensor | None) -> Tensor:
-        """The mixed matrix ``A``."""
-        return self._law(self.memories.get("hz").read(before["hz"]), before["z"][..., : self.state_dim], u)[1]
-
-    def carry(self, codes: Tensor, found: Filtered, inputs: Inputs) -> None:
-        """The law of the last state, and the LSTM's state."""
-        super().carry(codes, found, inputs)
-        inputs.last["hz"] = self._along(codes, inputs)[1]
-
-    def _along(self, codes: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """What is read of the LSTM before every step, and its last state."""
-        memory = self.memories.get("hz")
-        first = self.memories.first(inputs)["hz"].expand(*codes.shape[:-2], -1)
-        after, last = memory.scan(pad(codes, (self.state_dim, 0)), first)
-        return memory.past(after, first), last
-
-    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
-        """The Kalman filter with the matrices that the codes call for."""
-        batch = codes.shape[:-2]
-        weights = torch.softmax(self.weights(self._along(codes, inputs)[0]), dim=-1)
-        transition, offset = self.mix(weights, self.base_transition, self.state_dim), None
-        if inputs.controls is not None:
-            b = self.mix(weights, self.base_control, self.state_dim)
-            u = inputs.controls.expand(*batch, *inputs.controls.shape[-2:])
-            offset = torch.matmul(b, u.unsqueeze(-1)).squeeze(-1)
-        if inputs.valid is not None:
-            # As in the EKVAE, nothing moves in the padding.
-            going = inputs.valid.unsqueeze(-1)
-            eye = torch.eye(self.state_dim, dtype=codes.dtype, device=codes.device)
-            transition = torch.where(going.unsqueeze(-1), transition, eye)
-            offset = None if offset is None else torch.where(going, offset, 0.0)
-        return kalman_filter(
-            codes,
-            self.start(inputs, zeta, batch),
-            transition,
-            torch.diag(self.noise),
-            self.mix(weights, self.base_emission, self.code_dim),
-            torch.diag(self.code_noise),
-            offset=offset,
-            mask=seen,
-        )
-
-    def fill(
-        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor, *, noise: bool = True
-    ) -> Tensor | None:
-        """Draws hidden codes from the filter's predictions, one step after the other."""
-        batch, memory = codes.shape[:-2], self.memories.get("hz")
-        h = self.memories.first(inputs)["hz"].expand(*batch, -1)
-        m, p = self.start(inputs, zeta, batch)
-        eye = torch.eye(self.state_dim, dtype=codes.dtype, device=codes.device)
-        r = torch.diag(self.code_noise)
-        filled = []
-        for t, a in enumerate(codes.unbind(-2)):
-            u = inputs.controls_at(t)
-            if t > 0:
-                moved, f, _ = self._law(memory.read(h), m, None if u is None else u.expand(*batch, -1))
-                if inputs.valid is not None:
-                    going = inputs.valid[..., t].unsqueeze(-1)
-                    moved, f = torch.where(going, moved, m), torch.where(going.unsqueeze(-1), f, eye)
-                m, p = moved, f @ p @ f.mT + torch.diag(self.noise)
-            c = self.mix(torch.softmax(self.weights(memory.read(h)), dim=-1), self.base_emission, self.code_dim)
-            expected = torch.matmul(c, m.unsqueeze(-1)).squeeze(-1)
-            root = torch.linalg.cholesky(c @ p @ c.mT + r)
-            shown, drawn = seen[..., t].unsqueeze(-1), expected
-            if noise:
-                drawn = expected + torch.matmul(root, torch.randn_like(a).unsqueeze(-1)).squeeze(-1)
-            a = torch.where(shown, a, drawn)
-            gain = torch.cholesky_solve(c @ p, root).mT
-            if not noise:
-                gain = torch.where(shown.unsqueeze(-1), gain, 0.0)
-            m = m + torch.matmul(gain, (a - expected).unsqueeze(-1)).squeeze(-1)
-            rest = eye - gain @ c
-            p = rest @ p @ rest.mT + gain @ r @ gain.mT
-            h = memory.step(pad(a, (self.state_dim, 0)), h)
-            filled.append(a)
-        return torch.stack(filled, dim=-2)
 
 
 class CodePath(PathLaw):

@@ -6,7 +6,7 @@ model and a guide in any dtype; ``float64`` is the one to use, since float32 rou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -95,12 +95,6 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
 # Densities at a given path.
 
 
-def _given(model: DSSM, z: Tensor) -> dict[str, Tensor]:
-    if model.sites == "path":
-        return {"z": z}
-    return {f"z_{t + 1}": value for t, value in enumerate(z.unbind(-2))}
-
-
 def _trace(program: DSSM | Guide, given: dict[str, Tensor], args: tuple[Any, ...], controls: Tensor | None) -> Any:
     trace = poutine.trace(poutine.condition(program, data=given)).get_trace(*args, controls=controls)
     trace.compute_log_prob()
@@ -135,7 +129,7 @@ def log_weights_at(
     Returns:
         Shape ``(*, B)``.
     """
-    given = _given(model, z)
+    given = model._values_along(z)
     total = x.new_zeros(())
     programs: tuple[tuple[DSSM | Guide, int], ...] = ((guide, -1), (model, 1))
     for program, sign in programs:
@@ -169,12 +163,15 @@ def log_probs_per_step(
     """
     model = program.model if isinstance(program, Guide) else program
     with run_as(model, "step"):
-        sites = _trace(program, _given(model, z), (x, lengths, mask), controls).nodes
-    steps = range(1, z.shape[-2] + 1)
-    of_z = torch.stack([sites[f"z_{t}"]["log_prob"].expand(z.shape[:-2]) for t in steps], dim=-1)
+        sites = _trace(program, model._values_along(z), (x, lengths, mask), controls).nodes
+
+    def terms(names: Iterable[str]) -> Tensor:
+        return torch.stack([sites[name]["log_prob"].expand(z.shape[:-2]) for name in names]).sum(0)
+
+    of_z = torch.stack([terms(values) for values in model._sites_along(z)], dim=-1)
     if isinstance(program, Guide):
         return of_z, None
-    return of_z, torch.stack([sites[f"x_{t}"]["log_prob"].expand(z.shape[:-2]) for t in steps], dim=-1)
+    return of_z, torch.stack([terms([f"x_{t}"]) for t in range(1, z.shape[-2] + 1)], dim=-1)
 
 
 def gradients(value: Tensor, *modules: torch.nn.Module) -> dict[str, Tensor]:

@@ -21,12 +21,6 @@ GUIDES = {"partial": pd.PartialAlignment, "full": pd.FullAlignment}
 NAMES = [name for name in pd.ZOO if name != "RNN"]
 
 
-@pytest.fixture(autouse=True)
-def zeta_at_the_path(monkeypatch):
-    """The checks fix the start's latent variable together with the path."""
-    monkeypatch.setattr(testing, "_given", lambda model, z: model._values_along(z))
-
-
 def build(name, guide, initial, **options):
     usual = {"rnn_dim": 5, "mlp_dims": (6,), "emission": "gaussian"}
     model = pd.ZOO[name](X, Z, initial=initial, **{**usual, **options})

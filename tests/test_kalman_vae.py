@@ -555,11 +555,9 @@ def test_density_of_a_draw(situation):
 def test_padding_order_and_hidden_values(situation, extra):
     model, guide, batch = situation
     args = (model, guide, *batch[:3])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(testing, "_given", lambda model, z: model._values_along(z))
-        testing.check_padding_changes_nothing(*args, controls=batch.controls, extra=extra)
-        testing.check_batch_changes_nothing(*args, controls=batch.controls)
-        testing.check_hidden_values_change_nothing(*args, controls=batch.controls)
+    testing.check_padding_changes_nothing(*args, controls=batch.controls, extra=extra)
+    testing.check_batch_changes_nothing(*args, controls=batch.controls)
+    testing.check_hidden_values_change_nothing(*args, controls=batch.controls)
 
 
 @double
@@ -948,23 +946,7 @@ def test_truncated_training(name, bound, initial):
     assert [k for k in before if torch.equal(before[k], after[k])] == []
 
 
-# The public contract, with the step sites of a pair of latents.
-
-
-@pytest.fixture
-def pairs_of_sites(monkeypatch):
-    """Step sites of these models are two for each step; the checks put a pair's density together again."""
-
-    def log_probs_per_step(program, z, x, lengths=None, mask=None, *, controls=None):
-        model = program.model if isinstance(program, pd.Guide) else program
-        with run_as(model, "step"):
-            sites = testing._trace(program, model._values_along(z), (x, lengths, mask), controls).nodes
-        names = [list(step) for step in model._sites_along(z)]
-        return torch.stack([sum(sites[n]["log_prob"] for n in step) for step in names], dim=-1), None
-
-    monkeypatch.setattr(testing, "_given", lambda model, z: model._values_along(z))
-    monkeypatch.setattr(testing, "log_probs_per_step", log_probs_per_step)
-
+# The public contract.
 
 CASES = {
     "ekvae": ("ekvae", "smoothing", {}),
@@ -983,7 +965,6 @@ CASES = {
 }
 
 
-@pytest.mark.usefixtures("pairs_of_sites")
 @pytest.mark.parametrize("case", CASES)
 class TestContract(PairContract):
     @pytest.fixture(autouse=True)
