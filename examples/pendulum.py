@@ -137,12 +137,16 @@ def main() -> None:
         for name, part in (("valid", parts.valid), ("test", parts.test))
     }
     hidden = systems.cut(parts.test[:100], parts.train.x.shape[1]).dataset()
-    filled = imputation(model, guide, hidden, 0.5, mean_frame=parts.train.dataset().mean_frame(), seed=args.seed)
+    with systems.fitted_scale(model, guide, systems.cut(parts.valid, parts.train.x.shape[1])) as left_over:
+        filled = imputation(model, guide, hidden, 0.5, mean_frame=parts.train.dataset().mean_frame(), seed=args.seed)
     print(f"Test set\n{systems.told(scores['test'])}\n\nHalf of the frames hidden, and filled in\n{filled}")
-    print("With a scale that is fixed, not learned, how much the intervals hold tells of the scale, not of the model.")
+    print(
+        f"The intervals are those of an emission scale of {left_over:.2g}, which is what validation frames leave over."
+    )
     drawings.draw(args.out, model, guide, history, parts, horizon=max(horizons), **shown)
     settings = {
         "scale": scale,
+        "scale_of_intervals": left_over,
         "known": known,
         "horizons": horizons,
         "data": {n: repr(p) for n, p in parts._asdict().items()},

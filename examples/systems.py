@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -235,6 +236,26 @@ def measure(
             found[name] = {str(h): errors.mean_to(h) for h in horizons}
             found[f"{name}_at"] = {str(h): errors.at(h) for h in horizons}
     return found
+
+
+@contextmanager
+def fitted_scale(model: pd.DSSM, guide: pd.Guide, data: Trajectories) -> Iterator[float]:
+    """For a while, the emission's scale is what the frames of some sequences differ by from their reconstructions.
+
+    The scale that a model is trained with says how much details count; intervals need what is left over.
+    """
+    net: Any = model.emission_net
+    before = net.scale
+    means = model.reconstruct(guide, data.x, mask=data.mask, controls=data.controls, num_samples=1)
+    errors = (means - data.x).square()
+    if data.mask is not None:
+        mask = data.mask if data.mask.dim() == 3 else data.mask.unsqueeze(-1)
+        errors = errors[mask.expand_as(errors)]
+    net.scale = float(errors.mean().sqrt())
+    try:
+        yield net.scale
+    finally:
+        net.scale = before
 
 
 def horizons(data: Trajectories) -> tuple[int, tuple[int, ...]]:
