@@ -11,6 +11,7 @@ and 20 % are reported.
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pyro_dssm.imputation import imputation
 
 DEFAULTS: dict[str, Any] = {
     "system": "pendulum", "model": "EKVAE", "strategy": "constrained", "share": 0.025, "count": 500,
-    "starts": 3, "start_epochs": 15, "epochs": 250, "batch_size": 64, "lr": 4e-3, "lr_schedule": "cosine",
+    "starts": 3, "start_epochs": 12, "epochs": 220, "batch_size": 64, "lr": 4e-3, "lr_schedule": "cosine",
     "kl_start": 0.0, "max_minutes": 4.0,
 }  # fmt: skip
 SMOKE = {"epochs": 2, "count": 12, "length": 6, "starts": 2, "start_epochs": 1}
@@ -104,6 +105,7 @@ def train(args: argparse.Namespace, parts: systems.Parts, scale: float, device: 
             return pd.LinearKL(args.kl_start, 1.0, epochs=args.kl_epochs or args.epochs / 2)
         return systems.schedule(args.strategy, data, scale, epochs=args.epochs, share=args.share)
 
+    begun = time.monotonic()
     # A run that goes on reads its weights from the checkpoint.
     goes_on = (args.out / "last.safetensors").is_file() and not args.fresh
     options = {name: getattr(args, name) for name in ("start_epochs", "epochs", "lr", "lr_schedule", "weight_decay")}
@@ -111,8 +113,9 @@ def train(args: argparse.Namespace, parts: systems.Parts, scale: float, device: 
     torch.manual_seed(systems.best_start(make, kl, splits.train, splits.valid, **starts, **options))
     model, guide = make()
     common.log.info("Training %r on %r, %s, with an emission of scale %.3g.", guide, data, args.strategy, scale)
-    every = max(1, args.epochs // 50)
-    history = common.fit(args, model, guide, splits, batch_size=batch_size, valid_every=every, kl=kl())
+    left = None if args.max_minutes is None else 60 * args.max_minutes - (time.monotonic() - begun)
+    chosen = {"batch_size": batch_size, "valid_every": max(1, args.epochs // 50), "max_seconds": left}
+    history = common.fit(args, model, guide, splits, kl=kl(), **chosen)
     if len(history.epochs) < args.epochs and not history.stopped_early:
         done = f"{len(history.epochs)} of {args.epochs} epochs"
         common.log.info("Stopped after %s, when --max-minutes were over; the same command goes on.", done)
@@ -140,22 +143,15 @@ def main() -> None:
     with systems.fitted_scale(model, guide, systems.cut(parts.valid, parts.train.x.shape[1])) as left_over:
         filled = imputation(model, guide, hidden, 0.5, mean_frame=parts.train.dataset().mean_frame(), seed=args.seed)
     print(f"Test set\n{systems.told(scores['test'])}\n\nHalf of the frames hidden, and filled in\n{filled}")
-    print(
-        f"The intervals are those of an emission scale of {left_over:.2g}, which is what validation frames leave over."
-    )
+    print(f"The intervals are those of a scale of {left_over:.2g}, which is what validation frames leave over.")
     drawings.draw(args.out, model, guide, history, parts, horizon=max(horizons), **shown)
-    settings = {
-        "scale": scale,
-        "scale_of_intervals": left_over,
-        "known": known,
-        "horizons": horizons,
-        "data": {n: repr(p) for n, p in parts._asdict().items()},
-    }
+    settings = {"scale": scale, "scale_of_intervals": left_over, "known": known, "horizons": horizons}
     common.write_metrics(
         args,
         valid=scores["valid"],
         test={**scores["test"], "imputation": filled.to_dict()},
         settings=settings,
+        data={name: repr(part) for name, part in parts._asdict().items()},
         **common.describe(model, guide, history),
     )
 

@@ -17,7 +17,7 @@ from pyro_dssm.data.synthetic import oscillator
 
 FOLDER = Path(__file__).parents[1] / "examples"
 HELPERS = ["common.py", "drawings.py", "published.py", "systems.py"]
-LINES = {"custom_guide": 60, "pendulum": 160, "system_identification": 220}
+LINES = {"custom_guide": 60, "pendulum": 175, "system_identification": 220}
 FIGURES = {"music": ["rolls.png", "curves.png"], "taxonomy": ["taxonomy.png"], "system_identification": []}
 FILES = {
     "music": ["best.safetensors", "last.safetensors", "log.jsonl"],
