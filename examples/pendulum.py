@@ -26,7 +26,7 @@ from pyro_dssm.imputation import imputation
 DEFAULTS: dict[str, Any] = {
     "system": "pendulum", "model": "EKVAE", "strategy": "constrained", "share": 0.025, "count": 500,
     "starts": 3, "start_epochs": 12, "epochs": 220, "batch_size": 64, "lr": 4e-3, "lr_schedule": "cosine",
-    "kl_start": 0.0, "max_minutes": 4.0,
+    "kl_start": 0.0,
 }  # fmt: skip
 SMOKE = {"epochs": 2, "count": 12, "length": 6, "starts": 2, "start_epochs": 1}
 
