@@ -105,6 +105,11 @@ def _claim(file: Path, args: argparse.Namespace) -> None:
         if changed:
             was = ", ".join(f"{k} = {before.get(k)}" for k in sorted(changed))
             raise ValueError(f"--out: {args.out} holds a run with {was}; choose another folder, or --fresh.")
+    if args.fresh:
+        # What an earlier run left must not be taken for this one's by the call that goes on with it.
+        for name in ("last.safetensors", "cells/*.json"):
+            for stale in list(args.out.rglob(name)):
+                stale.unlink()
     write_json(file, now)
 
 

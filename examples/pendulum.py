@@ -55,7 +55,8 @@ def parse() -> argparse.Namespace:
     return common.parse(parser, SMOKE)
 
 
-def load(args: argparse.Namespace) -> systems.Parts:
+def load(args: argparse.Namespace) -> tuple[systems.Parts, float]:
+    """The data, and the unit that their frames are divided by."""
     for name in ("starts", "start_epochs"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}.")
@@ -65,9 +66,9 @@ def load(args: argparse.Namespace) -> systems.Parts:
     if args.data is not None:
         return systems.own(pd.Trajectories.load_npz(args.data), args.length or 50)
     if args.system == "mocap":
-        return systems.walking(args.data_dir, length=args.length or 50)
+        return systems.walking(args.data_dir, length=args.length or 50), 1.0
     horizon = 12 if args.smoke else 100
-    return systems.SYSTEMS[args.system].parts(args.seed, count=args.count, length=args.length, horizon=horizon)
+    return systems.SYSTEMS[args.system].parts(args.seed, count=args.count, length=args.length, horizon=horizon), 1.0
 
 
 def build(args: argparse.Namespace, data: pd.Trajectories, scale: float) -> tuple[pd.DSSM, pd.Guide]:
@@ -110,6 +111,8 @@ def train(args: argparse.Namespace, parts: systems.Parts, scale: float, device: 
     goes_on = (args.out / "last.safetensors").is_file() and not args.fresh
     options = {name: getattr(args, name) for name in ("start_epochs", "epochs", "lr", "lr_schedule", "weight_decay")}
     starts = {"starts": 1 if goes_on else args.starts, "seed": args.seed, "batch_size": batch_size}
+    if args.max_minutes is not None:
+        starts["max_seconds"] = 60 * args.max_minutes / (4 * args.starts)
     torch.manual_seed(systems.best_start(make, kl, splits.train, splits.valid, **starts, **options))
     model, guide = make()
     common.log.info("Training %r on %r, %s, with an emission of scale %.3g.", guide, data, args.strategy, scale)
@@ -125,7 +128,7 @@ def train(args: argparse.Namespace, parts: systems.Parts, scale: float, device: 
 def main() -> None:
     args = parse()
     device = common.start(args)
-    parts = load(args)
+    parts, unit = load(args)
     vectors = args.data is not None or args.system == "mocap"
     scale = (0.0 if vectors else 0.05) if args.scale is None else args.scale
     scale = scale or pd.moderate_scale(parts.train.dataset())
@@ -136,7 +139,7 @@ def main() -> None:
     code_dim = model.code_dim if isinstance(model, pd.EKVAE) and model.code_dim < model.state_dim else 0
     shown: dict[str, Any] = {"static": static, "code_dim": code_dim, "known": known}
     scores = {
-        name: systems.measure(model, guide, parts.train, part, horizons=horizons, **shown)
+        name: systems.measure(model, guide, parts.train, part, horizons=horizons, unit=unit, **shown)
         for name, part in (("valid", parts.valid), ("test", parts.test))
     }
     hidden = systems.cut(parts.test[:100], parts.train.x.shape[1]).dataset()
@@ -145,7 +148,7 @@ def main() -> None:
     print(f"Test set\n{systems.told(scores['test'])}\n\nHalf of the frames hidden, and filled in\n{filled}")
     print(f"The intervals are those of a scale of {left_over:.2g}, which is what validation frames leave over.")
     drawings.draw(args.out, model, guide, history, parts, horizon=max(horizons), **shown)
-    settings = {"scale": scale, "scale_of_intervals": left_over, "known": known, "horizons": horizons}
+    settings = {"scale": scale, "scale_of_intervals": left_over, "known": known, "horizons": horizons, "unit": unit}
     common.write_metrics(
         args,
         valid=scores["valid"],

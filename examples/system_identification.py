@@ -78,17 +78,21 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
     scale = cell["scale"] or pd.moderate_scale(parts.train.dataset())
     train, valid = parts.train.dataset(), systems.cut(parts.valid, parts.train.x.shape[1]).dataset()
 
+    device = common.device(args)
+
     def make() -> tuple[pd.DSSM, pd.Guide]:
-        return systems.build(
+        model, guide = systems.build(
             cell["model"], parts.train, scale=scale, state_dim=system.state_dim, code_dim=system.code_dim
         )
+        return model.to(device), guide.to(device)
 
     def kl() -> pd.KLSchedule:
         return systems.schedule(cell["strategy"], parts.train, scale, epochs=args.epochs, share=args.share)
 
     options: dict[str, Any] = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "lr_schedule")}
+    shown = {"static": system.static, "code_dim": system.code_dim}
+    result: dict[str, Any] = {**cell, "used_scale": scale}
     begun = time.monotonic()
-    failed = None
     try:
         starts = {"starts": args.starts, "start_epochs": args.start_epochs, "seed": cell["seed"]}
         torch.manual_seed(systems.best_start(make, kl, train, valid, **starts, **options))
@@ -97,25 +101,14 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
         history = pd.fit(
             model, guide, train, valid, kl=kl(), valid_every=every, seed=cell["seed"], progress=False, **options
         )
-    except FloatingPointError as error:
-        failed = str(error)
-    seconds = time.monotonic() - begun
-    result: dict[str, Any] = {**cell, "used_scale": scale, "seconds": round(seconds, 1)}
-    if failed is None:
+        result["seconds"] = round(time.monotonic() - begun, 1)
+        result["epoch"] = history.best_epoch
+        result |= {name: history.epochs[-1][name] for name in ("reconstruction", "kl", "kl_weight")}
         horizons = tuple(h for h in (25, 100, horizon) if h <= horizon)
-        last = history.epochs[-1]
-        result |= {
-            "epoch": history.best_epoch,
-            "reconstruction": last["reconstruction"],
-            "kl": last["kl"],
-            "kl_weight": last["kl_weight"],
-            **systems.measure(
-                model, guide, parts.train, parts.test,
-                static=system.static, code_dim=system.code_dim, horizons=horizons,
-            ),
-        }  # fmt: skip
-    else:
-        result["failed"] = failed
+        result |= systems.measure(model, guide, parts.train, parts.test, horizons=horizons, **shown)
+    except (FloatingPointError, ValueError, RuntimeError) as error:
+        # A pair that diverged is a result of the table, not its end.
+        result["failed"] = str(error)
     common.write_json(file_of(args, cell), result)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from pyro_dssm.data.trajectories import Trajectories
 from pyro_dssm.identification import disentanglement, latent_states, system_identification
 from pyro_dssm.prediction import open_loop
 from pyro_dssm.training import LR_SCHEDULES
+
+log = logging.getLogger("examples")
 
 STRATEGIES = ("elbo", "annealed", "constrained")
 KNOWN = 10  # frames that an open-loop prediction starts from
@@ -66,27 +69,32 @@ def walking(folder: str | None, *, length: int = 50, horizon: int = 50) -> Parts
     return Parts(found.train.windows(length, length // 2), found.valid.windows(long), found.test.windows(long))
 
 
-def own(data: Trajectories, length: int) -> Parts:
+def own(data: Trajectories, length: int) -> tuple[Parts, float]:
     """A user's own trajectories: 60 % to train on, in windows that overlap, 20 % to choose with, 20 % to report.
 
-    Columns of the true states that do not vary in one of the parts are left out: of a constant, nothing can be told.
+    They are centred at the mean frame of the training part and divided by one number, the deviation of its entries from
+    it, which is returned too: networks expect numbers around one, whatever the units of a sensor or a pixel. Columns of
+    the true states that do not vary in one of the parts are left out: of a constant, nothing can be told.
     """
     if data.x.shape[1] < 2:
         raise ValueError("x: expected sequences of at least 2 frames, got 1.")
+    train = data.split()[0].dataset()
+    unit = pd.error_bound(train, share=1.0) ** 0.5
+    data = replace(data, x=(data.x - train.mean_frame()) / unit)
     train, valid, test = data.split()
     length = min(length, data.x.shape[1])
     parts = Parts(train.windows(length, max(1, length // 2)), valid, test)
     if data.states is None:
-        return parts
+        return parts, unit
     names = data.state_names
     if len(set(names)) < len(names):
         raise ValueError(f"state_names: expected different names, got {list(names)}.")
     ranges = [cut(part, length).states.flatten(0, 1).aminmax(dim=0) for part in parts]  # type: ignore[union-attr]
     varies = torch.stack([low < high for low, high in ranges]).all(0)
     if not varies.any():
-        return Parts(*(replace(part, states=None, state_names=()) for part in parts))
+        return Parts(*(replace(part, states=None, state_names=()) for part in parts)), unit
     kept = tuple(name for name, ok in zip(names, varies.tolist(), strict=True) if ok)
-    return Parts(*(replace(part, states=part.states[..., varies], state_names=kept) for part in parts))
+    return Parts(*(replace(part, states=part.states[..., varies], state_names=kept) for part in parts)), unit
 
 
 def schedule(strategy: str, data: Trajectories, scale: float, *, epochs: int, share: float) -> pd.KLSchedule:
@@ -173,7 +181,8 @@ def best_start(
     rule, share = LR_SCHEDULES[lr_schedule], min(1.0, start_epochs / epochs)
     seeds = [seed + 1000 * k for k in range(starts)]
     found = {}
-    for init in seeds if starts > 1 else ():
+    for k, init in enumerate(seeds if starts > 1 else (), start=1):
+        log.info("Start %d of %d: %d epochs.", k, starts, min(start_epochs, epochs))
         torch.manual_seed(init)
         model, guide = make()
         history = pd.fit(
@@ -209,10 +218,13 @@ def measure(
     code_dim: int = 0,
     horizons: tuple[int, ...] = (25, 100),
     known: int = KNOWN,
+    unit: float = 1.0,
 ) -> dict[str, Any]:
     """Bounds, R² of the true states, which part of the state tells what, and open-loop errors.
 
-    Frames beyond the length of the training sequences are used for the open-loop errors alone.
+    Frames beyond the length of the training sequences are used for the open-loop errors alone: means over the first
+    frames of the future, ``open_loop_mse``, and errors at one frame, ``open_loop_mse_at``. They are in the data's own
+    units, of which those of the frames are ``unit``.
     """
     length = min(fit.x.shape[1], test.x.shape[1])
     short = cut(test, length)
@@ -233,8 +245,8 @@ def measure(
         ahead = open_loop(model, guide, test.dataset(), known=known, horizon=max(horizons), noise=False)
         found["known"] = known
         for name, errors in (("open_loop_mse", ahead.model), ("copy_last_mse", ahead.copy_last)):
-            found[name] = {str(h): errors.mean_to(h) for h in horizons}
-            found[f"{name}_at"] = {str(h): errors.at(h) for h in horizons}
+            found[name] = {str(h): errors.mean_to(h) * unit**2 for h in horizons}
+            found[f"{name}_at"] = {str(h): errors.at(h) * unit**2 for h in horizons}
     return found
 
 
@@ -295,5 +307,6 @@ def told(found: dict[str, Any]) -> str:
         )
     for h, error in found.get("open_loop_mse", {}).items():
         copy = found["copy_last_mse"][h]
-        lines.append(f"Squared error {h} frames ahead of {found['known']}: {error:.2g}; copying the last: {copy:.2g}")
+        beginning = f"Squared error of the {h} frames after the first {found['known']}"
+        lines.append(f"{beginning}, from the controls alone: {error:.2g}; copying the last frame: {copy:.2g}")
     return "\n".join(lines)

@@ -297,7 +297,7 @@ class Lagrangian(Constraint):
         bound: :math:`\epsilon`, in the units of ``measure``.
         rate: :math:`\nu`.
         slope: :math:`\tau`.
-        start: :math:`\lambda_0`; for an emission of fixed scale :math:`\sigma`, choose :math:`\sigma^2`.
+        start: :math:`\lambda_0`; for an emission of fixed scale, see :func:`first_multiplier`.
         **options: Of :class:`Constraint`.
 
     Raises:

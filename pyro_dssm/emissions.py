@@ -45,7 +45,10 @@ class Emission(nn.Module):
         """
         if self.binary and not ((x == 0) | (x == 1)).all():
             bad = x[(x != 0) & (x != 1)][0].item()
-            raise ValueError(f"x: expected values 0 and 1 for a Bernoulli emission, got {bad}.")
+            hint = "" if 0 < bad < 1 else "."
+            if 0 < bad < 1:
+                hint = "; for grey images, use a Gaussian emission, or emission_options={'grey': True}."
+            raise ValueError(f"x: expected values 0 and 1 for a Bernoulli emission, got {bad}{hint}")
 
     def init_bias(self, mean: Tensor) -> None:
         """Starts the emission at the mean frame of the training data, shape ``(x_dim,)``.

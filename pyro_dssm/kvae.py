@@ -45,6 +45,9 @@ class KVAE(KalmanVAE):
     :math:`a_{1:t-1}`. The codes of hidden frames are needed there as well: a guide draws them from the filter's
     predictions, so given the frames before a gap and not those after it.
 
+    The authors train with the network of the weights frozen in the first epochs; here it is trained from the start
+    (``model.weights.requires_grad_(False)`` freezes it).
+
     Args:
         x_dim: Size of a frame.
         state_dim: Size of the state.

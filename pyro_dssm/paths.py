@@ -11,10 +11,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
-__all__ = ["Path", "PathLaw", "draw_with_density", "with_first"]
+__all__ = ["Path", "PathLaw", "draw_with_density", "normal_of", "with_first"]
 
 
-def _normal_of(fn: Any) -> Any:
+def normal_of(fn: Any) -> Any:
+    """The Gaussian of independent entries that a law is, or ``None``."""
     base = getattr(fn, "base_dist", None)
     if isinstance(fn, torch.distributions.Independent) and isinstance(base, torch.distributions.Normal):
         return base
@@ -35,7 +36,7 @@ def draw_with_density(fn: Any, batch: torch.Size) -> tuple[Tensor, Any]:
     if fn.batch_shape != batch:
         fn = fn.expand(batch)
     value = fn.rsample() if fn.has_rsample else fn.sample()
-    base = _normal_of(fn)
+    base = normal_of(fn)
     # A flow remembers its last pass only: its density has to be taken now.
     return value, fn.log_prob(value) if base is None else base
 
@@ -50,7 +51,7 @@ def with_first(first: Any, rest: Any) -> Any:
     Returns:
         The laws of all steps: Gaussian, where both are.
     """
-    a, b = _normal_of(first), _normal_of(rest)
+    a, b = normal_of(first), normal_of(rest)
     if a is None or b is None:
         return _FirstThen(first, rest)
     batch = torch.broadcast_shapes(a.loc.shape[:-1], b.loc.shape[:-2])
@@ -189,7 +190,7 @@ class Path(PathLaw):
 
     def _draw_at_once(self, batch: torch.Size) -> tuple[Tensor, list[Any]]:
         fn = self.along(torch.zeros(()))
-        base = _normal_of(fn)
+        base = normal_of(fn)
         if base is None:
             z, density = draw_with_density(fn, batch + self.event_shape[:1])
             return z, [density]
@@ -234,7 +235,7 @@ class Path(PathLaw):
     @property
     def is_gaussian(self) -> bool:
         """Whether every step's law is a diagonal Gaussian, as far as the last draw shows."""
-        return _normal_of(self._conditionals) is not None
+        return normal_of(self._conditionals) is not None
 
 
 @register_kl(Path, Path)

@@ -394,3 +394,13 @@ def test_a_folder_belongs_to_one_run(call, tmp_path, monkeypatch):
     assert "holds a run with seed = 0" in call(*options, "--seed", 1)
     assert call(*options, "--seed", 1, "--fresh") is None
     assert metrics(tmp_path)["test"] != first["test"]
+
+
+def test_fresh_leaves_nothing_of_an_earlier_table(call, tmp_path):
+    options = ["system_identification", "--smoke", "--models", "DKS", "--strategies", "elbo", "--out", tmp_path]
+    assert call(*options, "--epochs", 1) is None
+    (before,) = (tmp_path / "cells").glob("*.json")
+    stamp = before.stat().st_mtime_ns
+    assert call(*options, "--epochs", 2, "--fresh", "--max-minutes", 0) is None
+    assert call(*options, "--epochs", 2) is None
+    assert before.stat().st_mtime_ns > stamp

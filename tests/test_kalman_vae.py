@@ -1121,3 +1121,22 @@ def test_collapsed_program_cannot_be_drawn_from():
         model(torch.zeros(2, 3, X))
     model.eval()
     assert model(torch.zeros(2, 3, X)).shape == (2, 3, 5)
+
+
+def test_a_step_that_is_no_diagonal_gaussian_is_refused():
+    class Heavy(pd.KalmanGuide):
+        def step(self, past, context):
+            fn = super().step(past, context).base_dist
+            return torch.distributions.Independent(torch.distributions.Laplace(fn.loc, fn.scale), 1)
+
+    class Wide(pd.KalmanGuide):
+        def step(self, past, context):
+            return super().step(past, context).base_dist
+
+    model = pd.EKVAE(x_dim=4, state_dim=3, code_dim=2)
+    with pytest.raises(ValueError, match="^step: expected to return a diagonal Gaussian, got Independent"):
+        Heavy(model)(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match="^step: expected to return a distribution of event shape"):
+        Wide(model)(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match="^guide: expected one with a law of each step, got a KalmanGuide"):
+        pd.FlowGuide(pd.KalmanGuide(model))

@@ -49,3 +49,7 @@ def test_the_commands_are_targets_of_the_makefile():
     targets = re.findall(r"^([a-z-]+):", (README.parent / "Makefile").read_text(), flags=re.MULTILINE)
     for command in re.findall(r"\$ make ([a-z-]+)", README.read_text(encoding="utf-8")):
         assert command in targets
+
+
+def test_no_figure_is_left_to_be_filled_in():
+    assert "@@" not in README.read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .._checks import positive
 from .guide import Guide
+from .kalman import KalmanGuide
 
 __all__ = ["FlowGuide"]
 
@@ -47,6 +48,8 @@ class FlowGuide(Guide):
     def __init__(self, guide: Guide, num_flows: int = 3, hidden_dim: int = 20, *, conditional: bool = False) -> None:
         if not isinstance(guide, Guide):
             raise ValueError(f"guide: expected a Guide, got {type(guide).__name__}.")
+        if isinstance(guide, KalmanGuide):
+            raise ValueError("guide: expected one with a law of each step, got a KalmanGuide, which draws whole paths.")
         positive("num_flows", num_flows)
         positive("hidden_dim", hidden_dim)
         z_dim = guide.model.z_dim

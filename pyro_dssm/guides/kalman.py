@@ -11,14 +11,14 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from .._checks import one_of
+from .._checks import event, one_of
 from ..codes import Sampled, gaussian_log_prob
 from ..dssm import plates
 from ..inputs import Inputs
 from ..kalman import Filtered, Smoothed, backward_conditionals, backward_log_prob, backward_sample, rts_smoother
 from ..kalman_vae import KalmanVAE, frames_seen
 from ..nn import normal
-from ..paths import PathLaw
+from ..paths import PathLaw, normal_of
 from .guide import Guide
 
 __all__ = ["KalmanGuide", "KalmanPath"]
@@ -34,8 +34,10 @@ class KalmanGuide(Guide):
     :math:`\prod_t q(z_t \mid z_{t-1}, a_t)` with :math:`q(z_t \mid z_{t-1}, a_t) \propto p(z_t \mid z_{t-1})\,
     p(a_t \mid z_t)`, and needs no linearisation.
 
-    Hidden frames are left out by the filter, not read as zeros. To change :math:`q(a_t \mid x_t)`, override
-    :meth:`step`.
+    Hidden frames are left out by the filter, not read as zeros (but the hierarchical start's :math:`q(\zeta \mid
+    x_{1:k})` does read them so). To change :math:`q(a_t \mid x_t)`, override :meth:`step`, which returns a diagonal
+    Gaussian. With step sites, the smoothing form needs all frames, and Pyro's ``TraceMeanField_ELBO`` warns, since
+    model and guide draw the sites in different orders; its value is right.
 
     Args:
         model: An :class:`~pyro_dssm.EKVAE` or :class:`~pyro_dssm.KVAE`.
@@ -55,8 +57,6 @@ class KalmanGuide(Guide):
         >>> KalmanGuide(EKVAE(x_dim=16, state_dim=3, code_dim=2))
         KalmanGuide(EKVAE): q(a_t | x_t) q(z_t | z_{t+1}, a_{1:t})
     """
-
-    skips_hidden = True
 
     def __init__(
         self,
@@ -78,6 +78,11 @@ class KalmanGuide(Guide):
         # noise, and the decoder would learn to ignore them.
         with torch.no_grad():
             self.codes.bias[model.code_dim :].copy_(model.log_code_noise)
+
+    @property
+    def skips_hidden(self) -> bool:
+        """Whether nothing at all is read of hidden frames."""
+        return self.zeta_net is None
 
     def _count_context(self) -> int:
         return super()._count_context() - self.model.control_dim
@@ -248,7 +253,9 @@ class KalmanPath(PathLaw):
         self.zeta: Tensor | None = inputs.cache.get("zeta")
         if self.zeta is None and guide.zeta_net is not None and inputs.first is None:
             self.zeta = guide.zeta_law(inputs).mean
-        self.codes = guide.step(None, guide.encode(guide._context(inputs)))
+        self.codes = event("step", guide.step(None, guide.encode(guide._context(inputs))), self.model.code_dim)
+        if normal_of(self.codes) is None:
+            raise ValueError(f"step: expected to return a diagonal Gaussian, got {type(self.codes).__name__}.")
         self.shown = frames_seen(inputs)
         self.hidden = None
         if inputs.hidden is not None and self.shown is not None:
