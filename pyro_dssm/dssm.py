@@ -411,6 +411,10 @@ class DSSM(Generation, Program):
         starts = self.zeta_dim and inputs.first is None
         return pyro.sample("zeta", self.zeta_law(inputs.batch_shape)) if starts else None
 
+    def _latent_site(self, t: int, fn: Any) -> Tensor:
+        """Samples the latent variable of a step (from 0)."""
+        return pyro.sample(f"z_{t + 1}", fn)
+
     def _step_sites(self, inputs: Inputs) -> Tensor:
         path = []
         with plates(inputs.batch_shape):
@@ -420,7 +424,7 @@ class DSSM(Generation, Program):
                 with poutine.mask(mask=inputs.valid_at(t)):
                     u = inputs.controls_at(t)
                     fn = first if t == 0 and first is not None else self.transition_from(states, u)
-                    z = pyro.sample(f"z_{t + 1}", fn)
+                    z = self._latent_site(t, fn)
                     after = self.memories.after_z(states, z, u)
                     observed = None if inputs.observed is None else inputs.observed[..., t, :]
                     fn = hide(self.emission_from(states, after), observed)

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from ._checks import is_number, one_of, positive
@@ -38,8 +37,8 @@ VARIANCE_FLOOR = 1e-6
 class KalmanVAE(DSSM):
     r"""The common part of :class:`KVAE` and :class:`EKVAE`.
 
-    A subclass writes :meth:`transition`, the law of a state and its code given what came before; :meth:`filter`, the
-    same for the filter; and, where :math:`H` is not :math:`[I\; 0]`, :meth:`matrix`.
+    A subclass writes :meth:`transition`, the law of a state and its code given what came before; :meth:`filter` and
+    :meth:`slope`, the same for the filter; and, where :math:`H` is not :math:`[I\; 0]`, :meth:`matrix`.
 
     Args:
         structure: What the latents depend on.
@@ -160,25 +159,14 @@ class KalmanVAE(DSSM):
             pyro.sample("x", hide(self.emission_net(a), inputs.observed).to_event(1), obs=inputs.x)
         return a
 
-    def _step_sites(self, inputs: Inputs) -> Tensor:
-        path = []
-        with plates(inputs.batch_shape):
-            first = self.first_law(self._zeta_site(inputs), inputs)
-            states = self.memories.first(inputs)
-            for t in pyro.markov(range(inputs.num_steps)):
-                with poutine.mask(mask=inputs.valid_at(t)):
-                    u = inputs.controls_at(t)
-                    pair = first if t == 0 and first is not None else self.transition_from(states, u)
-                    fn: Any = normal(pair.loc, pair.scale.expand(pair.loc.shape))
-                    z = pyro.sample(f"z_{t + 1}", fn)
-                    loc = pair.code_loc(z)
-                    fn = normal(loc, pair.code_scale.expand(loc.shape))
-                    a = pyro.sample(f"a_{t + 1}", fn)
-                    states = self.memories.after_z(states, torch.cat([z, a], dim=-1), u)
-                    observed = None if inputs.observed is None else inputs.observed[..., t, :]
-                    pyro.sample(f"x_{t + 1}", hide(self.emission_net(a), observed), obs=inputs.x[..., t, :])
-                    path.append(states["z"])
-        return torch.stack(torch.broadcast_tensors(*path), dim=-2)
+    def _latent_site(self, t: int, fn: Any) -> Tensor:
+        """State and code, a site each."""
+        state: Any = normal(fn.loc, fn.scale.expand(fn.loc.shape))
+        z = pyro.sample(f"z_{t + 1}", state)
+        loc = fn.code_loc(z)
+        code: Any = normal(loc, fn.code_scale.expand(loc.shape))
+        a = pyro.sample(f"a_{t + 1}", code)
+        return torch.cat([z, a.expand(*z.shape[:-1], -1)], dim=-1)
 
     # The filter.
 

@@ -338,15 +338,19 @@ class Guide(Program):
             if self.zeta_net is not None and inputs.first is None:
                 inputs.cache["zeta"] = pyro.sample("zeta", self.zeta_law(inputs))
             path = self.path(inputs)
-            if self.model.sites == "path":
-                return pyro.sample("z", path)
-            zs = []
-            state = path.start(inputs.batch_shape)
-            for t in pyro.markov(range(inputs.num_steps)):
-                with poutine.mask(mask=inputs.valid_at(t)):
-                    z = pyro.sample(f"z_{t + 1}", path.at(state, t))
-                    state = path.advance(state, z, t)
-                    zs.append(z)
+            return self._path_site(path) if self.model.sites == "path" else self._step_sites(path, inputs)
+
+    def _path_site(self, path: Any) -> Tensor:
+        return pyro.sample("z", path)
+
+    def _step_sites(self, path: Any, inputs: Inputs) -> Tensor:
+        zs = []
+        state = path.start(inputs.batch_shape)
+        for t in pyro.markov(range(inputs.num_steps)):
+            with poutine.mask(mask=inputs.valid_at(t)):
+                z = pyro.sample(f"z_{t + 1}", path.at(state, t))
+                state = path.advance(state, z, t)
+                zs.append(z)
         return torch.stack(zs, dim=-2)
 
     def path(self, inputs: Inputs) -> GuidePath:

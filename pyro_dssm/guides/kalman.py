@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from .._checks import event, one_of
 from ..codes import Sampled, gaussian_log_prob
-from ..dssm import plates
 from ..inputs import Inputs
 from ..kalman import Filtered, Smoothed, backward_conditionals, backward_log_prob, backward_sample, rts_smoother
 from ..kalman_vae import KalmanVAE, frames_seen
@@ -103,39 +102,9 @@ class KalmanGuide(Guide):
         loc, log_variance = self.codes(context).chunk(2, dim=-1)
         return normal(loc, (0.5 * log_variance.clamp(-12.0, 4.0)).exp())
 
-    def forward(
-        self,
-        x: Tensor,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        *,
-        controls: Tensor | None = None,
-    ) -> Tensor:
-        """Runs the Pyro program; see :class:`Guide`.
-
-        Args:
-            x: Observations, shape ``(*, B, T, x_dim)``.
-            lengths: Shape ``(B,)``.
-            mask: Shape ``(B, T)`` or ``(B, T, x_dim)``, True where observed.
-            controls: Shape ``(B, T, control_dim)``.
-
-        Returns:
-            States and codes, shape ``(*, B, T, state_dim + code_dim)``; for a collapsed bound, codes alone.
-
-        Raises:
-            ValueError: If an argument has a wrong type, dtype, device, shape or value.
-        """
-        model: Any = self.model
-        if model.sites == "path" and not model._collapses:
-            return super().forward(x, lengths, mask, controls=controls)
-        inputs = self.model.observe(x, lengths, mask, controls, by_guide=True)
-        with plates(inputs.batch_shape):
-            if self.zeta_net is not None and inputs.first is None:
-                inputs.cache["zeta"] = pyro.sample("zeta", self.zeta_law(inputs))
-            path = self.path(inputs)
-            if model.sites == "path":
-                return pyro.sample("a", CodesOnly(path))
-            return self._step_sites(path, inputs)
+    def _path_site(self, path: KalmanPath) -> Tensor:
+        # A model that integrates the states out has the codes alone.
+        return pyro.sample("a", CodesOnly(path)) if path.model._collapses else super()._path_site(path)
 
     def _step_sites(self, path: KalmanPath, inputs: Inputs) -> Tensor:
         if self.kind == "filtering":
