@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._files import atomic_write
 from .checkpoints import flatten, load_pair, pair_tensors, read_tensors, save, take, unflatten, write_tensors
-from .data.sequences import Batch, SequenceDataset, batch_indices, collate
+from .data.sequences import Batch, SequenceDataset, batch_indices, collate, load_groups
 from .dssm import DSSM
 from .evaluation import evaluate
 from .guides import Guide
@@ -76,7 +76,8 @@ class Run:
         self.epoch = self.batch = self.step = 0
         self.history = History()
         self._grouped = -1
-        self._groups: list[list[int]] = []
+        self._shares: list[list[int]] = []
+        self._coming: Iterator[Batch] = iter(())
         self.sums = [0.0, 0.0, 0.0]
         self.average: dict[str, Tensor] = {}
         self.best: dict[str, Tensor] = {}
@@ -95,6 +96,7 @@ class Run:
     kl: KLSchedule
     epochs: int
     batch_size: int
+    num_workers: int
     lr: float | None
     lr_schedule: Callable[[float], float]
     truncate: int | None
@@ -114,12 +116,18 @@ class Run:
         """This process's share of the current batch, and its weight."""
         if self._grouped != self.epoch:
             seed = seed_of(self.seed, self.epoch)
-            self._groups = batch_indices(self.data.lengths, self.batch_size, seed=seed)
+            groups = batch_indices(self.data.lengths, self.batch_size, seed=seed)
+            self._shares = [group[self.rank :: self.world] for group in groups]
+            # A process without a share takes part with a weight of zero.
+            own = [share or group[:1] for share, group in zip(self._shares, groups, strict=True)]
+            self._coming = load_groups(self.data, own[self.batch :], self.num_workers)
             self._grouped = self.epoch
-        group = self._groups[self.batch]
-        share = group[self.rank :: self.world]
-        weight = 1.0 if share else 0.0
-        return collate([self.data[i] for i in share or group[:1]]).to(self.model._like), weight
+        weight = 1.0 if self._shares[self.batch] else 0.0
+        return next(self._coming).to(self.model._like), weight
+
+    def close(self) -> None:
+        """Ends the processes that load batches."""
+        self._coming, self._grouped = iter(()), -1
 
     def settle(self) -> None:
         """Lets a loss that guesses the nesting of plates draw its noise for that before the first step is seeded."""
@@ -228,6 +236,7 @@ class Run:
         """Validates, keeps the best weights; returns whether to go on."""
         h = self.history
         self.epoch, self.batch = self.epoch + 1, 0
+        self.close()
         frames = self.sums[2] or math.nan
         record: dict[str, Any] = {
             "epoch": self.epoch,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ._checks import event, one_of, probability
 from ._program import Program
-from .emissions import EMISSIONS, Emission, hide
+from .emissions import EMISSIONS, Emission, expected, hide
 from .generation import Generation
 from .initial import INITIALS, Initial, fix_start
 from .inputs import Inputs, prepare
@@ -58,7 +58,7 @@ class DSSM(Generation, Program):
         structure: The four edges.
         x_dim: Size of a frame.
         z_dim: Size of a latent variable.
-        rnn_dim: Size of each RNN state.
+        rnn_dim: Size of each RNN state, or two sizes: of the one over the latents, and of any over the frames.
         mlp_dims: Widths of the hidden layers of the transition and the emission.
         rnn: Cell of the RNNs: ``"gru"``, ``"lstm"`` or ``"rnn"``.
         shared: Lets one RNN over ``(x_{t-1}, z_t)`` serve the emission, and the transition where both its edges
@@ -94,7 +94,7 @@ class DSSM(Generation, Program):
         x_dim: int,
         z_dim: int,
         *,
-        rnn_dim: int = 128,
+        rnn_dim: int | Sequence[int] = 128,
         mlp_dims: Sequence[int] = (128,),
         rnn: Cell = "gru",
         shared: bool = False,
@@ -113,11 +113,13 @@ class DSSM(Generation, Program):
         for name, value, low in (
             ("x_dim", x_dim, 1),
             ("z_dim", z_dim, 0),
-            ("rnn_dim", rnn_dim, 1),
             ("control_dim", control_dim, 0),
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"{name}: expected an integer of at least {low}, got {value!r}.")
+        both = (rnn_dim, rnn_dim) if isinstance(rnn_dim, int) else rnn_dim
+        if not (isinstance(both, Sequence) and len(both) == 2 and all(_is_size(n) for n in both)):
+            raise ValueError(f"rnn_dim: expected a positive integer or two of them, got {rnn_dim!r}.")
         if not (isinstance(mlp_dims, Sequence) and all(isinstance(width, int) and width > 0 for width in mlp_dims)):
             raise ValueError(f"mlp_dims: expected positive integers, got {mlp_dims!r}.")
         probability("dropout", dropout)
@@ -138,7 +140,7 @@ class DSSM(Generation, Program):
             x_dim=x_dim,
             z_dim=z_dim,
             control_dim=control_dim,
-            rnn_dim=rnn_dim,
+            rnn_dim=both,
             rnn=rnn,
             shared=shared,
             skip=skip,
@@ -192,6 +194,11 @@ class DSSM(Generation, Program):
             raise ValueError(f"emission: expected one of {sorted(EMISSIONS)}, got {kind!r}.")
         if "dropout" in options:
             raise ValueError("emission_options: expected no dropout, which is an argument of the model itself.")
+        if options.get("residual") and self.memories.emission_reads[1][-1:] != ("x",):
+            raise ValueError(
+                "emission_options: residual needs an emission that reads the last frame (x_from_x='markov', or 'full' "
+                f"with skip=True), got {self.structure!r} with skip={self.skip}."
+            )
         try:
             in_dim = sum(self.emission_dims) if in_dim is None else in_dim
             return EMISSIONS[kind](in_dim, self.x_dim, mlp_dims, dropout=dropout, **options)
@@ -288,6 +295,16 @@ class DSSM(Generation, Program):
         assert z is not None
         return event("emission", self.emission(z, self.memories.read(before, of_x)), self.x_dim)
 
+    def read(self, x: Tensor) -> Tensor:
+        """Frames as all networks read them, shape ``(*, x_dim)``: an affair of the emission."""
+        net = getattr(self, "emission_net", None)
+        return net.read(x) if isinstance(net, Emission) else x
+
+    def read_mean(self, fn: Any) -> Tensor:
+        """What networks read in the place of a frame of which only the law is known, shape ``(*, x_dim)``."""
+        net = getattr(self, "emission_net", None)
+        return net.read_mean(fn) if isinstance(net, Emission) else expected(fn)
+
     def states(self, z: Tensor, inputs: Inputs) -> Tensor:
         """What the frame and the future read of the latents, along a path: the state of the system.
 
@@ -368,6 +385,7 @@ class DSSM(Generation, Program):
         net = getattr(self, "emission_net", None)
         if isinstance(net, Emission):
             net.check(inputs.x, inputs.observed)
+        inputs.read = self.read
         # A guide that is called on its own, outside of any inference, may be differentiated on its own.
         if by_guide and am_i_wrapped():
             self._transient["handed"] = key, inputs, (x, lengths, mask, controls)
@@ -429,9 +447,13 @@ class DSSM(Generation, Program):
                     observed = None if inputs.observed is None else inputs.observed[..., t, :]
                     fn = hide(self.emission_from(states, after), observed)
                     x = pyro.sample(f"x_{t + 1}", fn, obs=inputs.x[..., t, :])
-                    states = self.memories.after_x(after, x)
+                    states = self.memories.after_x(after, self.read(x))
                     path.append(z)
         return torch.stack(torch.broadcast_tensors(*path), dim=-2)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _state_of(value: Any) -> Any:
@@ -463,7 +485,7 @@ class PriorPath(Path):
     def advance(self, state: Any, z: Tensor, t: int) -> Any:
         """Both variables are remembered; x is the given one."""
         states = self.model.memories.after_z(state, z, self.inputs.controls_at(t))
-        return self.model.memories.after_x(states, self.inputs.x[..., t, :])
+        return self.model.memories.after_x(states, self.inputs.frames[..., t, :])
 
     def along(self, z: Tensor) -> Any:
         """All transitions at once."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._checks import positive
 from ._program import evaluating
+from .emissions import expected
 from .inputs import Inputs, check_controls, check_lengths, delay
 
 
@@ -22,13 +23,7 @@ class DrawsPaths(Protocol):
 
 __all__ = ["Generation"]
 
-
-def _mean(fn: Any) -> Tensor:
-    # An emission without a closed form is averaged over the samples instead.
-    try:
-        return fn.mean
-    except NotImplementedError:
-        return fn.sample()
+ENTRIES_AT_ONCE = 10_000_000
 
 
 def _complete(fn: Any, x: Tensor, hidden: Tensor) -> Tensor:
@@ -49,6 +44,8 @@ class Generation:
     transition_from: Any
     emission_from: Any
     observe: Any
+    read: Any
+    read_mean: Any
     zeta_dim: Any
     zeta_law: Any
     first_law: Any
@@ -69,11 +66,11 @@ class Generation:
             u = None if controls is None else controls[..., t, :]
             fn = first if t == 0 and first is not None else self.transition_from(states, u)
             z = _expanded(fn, batch)
-            z = z.sample() if noise else _mean(z)
+            z = z.sample() if noise else expected(z)
             after = self.memories.after_z(states, z, u)
             law = self.emission_from(states, after)
-            x = _mean(law) if means else law.sample()
-            states = self.memories.after_x(after, x)
+            x = expected(law) if means else law.sample()
+            states = self.memories.after_x(after, self.read(x))
             xs.append(x)
             zs.append(z)
         return xs, zs
@@ -232,6 +229,7 @@ class Generation:
         controls: Tensor | None = None,
         num_samples: int = 16,
         num_rounds: int = 20,
+        teacher_forcing: bool = True,
     ) -> Tensor:
         r"""The expected frames given latent paths from the guide; also where ``mask`` hides them: imputation.
 
@@ -252,6 +250,9 @@ class Generation:
             controls: Shape ``(B, T, control_dim)``.
             num_samples: Number of latent paths to average over.
             num_rounds: Rounds of that chain.
+            teacher_forcing: Whether edges from x come from the given frames. ``False`` lets the model run freely along
+                the latent paths: it reads its own expected frames instead, so that all there is of x has come through
+                the latents. Without edges from x, both are the same.
 
         Returns:
             Shape ``(B, T, x_dim)``; zero in the padding.
@@ -264,9 +265,24 @@ class Generation:
         positive("num_rounds", num_rounds)
         with evaluating(cast(nn.Module, self), cast(nn.Module, guide)):
             inputs = self.observe(x, lengths, mask, controls)
-            means, _ = self._infer(guide, inputs, num_samples, num_rounds)
-        out = torch.stack(means, dim=-2).mean(0)
+            if inputs.hidden is not None:
+                if not teacher_forcing:
+                    raise ValueError("teacher_forcing: expected True where mask hides something, got False.")
+                means = self._chain(guide, inputs, num_samples, num_rounds)[0]
+                out = torch.stack(means, dim=-2).mean(0)
+            else:
+                z = guide.draw(inputs, num_samples)
+                at_once = max(1, ENTRIES_AT_ONCE // inputs.x.numel())
+                parts = [self._means(inputs, part, teacher_forcing) for part in z.split(at_once)]
+                out = torch.stack(parts).sum(0) / num_samples
         return out if inputs.valid is None else torch.where(inputs.valid.unsqueeze(-1), out, 0.0)
+
+    def _means(self, inputs: Inputs, z: Tensor, teacher_forcing: bool) -> Tensor:  # noqa: FBT001
+        """The expected frames along latent paths, summed over the paths."""
+        if teacher_forcing:
+            before, after = self.memories.along_x(inputs)[0], self.memories.along_z(z, inputs)[1]
+            return expected(self.emission_from(before, after)).sum(0)
+        return torch.stack(self._follow(inputs, z, freely=True)[0], dim=-2).sum(0)
 
     def _infer(self, guide: DrawsPaths, inputs: Inputs, num_samples: int, num_rounds: int) -> tuple[list[Tensor], Any]:
         """Draws latent paths and what is hidden in turn; returns the means of the frames and the last states."""
@@ -292,15 +308,15 @@ class Generation:
         whole_frames = inputs.hidden is not None and inputs.hidden.shape[-1] == 1
         return whole_frames and getattr(guide, "skips_hidden", False)
 
-    def _follow(self, inputs: Inputs, z: Tensor) -> tuple[list[Tensor], list[Tensor], Any]:
-        """Runs the memories along latent paths and x, drawing x where it is hidden."""
+    def _follow(self, inputs: Inputs, z: Tensor, *, freely: bool = False) -> tuple[list[Tensor], list[Tensor], Any]:
+        """Runs the memories along latent paths and x, drawing x where it is hidden; or freely, without looking at x."""
         batch = z.shape[:-2]
         states = self.memories.start(batch)
         means, xs = [], []
         for t, z_t in enumerate(z.unbind(-2)):
             after = self.memories.after_z(states, z_t, inputs.controls_at(t))
             fn = self.emission_from(states, after)
-            mean = _mean(fn)
+            mean = expected(fn)
             x = inputs.x[..., t, :].expand(*batch, -1)
             if inputs.hidden is not None:
                 hidden = inputs.hidden[..., t, :]
@@ -309,7 +325,7 @@ class Generation:
                     mean = torch.where(hidden, x, mean)
             means.append(mean)
             xs.append(x)
-            new = self.memories.after_x(after, x)
+            new = self.memories.after_x(after, self.read_mean(fn) if freely else self.read(x))
             if inputs.valid is not None:
                 # A sequence that has ended keeps the state of its own last frame.
                 going = inputs.valid[..., t].unsqueeze(-1)

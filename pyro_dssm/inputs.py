@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ class Inputs:
         first: States of the model's memories before the first step, where not the learned ones; with the control
             before, as ``u``.
         last: States after the last step, filled in as they are computed; with the last control, as ``u``.
+        read: Turns frames into what networks read of them; ``None`` where they read them as they are.
         cache: What has been computed from this batch already, by name.
     """
 
@@ -37,7 +39,17 @@ class Inputs:
     controls: Tensor | None = None
     first: dict[str, Tensor] | None = None
     last: dict[str, Tensor] = field(default_factory=dict)
+    read: Callable[[Tensor], Tensor] | None = None
     cache: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> Tensor:
+        """The frames as networks read them, shape ``(*, B, T, x_dim)``, computed once for each batch."""
+        if self.read is None:
+            return self.x
+        if "frames" not in self.cache:
+            self.cache["frames"] = self.read(self.x)
+        return self.cache["frames"]
 
     @property
     def batch_shape(self) -> torch.Size:

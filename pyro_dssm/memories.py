@@ -7,6 +7,7 @@ those of one structure.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -160,7 +161,7 @@ class Memories(nn.ModuleDict):
         x_dim: Size of a frame.
         z_dim: Size of a latent variable.
         control_dim: Size of a control.
-        rnn_dim: Size of each RNN state.
+        rnn_dim: Size of each RNN state, or two sizes: of the one over the latents, and of any over the frames.
         rnn: Cell of the RNNs.
         shared: Whether one RNN serves the emission, and the transition where both its edges are full.
         skip: Whether a full edge offers the last value beside the RNN state.
@@ -183,7 +184,7 @@ class Memories(nn.ModuleDict):
         x_dim: int,
         z_dim: int,
         control_dim: int,
-        rnn_dim: int,
+        rnn_dim: int | Sequence[int],
         rnn: Cell = "gru",
         shared: bool = False,
         skip: bool = False,
@@ -211,12 +212,13 @@ class Memories(nn.ModuleDict):
 
         of_past = {*self.transition_reads[0], *self.transition_reads[1], *self.emission_reads[1]}
         needed = of_past | ({*self.emission_reads[0]} - {"z"}) | ({"x"} if shared else set())
+        of_latents, of_frames = (rnn_dim, rnn_dim) if isinstance(rnn_dim, int) else rnn_dim
         builders = {
             "z": lambda: Last(z_dim),
             "x": lambda: Last(x_dim),
-            "h": lambda: Recurrent(z_dim + x_dim + control_dim, rnn_dim, rnn),
-            "hz": lambda: Recurrent(z_dim + control_dim, rnn_dim, rnn),
-            "hx": lambda: Recurrent(x_dim, rnn_dim, rnn),
+            "h": lambda: Recurrent(z_dim + x_dim + control_dim, of_frames, rnn),
+            "hz": lambda: Recurrent(z_dim + control_dim, of_latents, rnn),
+            "hx": lambda: Recurrent(x_dim, of_frames, rnn),
         }
         for name, build in builders.items():
             if name in needed:
@@ -274,7 +276,7 @@ class Memories(nn.ModuleDict):
             for name in ("x", "hx"):
                 if name in self:
                     memory = self.get(name)
-                    after[name], inputs.last[name] = memory.scan(inputs.x, start[name])
+                    after[name], inputs.last[name] = memory.scan(inputs.frames, start[name])
                     before[name] = memory.past(after[name], start[name])
             inputs.cache["x"] = before, after
         return inputs.cache["x"]

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
             raise ValueError(f"{name}: expected a {kind.__name__}, got {options[name]!r}.")
     if not isinstance(options["seed"], int):
         raise ValueError(f"seed: expected an integer, got {options['seed']!r}.")
+    if options["num_workers"] != 0:
+        positive("num_workers", options["num_workers"], also="0")
     if not callable(options["lr_schedule"]):
         raise ValueError(f"lr_schedule: expected a name or a function, got {options['lr_schedule']!r}.")
     if options["patience"] is not None and options["valid"] is None:
@@ -106,6 +108,7 @@ def fit(
     resume: bool = True,
     max_seconds: float | None = None,
     seed: int = 0,
+    num_workers: int = 0,
     progress: bool = True,
     tensorboard: str | os.PathLike[str] | None = None,
     callback: Callable[[dict[str, Any]], None] | None = None,
@@ -149,6 +152,8 @@ def fit(
         resume: Goes on from the folder's last checkpoint; ``False`` removes what is there and starts anew.
         max_seconds: Stops after the epoch in which this time is over.
         seed: Of the noise and the order of the data.
+        num_workers: Processes that load the training batches ahead of the steps, which pays where reading is slow, as
+            from a file that is mapped into memory; 0 for none. What is learnt does not depend on it.
         progress: Shows a progress bar.
         tensorboard: Folder for TensorBoard's event files (extra ``tensorboard``).
         callback: Is given each epoch's record.
@@ -187,6 +192,7 @@ def fit(
         "kl": ConstantKL() if kl is None else kl,
         "lr_schedule": lr_schedule,
         "seed": seed,
+        "num_workers": num_workers,
     }
     _check_options(model, guide, {**options, "train": train})
     run = Run(
@@ -208,7 +214,7 @@ def fit(
         run.start_anew()
     run.synchronise()
     devices = [model._like.device] if model._like.is_cuda else []
-    with torch.random.fork_rng(devices=devices), _writer(tensorboard, run.rank) as write:
+    with torch.random.fork_rng(devices=devices), closing(run), _writer(tensorboard, run.rank) as write:
         _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
     if run.best:
         run._put(run.best)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import random
 import select
@@ -112,6 +113,19 @@ def test_stopped_within_an_epoch(name, tmp_path):
             run(tmp_path / "b", **OPTIONS[name](), augment=stop_at(step), checkpoint_seconds=0)
     found = run(tmp_path / "b", **OPTIONS[name](), checkpoint_seconds=0)
     assert_same_end(found, expected, (tmp_path / "a", tmp_path / "b"))
+
+
+def test_processes_that_load_change_nothing(tmp_path):
+    expected = run(tmp_path / "a")
+    whole = run(tmp_path / "b", num_workers=2)
+    assert_same_end(whole, expected, (tmp_path / "a", tmp_path / "b"))
+    for step in (5, 1, 3):
+        with pytest.raises(Stop):
+            run(tmp_path / "c", augment=stop_at(step), checkpoint_seconds=0, num_workers=step % 3)
+        assert not multiprocessing.active_children()
+    found = run(tmp_path / "c", checkpoint_seconds=0, num_workers=2)
+    assert_same_end(found, expected, (tmp_path / "a", tmp_path / "c"))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

@@ -579,6 +579,8 @@ def test_each_frame_counts_the_same(no_noise, truncate):
         ({"patience": 2}, "patience: early stopping needs a validation set"),
         ({"patience": 0}, "patience: expected a positive integer or None"),
         ({"truncate": 0}, "truncate: expected a positive integer or None"),
+        ({"num_workers": -1}, "num_workers: expected a positive integer or 0"),
+        ({"num_workers": 1.0}, "num_workers: expected a positive integer or 0"),
         ({"averaging": 1.0}, "averaging: expected a number from 0 to below 1"),
         ({"lr_schedule": "linear"}, "lr_schedule: expected one of"),
         ({"lr": 0}, "lr: expected a positive number"),

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+
+from .._checks import positive
 
 __all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate"]
 
@@ -119,11 +121,15 @@ class SequenceDataset(Dataset[Item]):
 
     def mean_frame(self) -> Tensor:
         """The mean of each entry over all frames in which it is observed, shape ``(dim,)``."""
-        frames = torch.cat(self.sequences)
-        if self.masks is None:
-            return frames.mean(0)
-        observed = torch.cat([m if m.dim() == 2 else m.unsqueeze(-1).expand(-1, self.dim) for m in self.masks])
-        return torch.where(observed, frames, 0.0).sum(0) / observed.sum(0).clamp(min=1)
+        # One sequence after the other: all of them together may not fit in memory.
+        total = torch.zeros(self.dim, dtype=torch.float64)
+        counts = torch.zeros(self.dim, dtype=torch.float64)
+        for x, mask, _ in (self[i] for i in range(len(self))):
+            seen = torch.ones((), dtype=torch.bool, device=x.device) if mask is None else mask
+            seen = (seen if seen.dim() == 2 else seen.unsqueeze(-1)).expand_as(x)
+            total += torch.where(seen, x, 0.0).sum(0).cpu().double()
+            counts += seen.sum(0).cpu()
+        return (total / counts.clamp(min=1)).to(self.sequences[0])
 
     def subset(self, indices: Iterable[int]) -> SequenceDataset:
         """Some of the sequences, with their masks and controls.
@@ -264,7 +270,47 @@ def batch_indices(lengths: Sequence[int], batch_size: int, *, seed: int | None =
     return groups
 
 
-def batches(data: SequenceDataset, batch_size: int, *, seed: int | None = None, skip: int = 0) -> Iterator[Batch]:
+def load_groups(data: SequenceDataset, groups: Sequence[Sequence[int]], num_workers: int = 0) -> Iterator[Batch]:
+    """Makes a batch of each group of sequences, in this process or ahead of it in others.
+
+    Args:
+        data: The sequences.
+        groups: The indices of each batch.
+        num_workers: Processes; they end with the last batch, and where the iterator is closed before that.
+
+    Yields:
+        One batch for each group, in their order.
+
+    Raises:
+        ValueError: If the number of processes is negative.
+
+    Example:
+        >>> data = SequenceDataset([torch.zeros(n, 2) for n in (3, 5, 4)])
+        >>> [batch.lengths.tolist() for batch in load_groups(data, [[1], [2, 0]])]
+        [[5], [4, 3]]
+    """
+    if num_workers == 0:
+        for group in groups:
+            yield collate([data[i] for i in group])
+        return
+    positive("num_workers", num_workers, also="0")
+    if not groups:
+        return
+    # The loader draws the seed of its processes, which here draw nothing: from a generator of its own, so that the
+    # noise of the caller does not depend on how the data is loaded.
+    generator = torch.Generator()
+    yield from DataLoader(
+        data,
+        batch_sampler=groups,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=collate,
+        generator=generator,
+    )
+
+
+def batches(
+    data: SequenceDataset, batch_size: int, *, seed: int | None = None, skip: int = 0, num_workers: int = 0
+) -> Iterator[Batch]:
     """Goes once through a data set in batches of sequences of similar length.
 
     Args:
@@ -272,6 +318,8 @@ def batches(data: SequenceDataset, batch_size: int, *, seed: int | None = None, 
         batch_size: Sequences per batch.
         seed: Shuffles; ``None`` keeps the order of the lengths.
         skip: Batches at the start to pass over.
+        num_workers: Processes that read and pad batches ahead of this one, which pays where reading is slow, as
+            from a file that is mapped into memory; 0 for none. The batches are the same.
 
     Yields:
         Batches.
@@ -281,5 +329,4 @@ def batches(data: SequenceDataset, batch_size: int, *, seed: int | None = None, 
         >>> [batch.lengths.tolist() for batch in batches(data, 2)]
         [[3, 4], [5]]
     """
-    for group in batch_indices(data.lengths, batch_size, seed=seed)[skip:]:
-        yield collate([data[i] for i in group])
+    yield from load_groups(data, batch_indices(data.lengths, batch_size, seed=seed)[skip:], num_workers)

@@ -165,7 +165,7 @@ class Guide(Program):
             A diagonal Gaussian of batch shape ``(*, B)``.
         """
         assert self.zeta_net is not None
-        x = inputs.x[..., :START_FRAMES, :]
+        x = inputs.frames[..., :START_FRAMES, :]
         missing = START_FRAMES - x.shape[-2]
         return self.zeta_net(nn.functional.pad(x, (0, 0, 0, missing)).flatten(-2))
 
@@ -241,7 +241,7 @@ class Guide(Program):
 
     def _frames(self, inputs: Inputs) -> Tensor:
         """The frames as the guide's own networks read them, shape ``(*, B, T, frame_dim)``."""
-        return inputs.x if self.frame_encoder is None else self.frame_encoder(inputs.x)
+        return inputs.frames if self.frame_encoder is None else self.frame_encoder(inputs.frames)
 
     def _context(self, inputs: Inputs) -> Tensor:
         model, parts = self.model, []

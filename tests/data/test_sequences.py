@@ -1,5 +1,8 @@
 """Sets of sequences, their batches, and the order of a pass through them."""
 
+import multiprocessing
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +64,55 @@ def test_batches_hold_all_frames():
         for x, n in zip(batch.x, batch.lengths.tolist(), strict=True):
             assert torch.equal(x[:n], torch.full((n, 2), float(n)))
             assert not x[n:].any()
+
+
+class Marked(SequenceDataset):
+    """Adds the number of the process that reads a sequence to its first entry."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return item._replace(x=item.x + float(os.getpid()))
+
+
+def equal(a, b):
+    return all(
+        (v is None and w is None) or (v.dtype == w.dtype and torch.equal(v, w)) for v, w in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("skip", [0, 2, 99])
+def test_other_processes_give_the_same_batches(seed, skip):
+    lengths = [4, 1, 3, 2, 5, 7, 6]
+    masks = [torch.rand(n) < 0.5 for n in lengths]
+    controls = [torch.rand(n, 3) for n in lengths]
+    data = SequenceDataset([torch.randn(n, 2) for n in lengths], masks, controls)
+    state = torch.get_rng_state()
+    alone, others = (list(batches(data, 2, seed=seed, skip=skip, num_workers=n)) for n in (0, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(alone) == len(others) == max(0, 4 - skip)
+    assert all(isinstance(batch, Batch) for batch in others)
+    assert all(map(equal, alone, others))
+    assert not multiprocessing.active_children()
+
+
+def test_processes_read_and_end():
+    data = Marked([torch.zeros(2, 1)] * 8)
+    readers = {int(batch.x[0, 0, 0]) for batch in batches(data, 2, num_workers=2)}
+    assert len(readers) == 2
+    assert os.getpid() not in readers
+    assert {int(batch.x[0, 0, 0]) for batch in batches(data, 2)} == {os.getpid()}
+    begun = batches(data, 2, num_workers=2)
+    next(begun)
+    assert len(multiprocessing.active_children()) == 2
+    begun.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True, "2"])
+def test_bad_num_workers(count):
+    with pytest.raises(ValueError, match="^num_workers: expected a positive integer or 0"):
+        next(batches(SequenceDataset(torch.zeros(2, 3, 1)), 2, num_workers=count))
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, "2"])
@@ -152,6 +204,19 @@ def test_mean_frame_is_that_of_what_is_observed():
     torch.testing.assert_close(SequenceDataset(x, entries).mean_frame(), torch.tensor([2.0, 6.0]))
     frames = [torch.tensor([False, True]), torch.tensor([False])]
     torch.testing.assert_close(SequenceDataset(x, frames).mean_frame(), torch.tensor([3.0, 5.0]))
+
+
+def test_mean_frame_of_what_is_never_observed():
+    data = SequenceDataset([torch.tensor([[float("nan"), 4.0]])], [torch.tensor([[False, True]])])
+    assert data.mean_frame().tolist() == [0.0, 4.0]
+    assert data.mean_frame().dtype == torch.float32
+
+
+def test_mean_frame_of_many():
+    """Float32 sums of so many frames would be off by more."""
+    x = torch.rand(50, 20000, 1, generator=torch.Generator().manual_seed(0)) + 1000
+    expected = float(x.double().mean())
+    assert float(SequenceDataset(x).mean_frame()) == pytest.approx(expected, rel=1e-7)
 
 
 def test_masks_of_two_kinds():

@@ -1,0 +1,336 @@
+"""Waves, their short-time spectra, and audio files."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ._checks import is_number, positive, share
+from ._extras import require
+from ._files import atomic_write
+
+__all__ = ["Spectrogram", "griffin_lim", "read_audio", "write_audio"]
+
+_log = logging.getLogger(__name__)
+
+_SILENT = 1e-4  # a peak at -80 dB of full scale
+
+
+@dataclass(frozen=True)
+class Spectrogram:
+    r"""Short-time Fourier transform of waves, and back.
+
+    Frame :math:`t` is centred at sample :math:`t \cdot` ``hop`` of the wave, which is continued with zeros on both
+    sides:
+
+    .. math:: X_{t,k} = \sum_n w_n \, y_{n + t \cdot hop - window / 2} \, e^{-2 \pi i k n / window}, \qquad
+        w_n \propto \sin(\pi (n + 1/2) / window), \qquad \sum_n w_n^2 = 1.
+
+    The window's sum of squares is 1, so that each bin of white noise of variance :math:`\sigma^2` has the expected
+    power :math:`\sigma^2`.
+
+    Args:
+        window: Samples per window, even.
+        hop: Samples from one frame to the next, at most half a window.
+        rate: Samples per second.
+
+    Raises:
+        ValueError: If a size is out of its range.
+
+    References:
+        Signal estimation from modified short-time Fourier transform (Griffin and Lim, 1984),
+        https://doi.org/10.1109/TASSP.1984.1164317
+
+    Example:
+        >>> spectrogram = Spectrogram(window=8, hop=4)
+        >>> wave = torch.randn(2, 21)
+        >>> spectrum = spectrogram.analyse(wave)
+        >>> spectrum.shape
+        torch.Size([2, 6, 5])
+        >>> torch.allclose(spectrogram.synthesise(spectrum, num_samples=21), wave, atol=1e-5)
+        True
+    """
+
+    window: int = 1024
+    hop: int = 256
+    rate: int = 16000
+
+    def __post_init__(self) -> None:
+        for name in ("window", "hop", "rate"):
+            positive(name, getattr(self, name))
+        if self.window % 2:
+            raise ValueError(f"window: expected an even number of samples, got {self.window}.")
+        if self.hop > self.window // 2:
+            raise ValueError(f"hop: expected at most half a window, {self.window // 2}, got {self.hop}.")
+
+    @property
+    def num_bins(self) -> int:
+        """Frequencies of a frame, from 0 to half the rate."""
+        return self.window // 2 + 1
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a wave of so many samples: one for each hop that is begun, and one at the end of the last.
+
+        Args:
+            num_samples: Samples of the wave.
+
+        Returns:
+            ``1 + num_samples // hop``.
+
+        Example:
+            >>> Spectrogram().num_frames(16000)
+            63
+        """
+        return 1 + num_samples // self.hop
+
+    def analyse(self, wave: Tensor) -> Tensor:
+        """The complex spectrum of waves.
+
+        Args:
+            wave: Shape ``(*, N)`` with at least one sample.
+
+        Returns:
+            Shape ``(*, T, num_bins)`` with ``T = num_frames(N)``.
+
+        Raises:
+            ValueError: If the wave has no samples or is not of real floating-point numbers.
+        """
+        _check_wave(wave)
+        spectrum = torch.stft(
+            wave.reshape(-1, wave.shape[-1]),
+            self.window,
+            self.hop,
+            window=self._window(wave),
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        return self._scale * spectrum.mT.reshape(*wave.shape[:-1], self.num_frames(wave.shape[-1]), self.num_bins)
+
+    def synthesise(self, spectrum: Tensor, num_samples: int | None = None) -> Tensor:
+        """The wave whose spectrum is nearest: exactly the wave where the spectrum is that of one.
+
+        Windows of the inverse transforms of the frames are overlapped, added, and divided by the overlap of the
+        squared windows.
+
+        Args:
+            spectrum: Complex, shape ``(*, T, num_bins)``.
+            num_samples: Samples of the wave, one of the counts that have ``T`` frames; by default the smallest,
+                ``(T - 1) * hop``.
+
+        Returns:
+            Shape ``(*, num_samples)``.
+
+        Raises:
+            ValueError: If the spectrum is not complex or has another shape, or no wave of this length has as many
+                frames.
+        """
+        if not spectrum.is_complex():
+            raise ValueError(f"spectrum: expected complex numbers, got {spectrum.dtype}.")
+        self._check_bins("spectrum", spectrum)
+        count = spectrum.shape[-2]
+        least = max(1, (count - 1) * self.hop)
+        size = least if num_samples is None else num_samples
+        if not least <= size < count * self.hop:
+            raise ValueError(
+                f"num_samples: expected from {least} to {count * self.hop - 1} for {count} frames, got {size}."
+            )
+        flat = (spectrum / self._scale).reshape(-1, count, self.num_bins).mT
+        window = self._window(spectrum.real)
+        wave = torch.istft(flat, self.window, self.hop, window=window, center=True, length=size)
+        return wave.reshape(*spectrum.shape[:-2], size)
+
+    def power(self, wave: Tensor) -> Tensor:
+        """The squared absolute values of the spectrum.
+
+        Args:
+            wave: Shape ``(*, N)``.
+
+        Returns:
+            Shape ``(*, T, num_bins)``.
+        """
+        spectrum = self.analyse(wave)
+        return spectrum.real.square() + spectrum.imag.square()
+
+    def _window(self, like: Tensor) -> Tensor:
+        angles = torch.arange(self.window, dtype=torch.float64) + 0.5
+        return (angles * (math.pi / self.window)).sin().to(like.device, like.dtype)
+
+    @property
+    def _scale(self) -> float:
+        # The squares of the sine add up to half its length. (torch bounds the overlap of squared windows from below by
+        # an absolute number, hence the scale on the spectrum and not on the window.)
+        return math.sqrt(2 / self.window)
+
+    def _check_bins(self, name: str, value: Tensor) -> None:
+        if value.dim() < 2 or value.shape[-1] != self.num_bins or value.shape[-2] == 0:
+            raise ValueError(f"{name}: expected shape (*, T, {self.num_bins}) with T >= 1, got {tuple(value.shape)}.")
+
+
+def _check_wave(wave: Tensor, dims: str = "(*, N)") -> None:
+    if not isinstance(wave, Tensor) or not wave.dtype.is_floating_point:
+        got = wave.dtype if isinstance(wave, Tensor) else type(wave).__name__
+        raise ValueError(f"wave: expected a tensor of real floating-point numbers, got {got}.")
+    if wave.dim() == 0 or wave.shape[-1] == 0 or (dims == "(N,)" and wave.dim() != 1):
+        raise ValueError(f"wave: expected shape {dims} with N >= 1, got {tuple(wave.shape)}.")
+
+
+def griffin_lim(
+    magnitude: Tensor,
+    spectrogram: Spectrogram,
+    *,
+    num_samples: int | None = None,
+    num_rounds: int = 60,
+    momentum: float = 0.99,
+    seed: int = 0,
+) -> Tensor:
+    r"""Finds a wave whose spectrum has given magnitudes, by the fast Griffin-Lim algorithm.
+
+    With :math:`P` the projection on the spectra of waves (to the wave and back), each round is
+
+    .. math:: C_n = P(S \, e^{i \angle Y_{n-1}}), \qquad Y_n = C_n + \alpha \, (C_n - C_{n-1}),
+
+    from phases that are drawn evenly. Every item of a batch starts from the same phases, so that it does not depend
+    on the others.
+
+    Args:
+        magnitude: :math:`S`, the square root of the power, shape ``(*, T, num_bins)``.
+        spectrogram: The transform.
+        num_samples: Samples of the wave; see :meth:`Spectrogram.synthesise`.
+        num_rounds: Rounds; 0 leaves the phases that were drawn.
+        momentum: :math:`\alpha`, from 0 (the algorithm of 1984) to below 1.
+        seed: Of the phases.
+
+    Returns:
+        The wave, shape ``(*, num_samples)``.
+
+    Raises:
+        ValueError: If a magnitude is negative or not finite, or an option is out of its range.
+
+    References:
+        A fast Griffin-Lim algorithm (Perraudin, Balazs and Søndergaard, 2013),
+        https://doi.org/10.1109/WASPAA.2013.6701851
+
+    Example:
+        >>> spectrogram = Spectrogram(window=32, hop=8, rate=8000)
+        >>> wave = (torch.arange(400) * 0.3).sin()
+        >>> magnitude = spectrogram.power(wave).sqrt()
+        >>> found = spectrogram.power(griffin_lim(magnitude, spectrogram)).sqrt()
+        >>> bool((found - magnitude).norm() < 0.2 * magnitude.norm())
+        True
+    """
+    if magnitude.is_complex() or not magnitude.dtype.is_floating_point:
+        raise ValueError(f"magnitude: expected real floating-point numbers, got {magnitude.dtype}.")
+    spectrogram._check_bins("magnitude", magnitude)
+    if not (magnitude.isfinite() & (magnitude >= 0)).all():
+        raise ValueError("magnitude: expected finite numbers of at least 0, got others.")
+    if num_rounds != 0:
+        positive("num_rounds", num_rounds, also="0")
+    share("momentum", momentum)
+    # Drawn on the processor in double precision, they are the same on every device and in every dtype.
+    generator = torch.Generator().manual_seed(seed)
+    angles = 2 * math.pi * torch.rand(magnitude.shape[-2:], generator=generator, dtype=torch.float64)
+    phases = torch.polar(torch.ones_like(angles), angles).to(magnitude.device, (magnitude + 0j).dtype)
+    wave = spectrogram.synthesise(magnitude * phases, num_samples)
+    before: Tensor | None = None
+    for _ in range(num_rounds):
+        now = spectrogram.analyse(wave)
+        ahead = now if before is None else now + momentum * (now - before)
+        before = now
+        wave = spectrogram.synthesise(magnitude * torch.sgn(ahead), num_samples)
+    return wave
+
+
+def read_audio(
+    path: str | os.PathLike[str], rate: int = 16000, *, trim_db: float | None = None, min_samples: int = 1024
+) -> Tensor:
+    """Reads a FLAC, WAV or OGG file of one channel (extra ``speech``).
+
+    A file at another rate is resampled, which is logged.
+
+    Args:
+        path: The file.
+        rate: Samples per second.
+        trim_db: Cuts off both ends what is more than so many decibels below the peak of the wave; ``None`` keeps them.
+        min_samples: Fewest samples, after that, of a wave that is not too short.
+
+    Returns:
+        The wave, float32, shape ``(N,)``, full scale at 1.
+
+    Raises:
+        ValueError: If the file cannot be decoded, has several channels, is empty or too short, holds numbers that are
+            not finite, or is silent (no sample above -80 dB of full scale). The message names the file.
+        FileNotFoundError: If there is no such file.
+        ImportError: If the extra is missing.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_audio(pathlib.Path(folder, "tone.wav"), (torch.arange(2000) * 0.3).sin(), 16000)
+        ...     read_audio(pathlib.Path(folder, "tone.wav")).shape
+        torch.Size([2000])
+    """
+    positive("rate", rate)
+    positive("min_samples", min_samples)
+    if trim_db is not None and (not is_number(trim_db) or trim_db <= 0):
+        raise ValueError(f"trim_db: expected a positive number or None, got {trim_db!r}.")
+    path = Path(path)
+    soundfile = require("soundfile", extra="speech")
+    if not path.exists():
+        raise FileNotFoundError(f"found no {path}")
+    try:
+        with soundfile.SoundFile(path) as file:
+            native, promised = file.samplerate, file.frames
+            samples = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise ValueError(f"path: expected an audio file that can be decoded, got {path}: {error}") from error
+    if samples.shape[1] != 1:
+        raise ValueError(f"path: expected mono audio, got {samples.shape[1]} channels in {path}.")
+    if len(samples) == 0 or len(samples) != promised:
+        raise ValueError(f"path: expected a whole audio file, got {len(samples)} samples of {promised} in {path}.")
+    wave = torch.from_numpy(samples[:, 0].copy())
+    if not wave.isfinite().all():
+        raise ValueError(f"path: expected finite samples, got others in {path}.")
+    if wave.abs().max() < _SILENT:
+        raise ValueError(f"path: expected sound, got silence in {path}.")
+    if native != rate:
+        _log.info("resampled %s from %d to %d samples per second", path, native, rate)
+        librosa = require("librosa", extra="speech")
+        wave = torch.from_numpy(librosa.resample(wave.numpy(), orig_sr=native, target_sr=rate))
+    if trim_db is not None:
+        librosa = require("librosa", extra="speech")
+        wave = torch.from_numpy(librosa.effects.trim(wave.numpy(), top_db=trim_db)[0].copy())
+    if len(wave) < min_samples:
+        raise ValueError(f"path: expected at least {min_samples} samples, got {len(wave)} in {path}.")
+    return wave
+
+
+def write_audio(path: str | os.PathLike[str], wave: Tensor, rate: int) -> None:
+    """Writes a WAV file of 16 bits, whole or not at all (extra ``speech``).
+
+    A wave that goes beyond full scale is scaled down to it; others keep their level.
+
+    Args:
+        path: The file; missing folders are made.
+        wave: Shape ``(N,)``.
+        rate: Samples per second.
+
+    Raises:
+        ValueError: If the wave has another shape, no samples, or numbers that are not finite.
+        ImportError: If the extra is missing.
+    """
+    positive("rate", rate)
+    _check_wave(wave, "(N,)")
+    samples = wave.detach().cpu().double()
+    if not samples.isfinite().all():
+        raise ValueError("wave: expected finite numbers, got others.")
+    samples = samples / samples.abs().max().clamp(min=1.0)
+    soundfile = require("soundfile", extra="speech")
+    with atomic_write(path) as file:
+        soundfile.write(file, samples.numpy(), rate, format="WAV", subtype="PCM_16")

@@ -1,0 +1,235 @@
+"""The frames of audio files, computed by one process or several, and kept in a file that is mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._checks import is_number, positive
+from .._files import atomic_write
+from ..audio import Spectrogram, read_audio
+
+__all__ = ["Found", "Options", "load_frames"]
+
+_log = logging.getLogger(__name__)
+
+_FLOOR = 1e-6  # of the relative power: 60 dB below the level
+_VERSION = 1  # of what is computed; another one makes every cache be computed anew
+_ABANDONED = 3600.0  # seconds without a change after which a half-written file is that of a killed process
+_HEADER = 128  # bytes before the numbers of an .npy file
+
+
+@dataclass(frozen=True)
+class Options:
+    """How waves become frames."""
+
+    spectrogram: Spectrogram
+    trim_db: float | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spectrogram, Spectrogram):
+            raise ValueError(f"spectrogram: expected a Spectrogram, got {self.spectrogram!r}.")
+        if self.trim_db is not None and (not is_number(self.trim_db) or self.trim_db <= 0):
+            raise ValueError(f"trim_db: expected a positive number or None, got {self.trim_db!r}.")
+
+
+class Found(NamedTuple):
+    """What a file gave: its frames and its level, or the trouble with it."""
+
+    frames: Tensor
+    level: float
+    trouble: str | None = None
+
+
+_NOTHING = torch.empty(0, 0)
+
+
+def load_frames(
+    paths: Sequence[Path], options: Options, cache: Path | None, num_workers: int, *, skip_bad: bool
+) -> dict[Path, Found]:
+    """Reads and analyses files, or maps what an earlier call has kept.
+
+    Args:
+        paths: The files.
+        options: How their waves become frames.
+        cache: Folder to keep the frames in; ``None`` keeps them in memory.
+        num_workers: Processes; 0 for this one alone.
+        skip_bad: Whether a bad file is logged rather than raised.
+
+    Returns:
+        What each of the files gave.
+
+    Raises:
+        ValueError: If a file is bad and that is not accepted.
+    """
+    if num_workers != 0:
+        positive("num_workers", num_workers, also="0")
+    paths = sorted(set(paths))
+    if cache is None:
+        found = {}
+        for path, frames, level, trouble in _analysed(paths, options, num_workers, skip_bad=skip_bad):
+            found[path] = Found(_NOTHING if frames is None else torch.from_numpy(frames), level, trouble)
+    else:
+        found = _load_cached(paths, options, cache, num_workers, skip_bad=skip_bad)
+    troubles = [one.trouble for one in found.values() if one.trouble is not None]
+    if troubles:
+        _log.warning("skipped %d of %d files:\n%s", len(troubles), len(found), "\n".join(troubles))
+    return found
+
+
+# Computing.
+
+
+class _Analysed(NamedTuple):
+    path: Path
+    frames: np.ndarray | None
+    level: float
+    trouble: str | None
+
+
+def _analyse(path: Path, options: Options) -> _Analysed:
+    spectrogram = options.spectrogram
+    try:
+        wave = read_audio(path, spectrogram.rate, trim_db=options.trim_db, min_samples=spectrogram.window)
+    except (ValueError, OSError) as error:
+        return _Analysed(path, None, math.nan, str(error))
+    level = float(wave.double().square().mean().sqrt())
+    return _Analysed(path, (spectrogram.power(wave / level) + _FLOOR).numpy(), level, None)
+
+
+def _analysed(paths: Sequence[Path], options: Options, num_workers: int, *, skip_bad: bool) -> Iterator[_Analysed]:
+    for one in _in_order(paths, options, num_workers):
+        if one.trouble is not None and not skip_bad:
+            raise _bad(one.trouble)
+        yield one
+
+
+def _bad(trouble: str) -> ValueError:
+    return ValueError(f"{trouble} skip_bad=True passes over such files.")
+
+
+def _in_order(paths: Sequence[Path], options: Options, num_workers: int) -> Iterator[_Analysed]:
+    if num_workers == 0:
+        for path in paths:
+            yield _analyse(path, options)
+        return
+    # Each process has one thread; a few results wait for the caller, never all of them.
+    with ProcessPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting: deque[Future[_Analysed]] = deque()
+        try:
+            for path in paths:
+                waiting.append(pool.submit(_analyse, path, options))
+                if len(waiting) > 4 * num_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# Keeping.
+
+
+def _load_cached(
+    paths: Sequence[Path], options: Options, cache: Path, num_workers: int, *, skip_bad: bool
+) -> dict[Path, Found]:
+    key = _key(paths, options)
+    index, frames = cache / f"speech-{key}.json", cache / f"speech-{key}.npy"
+    num_bins = options.spectrogram.num_bins
+    found = _open(paths, index, frames, num_bins)
+    if found is None:
+        _remove_abandoned(cache)
+        entries = _write(_analysed(paths, options, num_workers, skip_bad=skip_bad), frames, options)
+        # The index comes last: where it is, the frames are complete.
+        with atomic_write(index) as file:
+            file.write(json.dumps({"options": asdict(options), "files": entries}, indent=1).encode())
+        found = _open(paths, index, frames, num_bins)
+        if found is None:
+            raise OSError(f"{frames} was written but cannot be read")
+    troubles = [one.trouble for one in found.values() if one.trouble is not None]
+    if troubles and not skip_bad:
+        raise _bad(troubles[0])
+    return found
+
+
+def _key(paths: Sequence[Path], options: Options) -> str:
+    files = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    text = json.dumps([_VERSION, _FLOOR, asdict(options), files])
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _open(paths: Sequence[Path], index: Path, frames: Path, num_bins: int) -> dict[Path, Found] | None:
+    """Maps frames that were kept; None where there are none, or not all."""
+    try:
+        entries = json.loads(index.read_text())["files"]
+        counts = [int(entry["frames"]) for entry in entries]
+        size = _HEADER + sum(counts) * num_bins * 4
+        if len(entries) != len(paths) or frames.stat().st_size != size:
+            return None
+        parts = _mapped(frames, (sum(counts), num_bins)).split(counts)
+        return {
+            path: Found(part, math.nan if entry["level"] is None else float(entry["level"]), entry["trouble"])
+            for path, part, entry in zip(paths, parts, entries, strict=True)
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _mapped(path: Path, shape: tuple[int, int]) -> Tensor:
+    if shape[0] == 0:
+        return torch.empty(shape)
+    array = np.memmap(path, dtype="<f4", mode="r", offset=_HEADER, shape=shape)
+    with warnings.catch_warnings():
+        # Nothing writes to the frames, and a map that could be written to would have to fit in memory.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        return torch.from_numpy(array)
+
+
+def _write(analysed: Iterator[_Analysed], path: Path, options: Options) -> list[dict[str, Any]]:
+    """Writes frames one file after the other, and returns the index of them."""
+    entries, total = [], 0
+    with atomic_write(path) as file:
+        file.write(bytes(_HEADER))
+        for one in analysed:
+            count = 0 if one.frames is None else len(one.frames)
+            if one.frames is not None:
+                file.write(np.ascontiguousarray(one.frames, dtype="<f4").data)
+            level = one.level if math.isfinite(one.level) else None
+            entries.append({"path": str(one.path), "frames": count, "level": level, "trouble": one.trouble})
+            total += count
+        file.seek(0)
+        _write_header(file, (total, options.spectrogram.num_bins))
+    return entries
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, int]) -> None:
+    """The header of an .npy file of version 1.0, in a place of a size that does not depend on the shape."""
+    start = np.lib.format.magic(1, 0)
+    text = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
+    length = _HEADER - len(start) - 2
+    file.write(start + length.to_bytes(2, "little") + text.ljust(length - 1) + b"\n")
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Removes what killed processes have left half written; another process may be writing at this moment."""
+    for path in cache.glob(".speech-*.tmp"):
+        try:
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
+        except FileNotFoundError:
+            continue

@@ -1,0 +1,369 @@
+"""Recordings of speech as sequences of power spectra, by default with no speaker on two sides of a split."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import one_of, positive
+from ..audio import Spectrogram, read_audio
+from ._speech_frames import Found, Options, load_frames
+from .sequences import SequenceDataset, split_ranges
+
+__all__ = ["Recording", "SpeechDataset", "SpeechSplits", "find_recordings", "load_recordings", "load_speech"]
+
+_SUFFIXES = (".flac", ".wav", ".ogg")
+_LIBRISPEECH = re.compile(r"(\d+)-\d+-\d+")
+_PARTS = {"train": ("train",), "valid": ("valid", "dev"), "test": ("test",)}
+
+
+class Recording(NamedTuple):
+    """An audio file and who speaks."""
+
+    path: Path
+    speaker: str
+
+
+class SpeechDataset(SequenceDataset):
+    r"""The power spectra of whole recordings, each relative to the level of its recording.
+
+    Frame :math:`t` of a wave :math:`y` of :math:`N` samples is :math:`|X_t|^2 / L^2 + 10^{-6}`, where :math:`X` is its
+    spectrum (:class:`~pyro_dssm.audio.Spectrogram`) and :math:`L^2 = \sum_n y_n^2 / N`: white noise would have the
+    power 1 in each bin, and the floor, 60 dB below that, keeps silence positive.
+
+    Made by :func:`load_speech` and :func:`load_recordings`. Frames from a cache are views into a file mapped into
+    memory, which cannot be written to.
+
+    Args:
+        sequences: Float32 tensors of shape ``(T_i, num_bins)``.
+        recordings: The file of each.
+        levels: The level :math:`L` (root mean square) of each.
+        spectrogram: The transform they were made with.
+        trim_db: What was cut off their ends; see :func:`~pyro_dssm.audio.read_audio`.
+        skipped: Files that could not be used, and why.
+
+    Attributes:
+        recordings: The file of each sequence, and who speaks.
+        levels: The level of each.
+        spectrogram: The transform.
+        trim_db: What was cut off their ends.
+        skipped: Files that could not be used, and why.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[Tensor],
+        recordings: Sequence[Recording],
+        levels: Sequence[float],
+        spectrogram: Spectrogram,
+        *,
+        trim_db: float | None = None,
+        skipped: Iterable[tuple[Path, str]] = (),
+    ) -> None:
+        super().__init__(sequences)
+        for name, values in (("recordings", recordings), ("levels", levels)):
+            if len(values) != len(self.sequences):
+                raise ValueError(f"{name}: expected {len(self.sequences)} of them, got {len(values)}.")
+        if self.dim != spectrogram.num_bins:
+            raise ValueError(f"sequences: expected frames of size {spectrogram.num_bins}, got {self.dim}.")
+        self.recordings = list(recordings)
+        self.levels = list(levels)
+        self.spectrogram = spectrogram
+        self.trim_db = trim_db
+        self.skipped = list(skipped)
+
+    @property
+    def speakers(self) -> list[str]:
+        """Everyone who speaks, sorted."""
+        return sorted({recording.speaker for recording in self.recordings})
+
+    def wave(self, index: int) -> Tensor:
+        """Reads a recording again.
+
+        Args:
+            index: Which one.
+
+        Returns:
+            Shape ``(N,)``, at its own level.
+        """
+        path = self.recordings[index].path
+        return read_audio(path, self.spectrogram.rate, trim_db=self.trim_db, min_samples=self.spectrogram.window)
+
+    def subset(self, indices: Iterable[int]) -> SpeechDataset:
+        """Some of the recordings.
+
+        Args:
+            indices: Which ones, in this order.
+
+        Returns:
+            A data set that shares the frames.
+        """
+        chosen = list(indices)
+        return SpeechDataset(
+            [self.sequences[i] for i in chosen],
+            [self.recordings[i] for i in chosen],
+            [self.levels[i] for i in chosen],
+            self.spectrogram,
+            trim_db=self.trim_db,
+        )
+
+    def segments(self, length: int = 50) -> SequenceDataset:
+        """Cuts each recording into consecutive segments that do not overlap, in their order.
+
+        A rest at the end of a recording is a segment too if it has at least half the length; else it is left out.
+
+        Args:
+            length: Frames of a segment.
+
+        Returns:
+            Views of the frames, no copies.
+
+        Raises:
+            ValueError: If the length is not positive, or no recording has half of it.
+
+        Example:
+            >>> transform = Spectrogram(window=4, hop=2)
+            >>> data = SpeechDataset([torch.ones(13, 3)], [Recording(Path("a.wav"), "a")], [1.0], transform)
+            >>> data.segments(5).lengths, data.segments(10).lengths
+            ([5, 5, 3], [10])
+        """
+        positive("length", length)
+        parts = [part for x in self.sequences for part in x.split(length) if len(part) >= max(1, length // 2)]
+        if not parts:
+            raise ValueError(f"length: expected recordings of at least {length // 2} frames, got {max(self.lengths)}.")
+        return SequenceDataset(parts)
+
+
+class SpeechSplits(NamedTuple):
+    """Three sets of recordings: to train on, to choose with, and to report once."""
+
+    train: SpeechDataset
+    valid: SpeechDataset
+    test: SpeechDataset
+
+
+def find_recordings(folder: str | os.PathLike[str]) -> list[Recording]:
+    """Finds the FLAC, WAV and OGG files of a folder and of the folders in it.
+
+    The speaker of a file named as in LibriSpeech, ``<speaker>-<chapter>-<utterance>``, is the first of its three
+    numbers, wherever it lies. The speaker of another file is the folder that it lies in, as a path from the given
+    folder; files that lie directly in the given folder count as one speaker each.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The recordings, sorted by path. Hidden files and folders are passed over.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no audio file.
+
+    Example:
+        >>> find_recordings("nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: found no folder nowhere
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"found no folder {root}")
+    found = []
+    for path in root.rglob("*"):
+        inner = path.relative_to(root)
+        if path.suffix.lower() in _SUFFIXES and not any(p.startswith(".") for p in inner.parts) and path.is_file():
+            found.append(Recording(path, _speaker(path, inner)))
+    if not found:
+        raise ValueError(f"folder: expected FLAC, WAV or OGG files, got none in {root}.")
+    return sorted(found)
+
+
+def _recording(path: Path) -> Recording:
+    if not path.is_file():
+        raise FileNotFoundError(f"found no {path}")
+    return Recording(path, _speaker(path, Path(path.name)))
+
+
+def _speaker(path: Path, inner: Path) -> str:
+    named = _LIBRISPEECH.fullmatch(path.stem)
+    if named:
+        return named[1]
+    # Files in two folders may have one name and yet not one speaker.
+    return str(path.absolute()) if len(inner.parts) == 1 else inner.parent.as_posix()
+
+
+def load_speech(
+    folder: str | os.PathLike[str],
+    *,
+    by: str = "speaker",
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    trim_db: float | None = None,
+    skip_bad: bool = False,
+    spectrogram: Spectrogram | None = None,
+    num_workers: int = 0,
+    allow_shared_speakers: bool = False,
+) -> SpeechSplits:
+    """Loads the recordings of a folder: to train on, to choose with, and to test.
+
+    Where the folder holds folders ``train``, ``valid`` (or ``dev``) and ``test``, these are the three sets. Else the
+    recordings are split at random, by default so that no speaker is in two sets. For files and speakers, see
+    :func:`find_recordings`.
+
+    Args:
+        folder: The folder.
+        by: What is split at random: each ``"speaker"``, or each ``"file"``.
+        shares: Shares of the three sets among the speakers or files; or counts.
+        seed: Of the random split.
+        cache: Folder for the frames, which are then computed once and mapped into memory after that; made if
+            missing. Changed files or options have a cache of their own; none is ever removed. ``None`` computes
+            the frames each time and keeps them in memory.
+        trim_db: Cuts silence off both ends; see :func:`~pyro_dssm.audio.read_audio`.
+        skip_bad: Passes over files that cannot be used, with a warning in the log, instead of raising.
+        spectrogram: The transform; ``Spectrogram()`` by default. Recordings at another rate are resampled.
+        num_workers: Processes that read the files; 0 for this one alone.
+        allow_shared_speakers: Accepts given folders of which two hold recordings of the same speaker.
+
+    Returns:
+        The three sets.
+
+    Raises:
+        ValueError: If an option is out of its range, a file is bad, only some of the three folders are there, a
+            speaker is in two of them, or there is nothing to split.
+        FileNotFoundError: If there is no such folder.
+
+    References:
+        LibriSpeech: an ASR corpus based on public domain audio books (Panayotov et al., 2015),
+        https://doi.org/10.1109/ICASSP.2015.7178964
+
+    Example:
+        >>> load_speech("nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: found no folder nowhere
+    """
+    one_of("by", by, ("speaker", "file"))
+    root = Path(folder)
+    given = _given_parts(root)
+    if given is None:
+        found = find_recordings(root)
+        parts = _random_parts(found, by, shares, seed)
+    else:
+        parts = [find_recordings(part) for part in given]
+        if not allow_shared_speakers:
+            _check_speakers(given, parts)
+    options = Options(spectrogram or Spectrogram(), trim_db)
+    paths = [r.path for part in parts for r in part]
+    frames = load_frames(paths, options, None if cache is None else Path(cache), num_workers, skip_bad=skip_bad)
+    sets = []
+    for name, part in zip(_PARTS, parts, strict=True):
+        sets.append(_dataset(part, frames, options, f"the {name} set"))
+    return SpeechSplits(*sets)
+
+
+def load_recordings(
+    source: str | os.PathLike[str] | Sequence[Recording] | Sequence[str | os.PathLike[str]],
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    trim_db: float | None = None,
+    skip_bad: bool = False,
+    spectrogram: Spectrogram | None = None,
+    num_workers: int = 0,
+) -> SpeechDataset:
+    """Loads recordings as one set, for example to resynthesise and score them.
+
+    Args:
+        source: A folder, a file, or several files.
+        cache: Folder for the frames; see :func:`load_speech`.
+        trim_db: Cuts silence off both ends; see :func:`~pyro_dssm.audio.read_audio`.
+        skip_bad: Passes over files that cannot be used, with a warning in the log, instead of raising.
+        spectrogram: The transform; ``Spectrogram()`` by default.
+        num_workers: Processes that read the files; 0 for this one alone.
+
+    Returns:
+        The set, sorted by path where it is of a folder, else in the order of the files.
+
+    Raises:
+        ValueError: If a file is bad, or there is none.
+        FileNotFoundError: If there is no such folder or file.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        recordings = [_recording(path)] if path.is_file() else find_recordings(path)
+    else:
+        recordings = [r if isinstance(r, Recording) else _recording(Path(r)) for r in source]
+    if not recordings:
+        raise ValueError("source: expected at least one file, got none.")
+    options = Options(spectrogram or Spectrogram(), trim_db)
+    paths = [r.path for r in recordings]
+    frames = load_frames(paths, options, None if cache is None else Path(cache), num_workers, skip_bad=skip_bad)
+    return _dataset(recordings, frames, options, "the set")
+
+
+# Splits.
+
+
+def _given_parts(root: Path) -> list[Path] | None:
+    """The folders of the three sets, in order; None where there are none of them."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"found no folder {root}")
+    found = {part: [root / name for name in names if (root / name).is_dir()] for part, names in _PARTS.items()}
+    if not any(found.values()):
+        return None
+    if any(len(folders) != 1 for folders in found.values()):
+        got = ", ".join(folder.name for folders in found.values() for folder in folders)
+        raise ValueError(f"folder: expected all of train, valid (or dev) and test in {root}, or none, got {got}.")
+    return [folders[0] for folders in found.values()]
+
+
+def _check_speakers(folders: list[Path], parts: list[list[Recording]]) -> None:
+    speakers = [{r.speaker for r in part} for part in parts]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        shared = sorted(speakers[i] & speakers[j])
+        if shared:
+            raise ValueError(
+                f"folder: expected no speaker both in {folders[i]} and in {folders[j]}, got {len(shared)}, among them "
+                f"{shared[0]}; allow_shared_speakers=True accepts them."
+            )
+
+
+def _random_parts(
+    recordings: list[Recording], by: str, shares: tuple[float, float, float], seed: int
+) -> list[list[Recording]]:
+    if not isinstance(shares, Sequence) or len(shares) != 3:
+        raise ValueError(f"shares: expected three of them, got {shares!r}.")
+    if not isinstance(seed, int):
+        raise ValueError(f"seed: expected an integer, got {seed!r}.")
+    groups: dict[str, list[Recording]] = {}
+    for recording in recordings:
+        groups.setdefault(recording.speaker if by == "speaker" else str(recording.path), []).append(recording)
+    if len(groups) < 3:
+        hint = '; by="file" splits the files of a speaker' if by == "speaker" and len(recordings) >= 3 else ""
+        raise ValueError(f"folder: expected at least 3 {by}s to split, got {len(groups)}{hint}.")
+    names = sorted(groups)
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    try:
+        ranges = split_ranges(len(names), *shares)
+    except ValueError as error:
+        raise ValueError(f"shares: {error}") from error
+    return [sorted(r for i in part for r in groups[names[order[i]]]) for part in ranges]
+
+
+def _dataset(part: list[Recording], frames: dict[Path, Found], options: Options, what: str) -> SpeechDataset:
+    good = [r for r in part if frames[r.path].trouble is None]
+    skipped = [(r.path, str(frames[r.path].trouble)) for r in part if frames[r.path].trouble is not None]
+    if not good:
+        raise ValueError(f"folder: expected a file that can be used in {what}, got none; the first: {skipped[0][1]}")
+    return SpeechDataset(
+        [frames[r.path].frames for r in good],
+        good,
+        [frames[r.path].level for r in good],
+        options.spectrogram,
+        trim_db=options.trim_db,
+        skipped=skipped,
+    )

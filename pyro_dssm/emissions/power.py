@@ -1,0 +1,310 @@
+r"""Laws of power spectra: of :math:`x_f = |X_f|^2` for the short-time spectrum :math:`X` of a sound.
+
+Power varies over many orders of magnitude, so no network reads or writes it as it is. They read its logarithm, relative
+to the mean power of each bin, and write that of the expected power, which is positive whatever they say.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
+
+from ..nn import MLP
+from .base import Emission
+
+__all__ = [
+    "GammaPowerEmission",
+    "GaussianPowerEmission",
+    "ItakuraSaitoEmission",
+    "LogNormalPowerEmission",
+    "PowerEmission",
+]
+
+FLOOR = 1e-6  # 60 dB below a mean power of one: what is less is read as this
+UNIT = 3.0  # nats of log-power that networks read and write as one
+SHARE = 0.03  # of the mean power of a bin: Gaussian scales are not smaller
+LIMIT = 30.0  # nats: e^30 and e^-30 and their squares are still numbers in single precision
+AS_ONE = 0.5413  # softplus of it is one
+EULER = 0.5772156649015329  # E[-log x] of a standard exponential variable
+
+
+TAPS, BANDS = 5, 16
+
+
+def _triangles(x_dim: int) -> Tensor:
+    """Weights of bands in bins, piecewise linear, shape ``(BANDS, x_dim)``."""
+    position = torch.linspace(0, BANDS - 1, x_dim)
+    return (1 - (position - torch.arange(BANDS).unsqueeze(-1)).abs()).clamp(min=0)
+
+
+class _Mixture(torch.autograd.Function):
+    """``sum_k w_k p[k : k + F]``, whose own gradient would make a zero-filled copy of the frames for each tap."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, padded: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, padded)
+        size = weights.shape[-1]
+        out = weights[..., 0, :] * padded[..., :size]
+        for k in range(1, weights.shape[-2]):
+            out.addcmul_(weights[..., k, :], padded[..., k : k + size])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        weights, padded = ctx.saved_tensors
+        size = weights.shape[-1]
+        of_weights, of_padded = torch.empty_like(weights), torch.zeros_like(padded)
+        for k in range(weights.shape[-2]):
+            torch.mul(grad, padded[..., k : k + size], out=of_weights[..., k, :])
+            of_padded[..., k : k + size].addcmul_(grad, weights[..., k, :])
+        return of_weights, of_padded
+
+
+class _Gamma(dist.Gamma):
+    """Takes the zeros of hidden frames and padding: they do not count, but an infinity would spoil the gradient."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value.clamp(min=FLOOR**2))
+
+
+class _LogNormal(dist.LogNormal):
+    """The same."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_x = value.clamp(min=FLOOR**2).log()
+        return self.base_dist.log_prob(log_x) - log_x
+
+
+class PowerEmission(Emission):
+    r"""The common part of emissions of power spectra: the level :math:`v_f > 0` of each bin.
+
+    .. math:: \log v_f = \log m_f + \sigma(g_f)\, r_f + d_f
+
+    :math:`m_f` is the mean power of the bin in the training data (:meth:`init_bias`). A perceptron says :math:`d_f`
+    and, with ``residual``, the gate :math:`g_f` of :math:`r_f`, the log-power of the last frame relative to
+    :math:`m_f`: the windows of successive frames overlap, so that the last frame tells much of the next.
+
+    A model with a residual must offer its emission the last frame: ``x_from_x="markov"``, or ``"full"`` with
+    ``skip=True``.
+
+    Args:
+        in_dim: Size of the features.
+        x_dim: Number of bins.
+        hidden_dims: Widths of the hidden layers.
+        dropout: Probability of dropping a hidden unit.
+        residual: Whether the level starts from the last frame, which is then the end of the features.
+
+    Raises:
+        ValueError: If ``residual`` is no boolean.
+    """
+
+    reference: Tensor
+    outputs = 1  # numbers that the network says of each bin, gates apart
+    takes_zero = True
+
+    def __init__(
+        self,
+        in_dim: int,
+        x_dim: int,
+        hidden_dims: Sequence[int] = (),
+        *,
+        dropout: float = 0.0,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(residual, bool):
+            raise ValueError(f"residual: expected True or False, got {residual!r}.")
+        self.x_dim, self.residual = x_dim, residual
+        sizes = [x_dim] * self.outputs + ([x_dim, TAPS * BANDS] if residual else [])
+        self.net, self.sizes = MLP(in_dim, hidden_dims, sum(sizes), dropout=dropout), sizes
+        self.register_buffer("reference", torch.zeros(x_dim))
+        if residual:
+            self.register_buffer("bands", _triangles(x_dim), persistent=False)
+
+    @abstractmethod
+    def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
+        """The law of a frame from the logarithm of its level, and what else the network says of it."""
+
+    @staticmethod
+    def spread(shape: Tensor | None) -> Tensor:
+        """A positive number from any; one where a network begins, that is, from about zero."""
+        assert shape is not None
+        return softplus(shape + AS_ONE) + 0.05
+
+    def forward(self, features: Tensor) -> Any:
+        """Returns the law of a frame."""
+        log_v, *more = self.net(features).split(self.sizes, dim=-1)
+        if self.residual:
+            *more, gate, taps = more
+            log_v = torch.addcmul(log_v, torch.sigmoid(gate), self._moved(features[..., -self.x_dim :], taps))
+        return self.law((self.reference + UNIT * log_v).clamp(-LIMIT, LIMIT), *more)
+
+    def _moved(self, last: Tensor, taps: Tensor) -> Tensor:
+        """The last frame with the power of each bin taken from its neighbours, as much as the network says."""
+        weights = torch.softmax(taps.unflatten(-1, (TAPS, -1)) + self.centre, dim=-2) @ self.bands
+        power = torch.nn.functional.pad((UNIT * last).exp(), (TAPS // 2, TAPS // 2))
+        moved = _Mixture.apply(weights, power)
+        return (moved + 1e-20).log() / UNIT
+
+    @property
+    def centre(self):
+        return torch.eye(TAPS, device=self.reference.device)[TAPS // 2].unsqueeze(-1) * 2
+
+    def read(self, x: Tensor) -> Tensor:
+        """The logarithm of the power relative to the mean of each bin, in units of three nats (13 dB)."""
+        return (x.clamp(min=FLOOR).log() - self.reference) / UNIT
+
+    def check(self, x: Tensor, observed: Tensor | None) -> None:
+        """Raises ``ValueError`` where an observed value is no power.
+
+        Args:
+            x: Frames, zero where hidden.
+            observed: True where x counts; ``None`` where everywhere.
+
+        Raises:
+            ValueError: If a value is negative, or zero where the law has no density.
+        """
+        bad = x < 0 if self.takes_zero else x <= 0
+        if observed is not None:
+            bad = bad & observed
+        if bad.any():
+            needed = "no negative values" if self.takes_zero else "positive values (add a floor to silence)"
+            raise ValueError(f"x: expected {needed}, since it is a power, got {x[bad][0].item()}.")
+
+    def init_bias(self, mean: Tensor) -> None:
+        """Takes the mean frame as the reference of all levels."""
+        self.reference.copy_(mean.clamp(min=FLOOR).log())
+
+
+class ItakuraSaitoEmission(PowerEmission):
+    r"""Power of complex Gaussian spectra, :math:`X_f \sim \mathcal{N}_c(0, v_f)`: exponential of mean :math:`v_f`.
+
+    .. math:: \log p(x) = - \sum_f \left( \frac{x_f}{v_f} + \log v_f \right)
+
+    But for a constant, its negative is the Itakura-Saito divergence of x from v, which does not depend on the
+    loudness: quiet bins count as much as loud ones.
+
+    Args:
+        in_dim: Size of the features.
+        x_dim: Number of bins.
+        hidden_dims: Widths of the hidden layers.
+        dropout: Probability of dropping a hidden unit.
+        residual: Whether the level starts from the last frame; see :class:`PowerEmission`.
+
+    Reference:
+        Fevotte, Bertin, Durrieu. Nonnegative Matrix Factorization with the Itakura-Saito Divergence. 2009.
+        Girin, Leglaive, Bie, Diard, Hueber, Alameda-Pineda. Dynamical Variational Autoencoders: A Comprehensive
+        Review. 2020. arXiv:2008.12595.
+
+    Example:
+        >>> emission = ItakuraSaitoEmission(4, 513)
+        >>> emission(torch.zeros(3, 4)).event_shape
+        torch.Size([513])
+    """
+
+    def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
+        """An exponential law of mean :math:`v`."""
+        return dist.Exponential((-log_v).exp(), validate_args=False).to_event(1)
+
+    def read_mean(self, fn: Any) -> Tensor:
+        r"""The expectation of the log-power, :math:`\log v` less Euler's constant."""
+        return self.read(fn.base_dist.mean) - EULER / UNIT
+
+
+class GammaPowerEmission(PowerEmission):
+    r""":math:`x_f \sim \mathrm{Gamma}(\alpha_f, \alpha_f / v_f)`, of mean :math:`v_f`.
+
+    The shape :math:`\alpha_f > 0` says how sure the level is: the variance is :math:`v_f^2 / \alpha_f`. Where it is one,
+    it is the Itakura-Saito likelihood.
+
+    Args:
+        in_dim: Size of the features.
+        x_dim: Number of bins.
+        hidden_dims: Widths of the hidden layers.
+        dropout: Probability of dropping a hidden unit.
+        residual: Whether the level starts from the last frame; see :class:`PowerEmission`.
+
+    Example:
+        >>> law = GammaPowerEmission(4, 513)(torch.zeros(3, 4))
+        >>> law.mean.shape
+        torch.Size([3, 513])
+    """
+
+    outputs = 2
+    takes_zero = False
+
+    def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
+        r"""A Gamma law of mean :math:`v`."""
+        alpha = self.spread(shape)
+        return _Gamma(alpha, alpha * (-log_v).exp(), validate_args=False).to_event(1)
+
+    def read_mean(self, fn: Any) -> Tensor:
+        r"""The expectation of the log-power, :math:`\psi(\alpha) - \log \alpha + \log v`."""
+        law = fn.base_dist
+        return (torch.digamma(law.concentration) - law.rate.log() - self.reference) / UNIT
+
+
+class LogNormalPowerEmission(PowerEmission):
+    r"""Gaussian log-power: :math:`\log x_f \sim \mathcal{N}(\log v_f, s_f)`; the density is that of the power itself.
+
+    Args:
+        in_dim: Size of the features.
+        x_dim: Number of bins.
+        hidden_dims: Widths of the hidden layers.
+        dropout: Probability of dropping a hidden unit.
+        residual: Whether the level starts from the last frame; see :class:`PowerEmission`.
+
+    Example:
+        >>> law = LogNormalPowerEmission(4, 513)(torch.zeros(3, 4))
+        >>> law.log_prob(torch.ones(3, 513)).shape
+        torch.Size([3])
+    """
+
+    outputs = 2
+    takes_zero = False
+
+    def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
+        """A log-normal law of median :math:`v`."""
+        return _LogNormal(log_v, self.spread(shape), validate_args=False).to_event(1)
+
+    def read_mean(self, fn: Any) -> Tensor:
+        r"""The expectation of the log-power, :math:`\log v`."""
+        return (fn.base_dist.loc - self.reference) / UNIT
+
+
+class GaussianPowerEmission(PowerEmission):
+    r"""Gaussian power: :math:`x_f \sim \mathcal{N}(v_f, c_f v_f)`, with a positive mean.
+
+    The likelihood of Tang et al. It counts errors of the power itself; a draw may be negative, the mean never is.
+
+    Args:
+        in_dim: Size of the features.
+        x_dim: Number of bins.
+        hidden_dims: Widths of the hidden layers.
+        dropout: Probability of dropping a hidden unit.
+        residual: Whether the level starts from the last frame; see :class:`PowerEmission`.
+
+    Reference:
+        Tang, Feng, Yu, Dong, Qin. A Hierarchical Taxonomy for Deep State Space Models.
+
+    Example:
+        >>> law = GaussianPowerEmission(4, 513)(torch.zeros(3, 4))
+        >>> bool((law.mean > 0).all())
+        True
+    """
+
+    outputs = 2
+
+    def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
+        """A Gaussian law of mean :math:`v`."""
+        v = log_v.exp()
+        scale = v * self.spread(shape) + SHARE * self.reference.exp()
+        return dist.Normal(v, scale, validate_args=False).to_event(1)
