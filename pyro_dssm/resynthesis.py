@@ -6,7 +6,6 @@ found by Griffin and Lim's iteration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from ._checks import one_of, positive
 from .audio import Spectrogram, griffin_lim
-from .data.sequences import batch_indices, collate
 from .data._speech_frames import _FLOOR as FLOOR
+from .data.sequences import batch_indices, collate
 from .data.speech import SpeechDataset
 from .dssm import DSSM
 from .guides import Guide, check_pair

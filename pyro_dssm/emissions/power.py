@@ -12,9 +12,9 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from ..nn import MLP
 from .base import Emission
@@ -28,20 +28,13 @@ __all__ = [
 ]
 
 FLOOR = 1e-6  # 60 dB below a mean power of one: what is less is read as this
+LEAST = 0.01  # Gaussian scales are not smaller than those of this power
 UNIT = 3.0  # nats of log-power that networks read and write as one
-SHARE = 0.03  # of the mean power of a bin: Gaussian scales are not smaller
 LIMIT = 30.0  # nats: e^30 and e^-30 and their squares are still numbers in single precision
+TAPS = 5  # bins of the last frame that one of the next may come from: pitch glides
+BANDS = 16  # parts of the spectrum that glide each in its own way
 AS_ONE = 0.5413  # softplus of it is one
 EULER = 0.5772156649015329  # E[-log x] of a standard exponential variable
-
-
-TAPS, BANDS = 5, 16
-
-
-def _triangles(x_dim: int) -> Tensor:
-    """Weights of bands in bins, piecewise linear, shape ``(BANDS, x_dim)``."""
-    position = torch.linspace(0, BANDS - 1, x_dim)
-    return (1 - (position - torch.arange(BANDS).unsqueeze(-1)).abs()).clamp(min=0)
 
 
 class _Mixture(torch.autograd.Function):
@@ -86,11 +79,12 @@ class _LogNormal(dist.LogNormal):
 class PowerEmission(Emission):
     r"""The common part of emissions of power spectra: the level :math:`v_f > 0` of each bin.
 
-    .. math:: \log v_f = \log m_f + \sigma(g_f)\, r_f + d_f
+    .. math:: \log v_f = \log m_f + d_f + \sigma(g_f)\, \log \sum_k w_{fk}\, x'_{f+k} / m_{f+k}
 
-    :math:`m_f` is the mean power of the bin in the training data (:meth:`init_bias`). A perceptron says :math:`d_f`
-    and, with ``residual``, the gate :math:`g_f` of :math:`r_f`, the log-power of the last frame relative to
-    :math:`m_f`: the windows of successive frames overlap, so that the last frame tells much of the next.
+    :math:`m_f` is the mean power of the bin in the training data (:meth:`init_bias`), :math:`x'` the last frame. A
+    perceptron says :math:`d_f` and, with ``residual``, the gate :math:`g_f` and the weights :math:`w_{fk}` of five
+    neighbours, a softmax that varies smoothly along the spectrum. The windows of successive frames overlap, so that
+    the last frame tells most of the next, and where the pitch glides, its harmonics move by a bin or two.
 
     A model with a residual must offer its emission the last frame: ``x_from_x="markov"``, or ``"full"`` with
     ``skip=True``.
@@ -107,6 +101,8 @@ class PowerEmission(Emission):
     """
 
     reference: Tensor
+    bands: Tensor
+    centre: Tensor
     outputs = 1  # numbers that the network says of each bin, gates apart
     takes_zero = True
 
@@ -127,7 +123,12 @@ class PowerEmission(Emission):
         self.net, self.sizes = MLP(in_dim, hidden_dims, sum(sizes), dropout=dropout), sizes
         self.register_buffer("reference", torch.zeros(x_dim))
         if residual:
-            self.register_buffer("bands", _triangles(x_dim), persistent=False)
+            # Bands overlap like triangles, so that weights change smoothly along the spectrum.
+            position = torch.linspace(0, BANDS - 1, x_dim) - torch.arange(BANDS).unsqueeze(-1)
+            self.register_buffer("bands", (1 - position.abs()).clamp(min=0.0), persistent=False)
+            # At first, a bin comes from itself for the most part.
+            centre = 2.0 * (torch.arange(TAPS) == TAPS // 2)
+            self.register_buffer("centre", centre.unsqueeze(-1), persistent=False)
 
     @abstractmethod
     def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
@@ -148,15 +149,11 @@ class PowerEmission(Emission):
         return self.law((self.reference + UNIT * log_v).clamp(-LIMIT, LIMIT), *more)
 
     def _moved(self, last: Tensor, taps: Tensor) -> Tensor:
-        """The last frame with the power of each bin taken from its neighbours, as much as the network says."""
-        weights = torch.softmax(taps.unflatten(-1, (TAPS, -1)) + self.centre, dim=-2) @ self.bands
-        power = torch.nn.functional.pad((UNIT * last).exp(), (TAPS // 2, TAPS // 2))
-        moved = _Mixture.apply(weights, power)
-        return (moved + 1e-20).log() / UNIT
-
-    @property
-    def centre(self):
-        return torch.eye(TAPS, device=self.reference.device)[TAPS // 2].unsqueeze(-1) * 2
+        """The log-power of the last frame, each bin taken from its neighbours as much as the network says."""
+        weights = torch.softmax(taps.unflatten(-1, (TAPS, BANDS)) + self.centre, dim=-2) @ self.bands
+        padded = pad((UNIT * last).exp(), (TAPS // 2, TAPS // 2))
+        mixed: Tensor = _Mixture.apply(weights, padded)
+        return (mixed + FLOOR**2).log() / UNIT
 
     def read(self, x: Tensor) -> Tensor:
         """The logarithm of the power relative to the mean of each bin, in units of three nats (13 dB)."""
@@ -222,8 +219,8 @@ class ItakuraSaitoEmission(PowerEmission):
 class GammaPowerEmission(PowerEmission):
     r""":math:`x_f \sim \mathrm{Gamma}(\alpha_f, \alpha_f / v_f)`, of mean :math:`v_f`.
 
-    The shape :math:`\alpha_f > 0` says how sure the level is: the variance is :math:`v_f^2 / \alpha_f`. Where it is one,
-    it is the Itakura-Saito likelihood.
+    The shape :math:`\alpha_f > 0` says how sure the level is: the variance is :math:`v_f^2 / \alpha_f`. Where the shape
+    is one, it is the Itakura-Saito likelihood.
 
     Args:
         in_dim: Size of the features.
@@ -281,9 +278,11 @@ class LogNormalPowerEmission(PowerEmission):
 
 
 class GaussianPowerEmission(PowerEmission):
-    r"""Gaussian power: :math:`x_f \sim \mathcal{N}(v_f, c_f v_f)`, with a positive mean.
+    r"""Gaussian power of positive mean: :math:`x_f \sim \mathcal{N}(v_f,\, c \sqrt{v_f + 0.01})`.
 
-    The likelihood of Tang et al. It counts errors of the power itself; a draw may be negative, the mean never is.
+    The likelihood of Tang et al., with a variance that grows with the mean. So an error counts by what it does to the
+    magnitude, about :math:`4 (|X_f| - \sqrt{v_f})^2 / c^2`, which is what a ratio of signal to distortion counts too.
+    The dispersion :math:`c` is learned, one number. A draw may be negative, the mean never is.
 
     Args:
         in_dim: Size of the features.
@@ -301,10 +300,19 @@ class GaussianPowerEmission(PowerEmission):
         True
     """
 
-    outputs = 2
+    def __init__(
+        self,
+        in_dim: int,
+        x_dim: int,
+        hidden_dims: Sequence[int] = (),
+        *,
+        dropout: float = 0.0,
+        residual: bool = False,
+    ) -> None:
+        super().__init__(in_dim, x_dim, hidden_dims, dropout=dropout, residual=residual)
+        self.log_dispersion = nn.Parameter(torch.zeros(()))
 
     def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
         """A Gaussian law of mean :math:`v`."""
         v = log_v.exp()
-        scale = v * self.spread(shape) + SHARE * self.reference.exp()
-        return dist.Normal(v, scale, validate_args=False).to_event(1)
+        return dist.Normal(v, self.log_dispersion.exp() * (v + LEAST).sqrt(), validate_args=False).to_event(1)

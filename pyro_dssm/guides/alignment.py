@@ -43,6 +43,7 @@ class GaussianGuide(Guide):
         encoder_dims: Widths of the layers that encode a frame before the guide reads it.
         image_shape: Channels, height and width of frames that are images, to encode them by convolutions first.
         channels: Channels of the feature maps, from the largest to the smallest.
+        skip: Offers :math:`x_t` itself beside the RNN states over the frames.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -63,6 +64,7 @@ class GaussianGuide(Guide):
         encoder_dims: Sequence[int] = (),
         image_shape: Sequence[int] | None = None,
         channels: Sequence[int] = (16, 32),
+        skip: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -74,6 +76,7 @@ class GaussianGuide(Guide):
             encoder_dims=encoder_dims,
             image_shape=image_shape,
             channels=channels,
+            skip=skip,
         )
         positive("hidden_dim", hidden_dim)
         probability("dropout", dropout)

@@ -61,7 +61,7 @@ class FlowGuide(Guide):
             raise ValueError("guide: expected a guide that has not been called yet; wrap it first.")
         self.base = guide
         self._model = guide._model
-        self.latents, self.past, self.future = guide.latents, guide.past, guide.future
+        self.latents, self.past, self.future, self.skip = guide.latents, guide.past, guide.future, guide.skip
         self.past_dim, self.context_dim, self.frame_dim = guide.past_dim, guide.context_dim, guide.frame_dim
         self.flows = nn.ModuleList(self._build(z_dim, hidden_dim, i, conditional=conditional) for i in range(num_flows))
 

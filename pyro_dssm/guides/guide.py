@@ -84,6 +84,7 @@ class Guide(Program):
         image_shape: Channels, height and width of frames that are images, for a
             :class:`~pyro_dssm.images.ConvEncoder`.
         channels: Channels of its feature maps, from the largest to the smallest.
+        skip: Offers :math:`x_t` itself beside the RNN states over the frames.
 
     Attributes:
         frame_dim: Size of a frame as the guide reads it: of its features, where it is encoded.
@@ -120,6 +121,7 @@ class Guide(Program):
         encoder_dims: Sequence[int] = (),
         image_shape: Sequence[int] | None = None,
         channels: Sequence[int] = (16, 32),
+        skip: bool = False,
     ) -> None:
         super().__init__()
         if type(self).step is Guide.step:
@@ -132,7 +134,9 @@ class Guide(Program):
                 raise ValueError(f"{name}: expected one of {list(names)}, got {value!r}.")
         # A tuple hides the model from torch, which would list its tensors in the guide's state_dict as well.
         self._model = (model,)
-        self.latents, self.past, self.future = latents, past, future
+        if not isinstance(skip, bool):
+            raise ValueError(f"skip: expected True or False, got {skip!r}.")
+        self.latents, self.past, self.future, self.skip = latents, past, future, skip
         self.frame_encoder, self.frame_dim = None, model.x_dim
         encoder_dims = positive_integers("encoder_dims", encoder_dims)
         if encoder_dims or image_shape is not None:
@@ -223,6 +227,11 @@ class Guide(Program):
         """Whether the latents' memory is the model's shared RNN, which holds ``x_{1:t-2}`` as well."""
         return self._z_source == "model" and self.model.memories.of_latents == "h"
 
+    @property
+    def _skips(self) -> bool:
+        """Whether the frame itself is offered beside RNN states."""
+        return self.skip and self._past_source not in ("now", "last")
+
     def _count_context(self) -> int:
         model, total = self.model, 0
         source = self._past_source
@@ -230,6 +239,7 @@ class Guide(Program):
             total += model.memories.get("hx").out_dim
         elif source in ("now", "last"):
             total += self.frame_dim * (2 if source == "last" else 1)
+        total += self.frame_dim if self._skips else 0
         for network in (self.forward_rnn, self.backward_rnn):
             total += 0 if network is None else network.out_dim
         # Controls reach the context through the guide's own RNNs, or else directly.
@@ -254,6 +264,8 @@ class Guide(Program):
             parts.append(encoded)
             if source == "last":
                 parts.append(self._previous(inputs, encoded))
+        if self._skips:
+            parts.append(encoded)
         if self.forward_rnn is not None:
             start = self._carried.get("forward", self.forward_rnn.start(inputs.batch_shape))
             after, self._last["forward"] = self.forward_rnn.scan(frames, start)
@@ -379,7 +391,8 @@ class Guide(Program):
         if self._reads_shared:
             z = "h_{t-1}"
         future = "g←_t" if self.backward_rnn is not None else ""
-        return f"q(z_t | {', '.join(part for part in (z, x, future) if part)})"
+        now = "x_t" if self._skips else ""
+        return f"q(z_t | {', '.join(part for part in (z, x, now, future) if part)})"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}): {self.factorisation()}"
