@@ -9,9 +9,12 @@ import math
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing, contextmanager
 from importlib import metadata
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,8 @@ log = logging.getLogger("examples")
 
 # These may differ between the call that began a run and the one that goes on with it.
 FREE = ("out", "data_dir", "particles", "max_minutes", "threads", "device", "fresh", "verbose")
-FREE += ("models", "strategies", "scales", "seeds", "jobs")  # of a table: which of its cells
+FREE += ("models", "strategies", "scales", "seeds", "tables", "jobs")  # of a table: which of its cells
+FREE += ("workers", "cache", "num_wavs")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -127,6 +131,72 @@ def fit(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: pd.Spli
     return pd.fit(model, guide, data.train, data.valid, **{**chosen, **more})
 
 
+Cell = dict[str, Any]
+
+
+def run_cells(
+    args: argparse.Namespace,
+    cells: list[Cell],
+    file_of: Callable[[argparse.Namespace, Cell], Path],
+    train: Callable[[argparse.Namespace, Cell], Cell],
+    tell: Callable[[Cell], str],
+) -> list[Cell]:
+    """Fills a table: each cell is kept in a file as soon as it is done, and none is done twice.
+
+    Args:
+        args: The command line, with ``jobs``: cells at the same time, each in processes of their own if several.
+        cells: What is asked for.
+        file_of: The file of a cell.
+        train: Does a cell, and writes its file.
+        tell: What to say of a result.
+
+    Returns:
+        The results that there are, in the order of the cells.
+    """
+    results = {}
+    for i, cell in enumerate(cells):
+        file = file_of(args, cell)
+        if file.is_file() and not args.fresh:
+            results[i] = json.loads(file.read_text())
+    todo = [i for i in range(len(cells)) if i not in results]
+    log.info("%d cells to train, %d done already.", len(todo), len(results))
+    begun = time.monotonic()
+    with closing(_done(args, {i: cells[i] for i in todo}, train)) as done:
+        for i, result in done:
+            results[i] = result
+            log.info("%s", tell(result))
+            left = len(cells) - len(results)
+            if left and args.max_minutes is not None and time.monotonic() - begun > 60 * args.max_minutes:
+                log.info("Time is over; the same command goes on with the other %d.", left)
+                break
+    return [results[i] for i in sorted(results)]
+
+
+def _done(
+    args: argparse.Namespace, cells: dict[int, Cell], train: Callable[[argparse.Namespace, Cell], Cell]
+) -> Iterator[tuple[int, Cell]]:
+    """Results as they come."""
+    if args.jobs == 1:
+        for i, cell in cells.items():
+            yield i, train(args, cell)
+        return
+    pool = ProcessPoolExecutor(max_workers=args.jobs, mp_context=get_context("spawn"))
+    before = set(active_children())
+    try:
+        futures = {pool.submit(train, args, cell): i for i, cell in cells.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except GeneratorExit:
+        pass  # those that have begun are finished
+    except BaseException:
+        # Nobody waits for the cells that are being done: they go on from their checkpoints another time.
+        for child in set(active_children()) - before:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments as JSON holds them."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
@@ -149,6 +219,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_metrics(args: argparse.Namespace, **results: Any) -> None:
     """Writes ``metrics.json``: the results, and what it takes to get them again."""
     own = ["music21"] if getattr(args, "data", "") == "chorales" else []
+    own += ["librosa", "soundfile", "pesq", "pystoi"] if hasattr(args, "likelihood") else []
     packages = ["pyro-dssm", "torch", "pyro-ppl", "numpy", *own]
     installed = {d.metadata["Name"].lower() for d in metadata.distributions() if d.metadata["Name"]}
     origin = {

@@ -1,8 +1,14 @@
-"""Published results on polyphonic music, test sets, nats per time step: (negative log-likelihood, bound on it)."""
+"""Published results, and tables that show a run's own beside them: on polyphonic music, and on speech."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pyro_dssm as pd
+from pyro_dssm.metrics import Scores
+
+# Polyphonic music: nats per time step of test sets, (negative log-likelihood, bound on it).
 
 TANG = "Tang et al., Table II"
 SETS = ("nottingham", "jsb_chorales", "muse_data", "piano_midi")
@@ -48,3 +54,101 @@ def table(data: str, name: str, score: pd.Score) -> str:
         if figure:
             lines.append(f"  {row:<40}{figure:<20}{source}")
     return "\n".join(lines)
+
+
+# Speech: SI-SDR in dB, PESQ of the wide band, ESTOI.
+
+Figures = tuple[float, float, float]
+METRICS = ("si_sdr", "pesq_wb", "estoi")
+NOTE = (
+    "Published: Tang et al. on a split of LibriSpeech's dev-clean of their own. Other recordings, and another split, "
+    "so the figures do not compare to the letter."
+)
+# By model and inverse autoregressive layers: partial, then full alignment.
+TABLE_I: dict[tuple[str, int], tuple[Figures, Figures]] = {
+    ("ArSSM", 0): ((5.42, 1.69, 0.785), (5.132, 1.675, 0.795)),
+    ("SRNN", 0): ((4.99, 1.60, 0.783), (5.146, 1.667, 0.788)),
+    ("FSSM", 0): ((0.367, 1.17, 0.634), (1.46, 1.23, 0.691)),
+    ("VRNN", 0): ((3.32, 1.25, 0.687), (3.23, 1.19, 0.664)),
+    ("RSSM", 0): ((0.633, 1.18, 0.654), (0.787, 1.19, 0.663)),
+    ("ArSSM", 3): ((5.24, 1.65, 0.791), (5.56, 1.70, 0.802)),
+    ("SRNN", 3): ((5.73, 1.70, 0.795), (4.31, 1.42, 0.770)),
+    ("FSSM", 3): ((1.44, 1.23, 0.688), (1.55, 1.25, 0.706)),
+    ("VRNN", 3): ((2.09, 1.13, 0.601), (2.80, 1.16, 0.623)),
+    ("RSSM", 3): ((1.30, 1.20, 0.665), (1.47, 1.20, 0.670)),
+}
+# ArSSM by guide: SI-SDR on the training set, then the figures of the test set.
+TABLE_III: dict[str, tuple[float, Figures]] = {
+    "partial": (6.050, (5.416, 1.690, 0.786)),
+    "full": (5.791, (5.132, 1.675, 0.795)),
+    "a": (6.000, (5.128, 1.665, 0.795)),
+    "b": (5.249, (4.639, 1.640, 0.774)),
+    "c": (5.280, (4.892, 1.570, 0.776)),
+}
+
+
+def speech_row(model: str, guide: str, flows: int) -> tuple[Figures, str] | None:
+    """The published figures of a model, its guide and its flows, and where they stand; ``None`` where nowhere."""
+    if guide in ("partial", "full") and (model, flows) in TABLE_I:
+        return TABLE_I[model, flows][guide == "full"], "Tang et al., Table I"
+    if model == "ArSSM" and flows == 0 and guide in TABLE_III:
+        return TABLE_III[guide][1], "Tang et al., Table III"
+    return None
+
+
+def with_interval(figure: dict[str, Any], digits: int) -> str:
+    """A mean and half of its 95 % interval; of a single recording there is no interval."""
+    mean, low, high = (math.nan if figure[name] is None else figure[name] for name in ("mean", "low", "high"))
+    if not math.isfinite(mean):
+        return "–"
+    return f"{mean:.{digits}f}" + (f" ± {(high - low) / 2:.{digits}f}" if math.isfinite(high) else "")
+
+
+def plain(figure: float) -> str:
+    """A published figure with two digits, or three if it has them."""
+    return f"{figure:.3f}".removesuffix("0")
+
+
+DIGITS = {"si_sdr": 2, "pesq_wb": 2, "pesq_nb": 2, "estoi": 3}
+HEADS = {"si_sdr": "SI-SDR (dB)", "pesq_wb": "PESQ wide", "pesq_nb": "PESQ narrow", "estoi": "ESTOI"}
+
+
+def _lines(rows: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [f"  {'':<28}" + "".join(f"{head:<16}" for head in HEADS.values())]
+    for name, figures in rows.items():
+        lines.append(f"  {name:<28}" + "".join(f"{with_interval(figures[m], DIGITS[m]):<16}" for m in HEADS))
+    return lines
+
+
+def speech_table(model: pd.DSSM, guide: pd.Guide, scores: dict[str, Scores]) -> str:
+    """A run's scores above the published row of its model and guide.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        scores: Of whole recordings, ``teacher_forced`` and ``free_running``.
+
+    Returns:
+        Lines to print.
+    """
+    count = len(scores["teacher_forced"].values["si_sdr"])
+    lines = [f"{guide!r}", f"{count} recordings, resynthesised with their own phases: mean ± half of its 95 % interval"]
+    lines += _lines({"this run, teacher-forced": scores["teacher_forced"].to_dict(),
+                     "this run, free-running": scores["free_running"].to_dict()})  # fmt: skip
+    flows = len(guide.flows) if isinstance(guide, pd.FlowGuide) else 0
+    inner = guide.base if isinstance(guide, pd.FlowGuide) else guide
+    name = next((name for name, cls in pd.GUIDES.items() if type(inner) is cls), "")
+    row = speech_row(type(model).__name__, name, flows)
+    if row is None:
+        return "\n".join([*lines, "There is no published row of this model with this guide."])
+    figures = dict(zip(METRICS, row[0], strict=True))
+    shown = "".join(f"{plain(figures[m]) if m in figures else '–':<16}" for m in HEADS)
+    return "\n".join([*lines, f"  {'published':<28}{shown}{row[1]}", NOTE])
+
+
+def packets_table(found: dict[str, Any]) -> str:
+    """What lost packets cost, and what filling them in gains."""
+    lines = [
+        f"Lost packets, {found['share_lost']:.1%} of the samples in gaps of {1000 * found['seconds_of_a_gap']:g} ms:"
+    ]
+    return "\n".join([*lines, *_lines({"silence instead": found["before"], "filled in": found["after"]})])

@@ -7,11 +7,8 @@ interrupted goes on where it stopped: each cell is kept as soon as it is done.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -173,32 +170,15 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     print(markdown(table))
 
 
+def tell(result: dict[str, Any]) -> str:
+    said = result.get("failed") or ", ".join(f"{k} {v:.3f}" for k, v in result.get("r2", {}).items())
+    return f"{result['model']}, {result['strategy']}, scale {result['scale']:g}, seed {result['seed']}: {said}"
+
+
 def main() -> None:
     args = parse()
     common.start(args)
-    todo, results = [], []
-    for cell in cells(args):
-        file = file_of(args, cell)
-        if file.is_file() and not args.fresh:
-            results.append(json.loads(file.read_text()))
-        else:
-            todo.append(cell)
-    common.log.info("%d cells to train, %d done already.", len(todo), len(results))
-    begun = time.monotonic()
-    with ProcessPoolExecutor(max_workers=args.jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(train_cell, args, cell) for cell in todo]
-        for future in as_completed(futures):
-            r = future.result()
-            results.append(r)
-            said = r.get("failed") or ", ".join(f"{k} {v:.3f}" for k, v in r.get("r2", {}).items())
-            common.log.info("%s, %s, scale %g, seed %d: %s", r["model"], r["strategy"], r["scale"], r["seed"], said)
-            if args.max_minutes is not None and time.monotonic() - begun > 60 * args.max_minutes:
-                for other in futures:
-                    other.cancel()
-                common.log.info("Time is over; the same command goes on.")
-                break
-    order = {tuple(c.values()): i for i, c in enumerate(cells(args))}
-    results.sort(key=lambda r: order[r["model"], r["strategy"], r["scale"], r["seed"]])
+    results = common.run_cells(args, cells(args), file_of, train_cell, tell)
     report(args, results)
 
 

@@ -281,7 +281,9 @@ class Generation:
         """The expected frames along latent paths, summed over the paths."""
         if teacher_forcing:
             before, after = self.memories.along_x(inputs)[0], self.memories.along_z(z, inputs)[1]
-            return expected(self.emission_from(before, after)).sum(0)
+            mean = expected(self.emission_from(before, after))
+            # An emission of one's own need not read the latents, and then has no dimension of paths.
+            return mean.expand(*z.shape[:-1], -1).sum(0)
         return torch.stack(self._follow(inputs, z, freely=True)[0], dim=-2).sum(0)
 
     def _infer(self, guide: DrawsPaths, inputs: Inputs, num_samples: int, num_rounds: int) -> tuple[list[Tensor], Any]:

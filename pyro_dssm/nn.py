@@ -213,13 +213,16 @@ class Combiner(nn.Module):
 
     :math:`U c_t` does not depend on the latents: :meth:`project` does it for the whole path at once, and only
     the rest is left in the loop over time. With ``gated`` the loc becomes
-    :math:`g \odot m(h) + (1 - g) \odot V v_{t-1}`, with a gate from :math:`h`.
+    :math:`g \odot m(h) + (1 - g) \odot V v_{t-1}`, with a gate from :math:`h`. What is linear
+    in :math:`h` may also be so in features that end the context, without the tanh between.
 
     Args:
         past_dim: Size of :math:`v_{t-1}`; 0 where the guide reads no latents.
         context_dim: Size of :math:`c_t`.
         z_dim: Size of the latent variable.
         hidden_dim: Size of :math:`h`.
+        direct_dim: Size of the features at the end of the context that pass by :math:`h`; they are no part of
+            ``context_dim``.
         dropout: Probability of dropping a feature of the context.
         gated: Adds the gate.
 
@@ -240,11 +243,14 @@ class Combiner(nn.Module):
         z_dim: int,
         hidden_dim: int,
         *,
+        direct_dim: int = 0,
         dropout: float = 0.0,
         gated: bool = False,
     ) -> None:
         super().__init__()
+        self.sizes = (context_dim, direct_dim) if direct_dim else (context_dim,)
         self.context = nn.Linear(context_dim, hidden_dim)
+        self.direct = nn.Linear(direct_dim, 2 * z_dim, bias=False) if direct_dim else None
         self.past = nn.Linear(past_dim, hidden_dim) if past_dim else None
         self.dropout = nn.Dropout(dropout)
         self.head = NormalHead(hidden_dim, z_dim)
@@ -252,16 +258,21 @@ class Combiner(nn.Module):
         self.carry = nn.Linear(past_dim, z_dim) if gated and past_dim else None
 
     def project(self, context: Tensor) -> Tensor:
-        """The context's share of the hidden layer, shape ``(*, hidden_dim)``."""
-        return torch.tanh(self.context(self.dropout(context)))
+        """What the context says alone: its share of the hidden layer, and of the law where it has a direct one."""
+        seen, *direct = self.dropout(context).split(self.sizes, dim=-1)
+        hidden = torch.tanh(self.context(seen))
+        return hidden if self.direct is None else torch.cat([hidden, self.direct(*direct)], dim=-1)
 
     def forward(self, past: Tensor | None, projected: Tensor) -> dist.Distribution:
         """Returns q(z_t | past, context)."""
-        hidden = projected
+        width = self.context.out_features
+        hidden = projected[..., :width]
         if self.past is not None and past is not None:
-            hidden = 0.5 * (torch.tanh(self.past(past)) + projected)
-        if self.gate is None or self.carry is None or past is None:
-            return self.head(hidden)
-        loc, scale = self.head.linear(hidden).chunk(2, dim=-1)
-        loc = torch.lerp(self.carry(past), loc, torch.sigmoid(self.gate(hidden)))
+            hidden = 0.5 * (torch.tanh(self.past(past)) + hidden)
+        out = self.head.linear(hidden)
+        if self.direct is not None:
+            out = out + projected[..., width:]
+        loc, scale = out.chunk(2, dim=-1)
+        if self.gate is not None and self.carry is not None and past is not None:
+            loc = torch.lerp(self.carry(past), loc, torch.sigmoid(self.gate(hidden)))
         return normal(loc, softplus(scale) + SCALE_FLOOR)

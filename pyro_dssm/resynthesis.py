@@ -6,14 +6,15 @@ found by Griffin and Lim's iteration.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ._checks import one_of, positive
+from ._checks import is_number, one_of, positive
 from .audio import Spectrogram, griffin_lim
-from .data._speech_frames import _FLOOR as FLOOR
+from .data._speech_frames import FLOOR
 from .data.sequences import batch_indices, collate
 from .data.speech import SpeechDataset
 from .dssm import DSSM
@@ -173,7 +174,8 @@ def fill_gaps(
     """
     check_pair(model, guide)
     _check_bins(model, spectrogram)
-    if lost.shape != wave.shape or lost.dtype != torch.bool or wave.dim() != 1:
+    _check_wave(wave)
+    if lost.shape != wave.shape or lost.dtype != torch.bool:
         raise ValueError(
             f"lost: expected booleans of shape {tuple(wave.shape)}, one for each sample, got {lost.dtype} of shape "
             f"{tuple(lost.shape)}."
@@ -182,7 +184,7 @@ def fill_gaps(
     if hidden.all():
         raise ValueError("lost: expected some frames without lost samples, got none.")
     known = torch.where(lost, 0.0, wave)
-    level = float(known[~lost].square().mean().sqrt())
+    level = _level(known[~lost])
     x = (spectrogram.power(known) / level**2 + FLOOR).to(model._like)
     with torch.random.fork_rng(devices=[model._like.device] if model._like.is_cuda else []):
         torch.manual_seed(seed)
@@ -221,10 +223,12 @@ def continue_speech(
     check_pair(model, guide)
     _check_bins(model, spectrogram)
     positive("num_continuations", num_continuations)
-    if not seconds > 0:
-        raise ValueError(f"seconds: expected a positive number, got {seconds!r}.")
+    _check_seconds(seconds)
+    _check_wave(wave)
+    if len(wave) < spectrogram.window // 2:
+        raise ValueError(f"wave: expected at least half a window, {spectrogram.window // 2}, got {len(wave)} samples.")
     more = max(spectrogram.hop, round(seconds * spectrogram.rate))
-    level = float(wave.square().mean().sqrt())
+    level = _level(wave)
     known = torch.nn.functional.pad(wave, (0, more))
     lost = torch.arange(len(known)) >= len(wave)
     hidden = hidden_frames(lost, spectrogram)
@@ -257,8 +261,7 @@ def generate_speech(
         ValueError: If an argument does not fit.
     """
     _check_bins(model, spectrogram)
-    if not seconds > 0:
-        raise ValueError(f"seconds: expected a positive number, got {seconds!r}.")
+    _check_seconds(seconds)
     num_samples = max(spectrogram.window, round(seconds * spectrogram.rate))
     with torch.random.fork_rng(devices=[model._like.device] if model._like.is_cuda else []):
         torch.manual_seed(seed)
@@ -296,3 +299,21 @@ def _check_bins(model: DSSM, spectrogram: Spectrogram) -> None:
         raise ValueError(
             f"model: expected frames of {spectrogram.num_bins} bins like the spectrogram's, got x_dim = {model.x_dim}."
         )
+
+
+def _check_wave(wave: Tensor) -> None:
+    if wave.dim() != 1:
+        raise ValueError(f"wave: expected shape (N,), got {tuple(wave.shape)}.")
+
+
+def _check_seconds(seconds: float) -> None:
+    if not (is_number(seconds) and seconds > 0):
+        raise ValueError(f"seconds: expected a positive number, got {seconds!r}.")
+
+
+def _level(known: Tensor) -> float:
+    """The root mean square of what is known of a wave, which must be sound."""
+    level = float(known.square().mean().sqrt())
+    if not 0 < level < math.inf:
+        raise ValueError(f"wave: expected sound where it is known, got a root mean square of {level}.")
+    return level

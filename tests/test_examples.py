@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from pyro_dssm.data.pendulum import pendulum
 from pyro_dssm.data.synthetic import oscillator
 
 FOLDER = Path(__file__).parents[1] / "examples"
-HELPERS = ["common.py", "drawings.py", "published.py", "systems.py"]
+HELPERS = ["common.py", "drawings.py", "published.py", "speech_common.py", "systems.py"]
 LINES = {"custom_guide": 60, "pendulum": 175, "system_identification": 220}
 FIGURES = {"music": ["rolls.png", "curves.png"], "taxonomy": ["taxonomy.png"], "system_identification": []}
 FILES = {
@@ -27,9 +28,15 @@ FILES = {
     "pendulum": ["best.safetensors", "last.safetensors", "log.jsonl"],
     "system_identification": ["table.md", "cells/EKVAE-elbo-friendly-0.json", "cells/DKS-constrained-friendly-0.json"],
 }
+FILES |= {
+    "speech": ["best.safetensors", "last.safetensors", "log.jsonl", "wavs/generated-1.wav"],
+    "reproduce_speech": ["table.md", "table.json", "cells/ArSSM-a.json", "cells/ArSSM-full-3-flows.json"],
+}
 FILM = ["filmstrip.png", "film.gif"]
 PORTRAIT = ["curves.png", "phase.png", "identified.png", "open_loop.png"]
 FIGURES |= {"custom_guide": ["GatedGuide.png"], "distributed": ["forecast.png"], "pendulum": PORTRAIT + FILM}
+FIGURES |= {"speech": ["mel.png", "packets.png", "continuation.png", "curves.png"], "reproduce_speech": []}
+SPEECH = ["soundfile", "librosa", "pesq", "pystoi"]  # what two of them need beside
 EXAMPLES = list(FILES)
 
 
@@ -79,6 +86,11 @@ def is_installed(module):
     return True
 
 
+def need_speech():
+    for module in SPEECH:
+        pytest.importorskip(module)
+
+
 def check_origin(found):
     assert {"command", "arguments", "seed", "versions"} <= set(found)
     assert found["arguments"]["smoke"] is True
@@ -115,6 +127,8 @@ def smoke(tmp_path_factory):
     runs = {}
 
     def once(name):
+        if name.endswith("speech"):
+            need_speech()
         if name not in runs:
             folder = tmp_path_factory.mktemp(name)
             runs[name] = start(name, "--smoke", "--out", folder, before=["-W", "error"]), folder
@@ -404,3 +418,249 @@ def test_fresh_leaves_nothing_of_an_earlier_table(call, tmp_path):
     assert call(*options, "--epochs", 2, "--fresh", "--max-minutes", 0) is None
     assert call(*options, "--epochs", 2) is None
     assert before.stat().st_mtime_ns > stamp
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Draws no figures, which takes longer than such a short training."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+def check_scores(found, *, count):
+    for figures in (found, found["free_running"]):
+        for name in ("si_sdr", "pesq_wb", "pesq_nb", "estoi"):
+            assert figures[name]["count"] + figures[name]["missing"] == count
+            assert figures[name]["count"] == 0 or isinstance(figures[name]["mean"], float)
+            if figures[name]["count"] > 1:
+                assert figures[name]["low"] <= figures[name]["mean"] <= figures[name]["high"]
+
+
+def test_speech_reports_what_it_found(smoke):
+    done, folder = smoke("speech")
+    found = metrics(folder)
+    check_scores(found["test"], count=2)
+    check_run(found, ())
+    assert found["valid"]["si_sdr"]["count"] == 2
+    assert found["bounds"]["test"]["elbo"]["standard_error"] > 0
+    assert found["data"] == {"train": 4, "valid": 2, "test": 2}
+    assert found["skipped"] == []
+    assert 0 < found["packet_loss"]["share_lost"] < 0.5
+    # What is lost costs something, and what is filled in is something else.
+    before, after = (found["packet_loss"][name]["si_sdr"]["mean"] for name in ("before", "after"))
+    assert 0 < before < 100
+    assert before != after
+    assert f"{found['test']['si_sdr']['mean']:.2f} ± " in done.stdout
+    assert "5.132           1.675           –               0.795           Tang et al., Table I" in done.stdout
+    assert {"librosa", "pesq", "pystoi", "soundfile"} <= set(found["versions"])
+
+
+def test_speech_writes_sounds_that_can_be_played(smoke):
+    _, folder = smoke("speech")
+    import soundfile
+
+    kinds = ["original", "teacher-forced", "free-running", "griffin-lim", "continuation"]
+    for kind in [*kinds, "packets-lost", "packets-filled"]:
+        files = sorted((folder / "wavs").glob(f"*-{kind}.wav"))
+        assert len(files) == 2
+        for file in files:
+            wave, rate = soundfile.read(file)
+            assert rate == 16000
+            assert wave.ndim == 1
+            assert np.abs(wave).max() > 1e-3
+            assert len(wave) == (14000 if kind != "continuation" else 7000 + 32000)
+
+
+def test_a_checkpoint_of_speech_scores_what_its_training_run_scored(smoke, call, quick, tmp_path):
+    _, folder = smoke("speech")
+    from pyro_dssm.data.speech import load_speech
+
+    for recording in load_speech(folder / "recordings", seed=0).test.recordings:
+        copy = tmp_path / "recordings" / recording.path.relative_to(folder / "recordings")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(recording.path, copy)
+    options = ["--smoke", "--evaluate", folder / "best.safetensors", "--data", tmp_path / "recordings"]
+    assert call("speech", *options, "--out", tmp_path / "out", "--num-wavs", 0) is None
+    found, before = metrics(tmp_path / "out"), metrics(folder)
+    check_scores(found["test"], count=2)
+    for way in (lambda test: test, lambda test: test["free_running"]):
+        for name in ("si_sdr", "pesq_wb", "pesq_nb", "estoi"):
+            expected = way(before["test"])[name]["mean"]
+            assert way(found["test"])[name]["mean"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert "training" not in found
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+@pytest.fixture
+def odd_recordings(smoke, tmp_path):
+    """A flat folder of a user's: one good file, one at another rate, one that is very short, and one that is none."""
+    _, folder = smoke("speech")
+    from pyro_dssm.audio import read_audio, write_audio
+
+    odd = tmp_path / "odd"
+    good = sorted((folder / "recordings").rglob("*.wav"))
+    shutil.copytree(good[0].parent, odd, ignore=lambda _, names: names[1:])
+    write_audio(odd / "other rate.wav", read_audio(good[2]), 22050)
+    write_audio(odd / "short.wav", read_audio(good[4])[3000:5000], 16000)
+    (odd / "broken.flac").write_bytes(b"no recording")
+    return odd
+
+
+def test_speech_evaluates_any_folder(odd_recordings, smoke, call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    checkpoint = smoke("speech")[1] / "best.safetensors"
+    options = ["--smoke", "--evaluate", checkpoint, "--data", odd_recordings, "--out", tmp_path / "out"]
+    message = call("speech", *options)
+    assert "broken.flac" in message
+    assert "\n" not in message
+    assert call("speech", *options, "--skip-bad") is None
+    found = metrics(tmp_path / "out")
+    assert [Path(bad["path"]).name for bad in found["skipped"]] == ["broken.flac"]
+    assert "broken.flac" in capsys.readouterr().err
+    check_scores(found["test"], count=3)
+    assert found["test"]["pesq_wb"]["missing"] == 1  # the short one
+    assert found["packet_loss"]["recordings"] == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model", "RSSM", "--guide", "partial", "--likelihood", "itakura-saito"],
+        ["--model", "VRNN", "--flows", "2", "--likelihood", "gamma"],
+        ["--model", "FSSM", "--guide", "a", "--likelihood", "log-normal", "--no-residual", "--no-skip"],
+        ["--model", "DMM", "--guide", "mean-field", "--rnn-dim", "5", "--by", "file", "--trim-db", "30"],
+    ],
+    ids=lambda options: options[1],
+)
+def test_speech_with_other_models(options, call, quick, tmp_path):
+    need_speech()
+    assert call("speech", "--smoke", "--num-wavs", 0, "--out", tmp_path, *options) is None
+    found = metrics(tmp_path)
+    check_scores(found["test"], count=2)
+    assert found["packet_loss"] == {}
+    assert not (tmp_path / "wavs").exists()
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Files and folders that do not serve."""
+    folder = tmp_path_factory.mktemp("pairs")
+    model = pd.DMM(x_dim=4, z_dim=2, emission="gaussian")
+    pd.save(folder / "other.safetensors", model, pd.PartialAlignment(model))
+    (folder / "text.safetensors").write_text("no checkpoint")
+    (folder / "empty").mkdir()
+    if is_installed("soundfile"):
+        from pyro_dssm.audio import write_audio
+
+        for part in ("train", "valid", "test"):
+            write_audio(folder / "shared" / part / "19-198-0001.wav", torch.rand(9000) - 0.5, 16000)
+        write_audio(folder / "alone" / "one.wav", torch.rand(9000) - 0.5, 16000)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "any folder of FLAC, WAV or OGG files of speech serves"),
+        (["--data", "nowhere"], "found no folder nowhere"),
+        (["--data", "empty"], "folder: expected FLAC, WAV or OGG files, got none in empty"),
+        (["--data", "shared"], "expected no speaker both in"),
+        (["--data", "alone"], "expected at least 3 speakers to split, got 1"),
+        (["--smoke", "--rnn-dim", "1", "2", "3"], "--rnn-dim: expected one size or two"),
+        (["--smoke", "--rnn-dim", "0"], "rnn_dim: expected a positive integer"),
+        (["--smoke", "--segment", "0"], "length: expected a positive"),
+        (["--smoke", "--lr", "-1"], "lr: expected a positive number"),
+        (["--smoke", "--workers", "-1"], "num_workers: expected"),
+        (["--smoke", "--flows", "2", "--z-dim", "1"], "z_dim of at least 2"),
+        (["--evaluate", "nowhere.safetensors"], "--data: expected the folder of recordings"),
+        (["--evaluate", "nowhere.safetensors", "--data", "alone"], "found no file nowhere.safetensors"),
+        (["--evaluate", "text.safetensors", "--data", "alone"], "expected a whole checkpoint"),
+        (["--evaluate", "other.safetensors", "--data", "alone"], "expected frames of 513 bins"),
+    ],
+    ids=lambda value: "-".join(value).replace("--", "") if isinstance(value, list) else "",
+)
+def test_speech_says_in_one_sentence_what_is_wrong(options, expected, call, quick, tmp_path, pairs, monkeypatch):
+    need_speech()
+    monkeypatch.chdir(pairs)
+    monkeypatch.setenv("PYRO_DSSM_DATA", str(pairs / "empty"))
+    message = call("speech", "--out", tmp_path, *options)
+    assert message.startswith("speech.py: ")
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_the_published_tables_of_speech(call):
+    published = importlib.import_module("published")
+    reproduce = importlib.import_module("reproduce_speech")
+    assert set(published.TABLE_I) == {(model, flows) for model in reproduce.ROWS for flows in (0, reproduce.FLOWS)}
+    assert list(published.TABLE_III) == reproduce.GUIDES
+    assert set(reproduce.GUIDES) <= set(pd.GUIDES)
+    # The two tables agree where they meet.
+    for alignment, guide in enumerate(("partial", "full")):
+        first, third = published.TABLE_I["ArSSM", 0][alignment], published.TABLE_III[guide][1]
+        assert first == pytest.approx(third, abs=0.006)
+    assert published.speech_row("VRNN", "full", 3) == ((2.80, 1.16, 0.623), "Tang et al., Table I")
+    assert published.speech_row("ArSSM", "c", 0) == ((4.892, 1.570, 0.776), "Tang et al., Table III")
+    assert published.speech_row("ArSSM", "c", 3) is None
+    assert published.speech_row("RSSM", "a", 0) is None
+    assert published.plain(1.7) == "1.70"
+    assert published.plain(5.132) == "5.132"
+    assert published.with_interval({"mean": 1.25, "low": 1.0, "high": 1.5}, 2) == "1.25 ± 0.25"
+    assert published.with_interval({"mean": 1.25, "low": None, "high": None}, 2) == "1.25"
+    assert published.with_interval({"mean": None, "low": None, "high": None}, 2) == "–"
+
+
+def test_reproduce_speech_makes_both_tables(smoke):
+    done, folder = smoke("reproduce_speech")
+    found = metrics(folder)
+    names = [cell["name"] for cell in found["cells"]]
+    assert len(names) == len(set(names)) == 2 * 2 + 3
+    for cell in found["cells"]:
+        check_run(cell, ())
+        check_scores(cell["test"], count=2)
+        assert cell["train"]["si_sdr"]["count"] == 4
+        assert cell["seconds"] > 0
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    assert text.strip() in done.stdout
+    rows = [line.split(" | ") for line in text.splitlines() if line[:2] == "| " and "---" not in line]
+    assert [row[0][2:] for row in rows] == ["model", *["ArSSM"] * 4, "guide", "partial", "full", "A", "B", "C"]
+    assert rows[4][1:3] == ["full", "3"]
+    assert rows[4][-1] == "5.56 / 1.70 / 0.802 |"
+    assert rows[1][3:10] == rows[6][2:9]  # one cell, in both tables
+    assert rows[-1][-1] == "5.28 / 4.892 / 1.57 / 0.776 |"
+
+
+def test_reproduce_speech_goes_on_where_it_was(smoke, call, quick, tmp_path, capsys):
+    """Stopped after its first cell and called again with two processes, it finds what it finds at one go."""
+    _, whole = smoke("reproduce_speech")
+    options = ["reproduce_speech", "--smoke", "--tables", "I", "--out", tmp_path]
+    assert call(*options, "--max-minutes", 0) is None
+    assert "4 cells to train, 0 done already." in capsys.readouterr().err
+    (first,) = metrics(tmp_path)["cells"]
+    stamp = (tmp_path / "cells" / f"{first['name']}.json").stat().st_mtime_ns
+    assert call(*options, "--jobs", 2) is None
+    assert "3 cells to train, 1 done already." in capsys.readouterr().err
+    assert (tmp_path / "cells" / f"{first['name']}.json").stat().st_mtime_ns == stamp
+    of_whole = {cell["name"]: cell["test"] for cell in metrics(whole)["cells"]}
+    cells = metrics(tmp_path)["cells"]
+    assert [cell["name"] for cell in cells] == [name for name in of_whole if "full" in name or "partial" in name]
+    for cell in cells:
+        for name in ("si_sdr", "estoi"):
+            assert cell["test"][name]["mean"] == pytest.approx(of_whole[cell["name"]][name]["mean"], rel=1e-4)
+    assert "--jobs: expected a positive number" in call(*options, "--jobs", 0)
+
+
+def test_a_cell_that_diverges_is_told_in_the_table(call, quick, tmp_path, monkeypatch):
+    need_speech()
+    reproduce = importlib.import_module("reproduce_speech")
+
+    def diverge(*_, **__):
+        raise FloatingPointError("the loss is not finite")
+
+    monkeypatch.setattr(importlib.import_module("speech_common"), "train", diverge)
+    options = ["--smoke", "--tables", "III", "--out", tmp_path]
+    assert call("reproduce_speech", *options) is None
+    assert [cell["failed"] for cell in metrics(tmp_path)["cells"]] == ["the loss is not finite"] * 5
+    rows = [line for line in (tmp_path / "table.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    assert len({line.count(" | ") for line in rows}) == 1
+    assert "failed" in rows[2]
+    assert reproduce.tell(metrics(tmp_path)["cells"][0]) == "ArSSM-partial: the loss is not finite"

@@ -10,7 +10,8 @@ pytest.importorskip("ipykernel")
 pytest.importorskip("matplotlib")
 
 FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
-NOTEBOOKS = ["ekvae.ipynb", "quickstart.ipynb"]
+NOTEBOOKS = ["ekvae.ipynb", "quickstart.ipynb", "speech.ipynb"]
+SPEECH = ("soundfile", "librosa", "pesq", "pystoi")  # what one of them needs beside
 
 
 def test_no_notebook_is_missing_here():
@@ -27,6 +28,8 @@ def test_it_is_stored_without_outputs(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_it_runs(name, tmp_path, monkeypatch):
+    for module in SPEECH if name == "speech.ipynb" else ():
+        pytest.importorskip(module)
     monkeypatch.setenv("SMOKE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
@@ -37,3 +40,5 @@ def test_it_runs(name, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 5
     assert list(tmp_path.iterdir()) == []
+    sounds = [output for output in outputs if "<audio" in output.get("data", {}).get("text/html", "")]
+    assert len(sounds) == (7 if name == "speech.ipynb" else 0)

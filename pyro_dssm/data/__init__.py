@@ -3,16 +3,21 @@
 from .mocap import load_mocap
 from .music import load_music
 from .sequences import Batch, Item, SequenceDataset, Splits, batches, collate
+from .speech import SpeechDataset, SpeechSplits, load_recordings, load_speech
 from .trajectories import Trajectories
 
 __all__ = [
     "Batch",
     "Item",
     "SequenceDataset",
+    "SpeechDataset",
+    "SpeechSplits",
     "Splits",
     "Trajectories",
     "batches",
     "collate",
     "load_mocap",
     "load_music",
+    "load_recordings",
+    "load_speech",
 ]

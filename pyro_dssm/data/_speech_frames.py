@@ -27,7 +27,7 @@ __all__ = ["Found", "Options", "load_frames"]
 
 _log = logging.getLogger(__name__)
 
-_FLOOR = 1e-6  # of the relative power: 60 dB below the level
+FLOOR = 1e-6  # of the relative power: 60 dB below the level
 _VERSION = 1  # of what is computed; another one makes every cache be computed anew
 _ABANDONED = 3600.0  # seconds without a change after which a half-written file is that of a killed process
 _HEADER = 128  # bytes before the numbers of an .npy file
@@ -108,7 +108,7 @@ def _analyse(path: Path, options: Options) -> _Analysed:
     except (ValueError, OSError) as error:
         return _Analysed(path, None, math.nan, str(error))
     level = float(wave.double().square().mean().sqrt())
-    return _Analysed(path, (spectrogram.power(wave / level) + _FLOOR).numpy(), level, None)
+    return _Analysed(path, (spectrogram.power(wave / level) + FLOOR).numpy(), level, None)
 
 
 def _analysed(paths: Sequence[Path], options: Options, num_workers: int, *, skip_bad: bool) -> Iterator[_Analysed]:
@@ -169,7 +169,7 @@ def _load_cached(
 
 def _key(paths: Sequence[Path], options: Options) -> str:
     files = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    text = json.dumps([_VERSION, _FLOOR, asdict(options), files])
+    text = json.dumps([_VERSION, FLOOR, asdict(options), files])
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 

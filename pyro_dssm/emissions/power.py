@@ -34,6 +34,7 @@ LIMIT = 30.0  # nats: e^30 and e^-30 and their squares are still numbers in sing
 TAPS = 5  # bins of the last frame that one of the next may come from: pitch glides
 BANDS = 16  # parts of the spectrum that glide each in its own way
 AS_ONE = 0.5413  # softplus of it is one
+LARGEST = 1e4  # no shape or spread is larger: the density would be lost in rounding
 EULER = 0.5772156649015329  # E[-log x] of a standard exponential variable
 
 
@@ -138,7 +139,7 @@ class PowerEmission(Emission):
     def spread(shape: Tensor | None) -> Tensor:
         """A positive number from any; one where a network begins, that is, from about zero."""
         assert shape is not None
-        return softplus(shape + AS_ONE) + 0.05
+        return softplus(shape.clamp(max=LARGEST) + AS_ONE) + 0.05
 
     def forward(self, features: Tensor) -> Any:
         """Returns the law of a frame."""
@@ -151,7 +152,7 @@ class PowerEmission(Emission):
     def _moved(self, last: Tensor, taps: Tensor) -> Tensor:
         """The log-power of the last frame, each bin taken from its neighbours as much as the network says."""
         weights = torch.softmax(taps.unflatten(-1, (TAPS, BANDS)) + self.centre, dim=-2) @ self.bands
-        padded = pad((UNIT * last).exp(), (TAPS // 2, TAPS // 2))
+        padded = pad((UNIT * last).clamp(max=LIMIT).exp(), (TAPS // 2, TAPS // 2))
         mixed: Tensor = _Mixture.apply(weights, padded)
         return (mixed + FLOOR**2).log() / UNIT
 

@@ -43,7 +43,8 @@ class GaussianGuide(Guide):
         encoder_dims: Widths of the layers that encode a frame before the guide reads it.
         image_shape: Channels, height and width of frames that are images, to encode them by convolutions first.
         channels: Channels of the feature maps, from the largest to the smallest.
-        skip: Offers :math:`x_t` itself beside the RNN states over the frames.
+        skip: Lets :math:`x_t` itself, or its features where it is encoded, act on the law directly, beside the
+            combiner's hidden layer, whose tanh lets little detail of a frame through.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -80,7 +81,16 @@ class GaussianGuide(Guide):
         )
         positive("hidden_dim", hidden_dim)
         probability("dropout", dropout)
-        self.combiner = Combiner(self.past_dim, self.context_dim, model.z_dim, hidden_dim, dropout=dropout, gated=gated)
+        direct = self.frame_dim if self._skips else 0
+        self.combiner = Combiner(
+            self.past_dim,
+            self.context_dim - direct,
+            model.z_dim,
+            hidden_dim,
+            direct_dim=direct,
+            dropout=dropout,
+            gated=gated,
+        )
 
     def encode(self, context: Tensor) -> Tensor:
         """The context's share of the combiner."""

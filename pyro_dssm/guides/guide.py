@@ -84,7 +84,7 @@ class Guide(Program):
         image_shape: Channels, height and width of frames that are images, for a
             :class:`~pyro_dssm.images.ConvEncoder`.
         channels: Channels of its feature maps, from the largest to the smallest.
-        skip: Offers :math:`x_t` itself beside the RNN states over the frames.
+        skip: Offers :math:`x_t` itself beside the RNN states over the frames, at the end of the context.
 
     Attributes:
         frame_dim: Size of a frame as the guide reads it: of its features, where it is encoded.
@@ -140,7 +140,7 @@ class Guide(Program):
         self.frame_encoder, self.frame_dim = None, model.x_dim
         encoder_dims = positive_integers("encoder_dims", encoder_dims)
         if encoder_dims or image_shape is not None:
-            if self._past_source in ("none", "model") and not future:
+            if self._past_source in ("none", "model") and not (future or skip):
                 name = "encoder_dims" if encoder_dims else "image_shape"
                 raise ValueError(f"{name}: expected none, since this guide reads no frames but through the model.")
             self.frame_encoder = frame_encoder(model.x_dim, encoder_dims, image_shape, channels)
@@ -239,7 +239,6 @@ class Guide(Program):
             total += model.memories.get("hx").out_dim
         elif source in ("now", "last"):
             total += self.frame_dim * (2 if source == "last" else 1)
-        total += self.frame_dim if self._skips else 0
         for network in (self.forward_rnn, self.backward_rnn):
             total += 0 if network is None else network.out_dim
         # Controls reach the context through the guide's own RNNs, or else directly.
@@ -247,7 +246,7 @@ class Guide(Program):
             total += model.control_dim
         if total == 0:
             raise ValueError("past, future: expected a guide that reads something of x, got neither.")
-        return total
+        return total + (self.frame_dim if self._skips else 0)
 
     def _frames(self, inputs: Inputs) -> Tensor:
         """The frames as the guide's own networks read them, shape ``(*, B, T, frame_dim)``."""
@@ -264,8 +263,6 @@ class Guide(Program):
             parts.append(encoded)
             if source == "last":
                 parts.append(self._previous(inputs, encoded))
-        if self._skips:
-            parts.append(encoded)
         if self.forward_rnn is not None:
             start = self._carried.get("forward", self.forward_rnn.start(inputs.batch_shape))
             after, self._last["forward"] = self.forward_rnn.scan(frames, start)
@@ -276,6 +273,8 @@ class Guide(Program):
             parts.append(reverse(backwards, inputs.lengths))
         if self.forward_rnn is None and self.backward_rnn is None and inputs.controls is not None:
             parts.append(inputs.controls)
+        if self._skips:
+            parts.append(encoded)
         return join(*parts)
 
     def _previous(self, inputs: Inputs, encoded: Tensor) -> Tensor:
