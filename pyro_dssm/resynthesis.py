@@ -147,8 +147,8 @@ def fill_gaps(
     lost: Tensor,
     spectrogram: Spectrogram,
     *,
-    num_samples: int = 4,
-    num_rounds: int = 10,
+    num_samples: int = 16,
+    num_rounds: int = 5,
     seed: int = 0,
 ) -> Tensor:
     """Fills in lost samples, as of packets that did not arrive: ``mask`` hides the frames that hold any of them.

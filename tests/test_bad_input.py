@@ -8,7 +8,7 @@ from pyro.infer import Trace_ELBO
 
 import pyro_dssm as pd
 from pyro_dssm.data.sequences import batch_indices
-from pyro_dssm.emissions import AutoregressiveBernoulliEmission, GaussianEmission, hide
+from pyro_dssm.emissions import AutoregressiveBernoulliEmission, GaussianEmission, ItakuraSaitoEmission, hide
 from pyro_dssm.memories import Recurrent
 
 B, T, D, Z = 3, 5, 2, 2
@@ -59,6 +59,14 @@ CALLS = {
     "x inf": ((with_value(math.inf),), {}, r"x: expected finite values .*, got inf at index \(1, 2, 0\); hide"),
     "x nan elsewhere": ((with_value(NAN), None, holes()), {}, r"got nan at index \(1, 2, 0\)"),
     "x support": ((with_value(0.5),), {"emission": "bernoulli"}, "x: expected values 0 and 1 .*, got 0.5"),
+    "power": ((with_value(-1.0),), {"emission": "itakura-saito"}, "x: expected no negative values.*, got -1.0"),
+    "power gaussian": (
+        (with_value(-1.0),),
+        {"emission": "power-gaussian"},
+        "x: expected no negative values.*, got -1.0",
+    ),
+    "power zero": ((x(),), {"emission": "gamma"}, r"x: expected positive values \(add a floor to silence\).*, got 0.0"),
+    "power zero log": ((x(),), {"emission": "log-normal"}, "x: expected positive values .*, got 0.0"),
     "x negative": ((with_value(-1.0),), {"emission": "autoregressive"}, "x: expected values 0 and 1 .*, got -1.0"),
     "lengths list": ((x(), [5, 5, 5]), {}, "lengths: expected a torch.Tensor, got list"),
     "lengths float": ((x(), torch.ones(B)), {}, "lengths: expected an integer dtype, got torch.float32"),
@@ -139,7 +147,11 @@ OTHERS = {
     "x_dim float": (lambda: pd.DSSM(S, 2.0, Z), "x_dim: expected an integer of at least 1, got 2.0"),
     "z_dim": (lambda: pd.DSSM(S, D, -1), "z_dim: expected an integer of at least 0, got -1"),
     "z_dim bool": (lambda: pd.DSSM(S, D, True), "z_dim: expected an integer of at least 0, got True"),
-    "rnn_dim": (lambda: pd.DSSM(S, D, Z, rnn_dim=0), "rnn_dim: expected an integer of at least 1, got 0"),
+    "rnn_dim": (lambda: pd.DSSM(S, D, Z, rnn_dim=0), "rnn_dim: expected a positive integer or two of them, got 0"),
+    **{
+        f"rnn_dim {value!r}": (lambda value=value: pd.DSSM(FULL, D, Z, rnn_dim=value), "rnn_dim: expected a positive")
+        for value in (-1, True, 2.0, None, "16", "ab", (), (4,), (4, 5, 6), (4, 0), (4, 2.0), (True, 4), {4, 5}, "44")
+    },
     "control_dim": (lambda: model(control_dim=-1), "control_dim: expected an integer of at least 0, got -1"),
     "mlp_dims": (lambda: model(mlp_dims=(4, 0)), r"mlp_dims: expected positive integers, got \(4, 0\)"),
     "mlp_dims number": (lambda: model(mlp_dims=4), "mlp_dims: expected positive integers, got 4"),
@@ -155,6 +167,22 @@ OTHERS = {
     "emission option": (
         lambda: model(emission_options={"rate": 1}),
         r"emission_options: 'gaussian' does not take \{'rate': 1\}",
+    ),
+    "residual": (
+        lambda: pd.ARHMM(D, Z, emission="gamma", emission_options={"residual": 1}),
+        "residual: expected True or False, got 1",
+    ),
+    "residual module": (
+        lambda: ItakuraSaitoEmission(2, 2, residual="yes"),
+        "residual: expected True or False, got 'yes'",
+    ),
+    "residual gaussian": (
+        lambda: pd.ARHMM(D, Z, emission="gaussian", emission_options={"residual": True}),
+        r"emission_options: 'gaussian' does not take \{'residual': True\}",
+    ),
+    "residual without last": (
+        lambda: model(emission="gamma", emission_options={"residual": True}),
+        "emission_options: residual needs an emission that reads the last frame .*skip=False",
     ),
     "sites": (lambda: model(sites="steps"), "sites: expected 'path' or 'step', got 'steps'"),
     "sites later": (lambda: setattr(m := model(), "sites", "both") or m(x()), "sites: expected 'path' or 'step'"),
@@ -183,6 +211,8 @@ OTHERS = {
     "direction": (lambda: pd.MeanField(model(), direction="up"), "direction: expected .*, got 'up'"),
     "guide rnn_dim": (lambda: pd.ApproachB(model(), rnn_dim=0), "rnn_dim: expected a positive integer, got 0"),
     "guide rnn": (lambda: pd.ApproachB(model(), rnn="lru"), "rnn: expected 'gru', .*, got 'lru'"),
+    "guide skip": (lambda: pd.ApproachB(model(), skip=1), "skip: expected True or False, got 1"),
+    "guide skip none": (lambda: pd.FullAlignment(model(), skip=None), "skip: expected True or False, got None"),
     "hidden_dim": (lambda: pd.ApproachB(model(), hidden_dim=-3), "hidden_dim: expected a positive integer, got -3"),
     "guide dropout": (lambda: pd.ApproachB(model(), dropout=1.5), "dropout: expected a probability .*, got 1.5"),
     "flow of nothing": (lambda: pd.FlowGuide(model()), "guide: expected a Guide, got DMM"),
@@ -259,6 +289,10 @@ OTHERS = {
         "guide: expected a Guide of this model, got a guide of another model",
     ),
     "reconstruct": (lambda: (p := pair())[0].reconstruct(p[1], x(), num_samples=0), "num_samples: expected a positive"),
+    "reconstruct freely": (
+        lambda: (p := pair())[0].reconstruct(p[1], x(), mask=holes(), teacher_forcing=False),
+        "teacher_forcing: expected True where mask hides something, got False",
+    ),
     "reconstruct nan": (lambda: (p := pair())[0].reconstruct(p[1], with_value(NAN)), "x: expected finite values"),
     "reconstruct guide": (lambda: model().reconstruct(model(), x()), "guide: expected a Guide of this model, got DMM"),
     # Data and evaluation.

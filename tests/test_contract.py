@@ -70,6 +70,20 @@ class TestNoLatents(PairContract):
         return model, pd.NoLatents(model)
 
 
+class TestPower(PairContract):
+    """Power spectra whose levels start from the last frame, and a guide that is offered the frame itself."""
+
+    def pair(self):
+        options = {"emission": "gamma", "emission_options": {"residual": True}, "skip": True, "rnn_dim": (3, 6)}
+        model = pd.ArSSM(D, Z, mlp_dims=(8,), **options)
+        model.emission_net.init_bias(torch.tensor([0.2, 1.0, 5.0]))
+        return model, pd.FullAlignment(model, rnn_dim=5, hidden_dim=6, skip=True)
+
+    def batch(self, model):
+        batch = random_batch(model)
+        return batch._replace(x=batch.x.exp())
+
+
 class TestMeanField(PairContract):
     def pair(self):
         model = pd.DMM(D, Z, mlp_dims=(16,), emission="gaussian")

@@ -1,12 +1,14 @@
 """Sampling, forecasting, reconstructing. Statistical checks allow 4.5 standard errors at fixed seeds."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from linear_gaussian import ExactGuide, LinearGaussian
 
 import pyro_dssm as pd
+from pyro_dssm import generation
 from pyro_dssm.testing import random_batch
 
 B, T, D, Z, H = 3, 5, 2, 2, 4
@@ -284,3 +286,170 @@ def test_dropout_is_off(after, tmp_path):
     model.eval(), guide.eval()
     for a, b in zip(found, everything(), strict=True):
         assert torch.equal(a, b)
+
+
+# Reconstruction: all steps at once, and freely.
+
+
+def reconstructed(model, guide, x, lengths=None, **options):
+    """Three latent paths, always the same."""
+    torch.manual_seed(1)
+    return model.reconstruct(guide, x, lengths, **{"num_samples": 3, **options})
+
+
+def by_steps(model, guide, x, lengths=None, controls=None, num_samples=3):
+    """The expected frames along these paths by the loop that the other generators use."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        inputs = model.observe(x, lengths, None, controls)
+        means = torch.stack(model._follow(inputs, guide.draw(inputs, num_samples))[0], -2).mean(0)
+    return means if lengths is None else torch.where(inputs.valid.unsqueeze(-1), means, 0.0)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("structure", STRUCTURES[::4], ids=name)
+def test_reconstruction_at_once_is_that_of_the_loop(structure):
+    for shared in (False, True) if structure.x_from_z is structure.x_from_x is pd.Order.FULL else (False,):
+        for skip, control_dim, lengths in ((False, 0, None), (True, 2, LENGTHS)):
+            model, guide = make(structure, shared=shared, skip=skip, control_dim=control_dim)
+            x, controls = torch.randn(B, T, D), torch.randn(B, T, 2) if control_dim else None
+            found = reconstructed(model, guide, x, lengths, controls=controls)
+            torch.testing.assert_close(found, by_steps(model, guide, x, lengths, controls), rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
+def test_reconstruction_of_power_is_that_of_the_loop(emission):
+    model, guide = make("ArSSM", skip=True, emission=emission, emission_options={"residual": True})
+    x = torch.randn(B, T, D).exp()
+    found = reconstructed(model, guide, x, LENGTHS)
+    torch.testing.assert_close(found, by_steps(model, guide, x, LENGTHS), rtol=1e-10, atol=0)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("teacher_forcing", [True, False])
+@pytest.mark.parametrize("at_once", [1, 2 * B * T * D, 10**9])
+def test_many_paths_in_parts(at_once, teacher_forcing, monkeypatch):
+    """Memory is bounded: paths are followed in parts, whose sizes do not matter."""
+    model, guide = make("VRNN", shared=True)
+    x = torch.randn(B, T, D)
+    options = {"num_samples": 5, "teacher_forcing": teacher_forcing}
+    whole = reconstructed(model, guide, x, LENGTHS, **options)
+    monkeypatch.setattr(generation, "ENTRIES_AT_ONCE", at_once)
+    torch.testing.assert_close(reconstructed(model, guide, x, LENGTHS, **options), whole)
+
+
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_reconstruction_by_an_emission_that_reads_no_latents(num_samples):
+    """Then its law has no dimension of paths."""
+
+    class Blind(pd.DSSM):
+        def __init__(self):
+            super().__init__(pd.Structure(x_from_x="markov"), D, Z)
+
+        def emission(self, z, x_past):
+            return pd.nn.normal(x_past + 1, torch.ones_like(x_past))
+
+    model = Blind()
+    guide = pd.PartialAlignment(model, rnn_dim=2)
+    x = torch.randn(B, T, D)
+    expected = torch.cat([torch.ones(B, 1, D), x[:, :-1] + 1], 1)
+    torch.testing.assert_close(model.reconstruct(guide, x, num_samples=num_samples), expected)
+
+
+WITHOUT_X = [s for s in STRUCTURES if s.z_from_x is s.x_from_x is pd.Order.NONE]
+EMISSIONS = ["gaussian", "bernoulli", "itakura-saito", "gamma"]
+
+
+def frames_for(emission):
+    x = torch.randn(B, T, D)
+    return {"gaussian": x, "bernoulli": (x > 0).float()}.get(emission, x.exp())
+
+
+@pytest.mark.parametrize("emission", EMISSIONS)
+@pytest.mark.parametrize("structure", WITHOUT_X, ids=name)
+def test_running_freely_without_edges_from_x(structure, emission):
+    """All there is of x comes through the latents anyway."""
+    for lengths, control_dim in ((None, 0), (LENGTHS, 1)):
+        model, guide = make(structure, emission=emission, control_dim=control_dim)
+        x, controls = frames_for(emission), torch.randn(B, T, 1) if control_dim else None
+        with_x, freely = (
+            reconstructed(model, guide, x, lengths, controls=controls, teacher_forcing=forced)
+            for forced in (True, False)
+        )
+        torch.testing.assert_close(freely, with_x, atol=1e-5, rtol=1e-5)
+
+
+def freely_by_hand(model, guide, x, lengths, num_samples=3):
+    """Frame after frame, from the laws of all steps at once given the readings of the expected frames so far."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        inputs = model.observe(x, lengths)
+        paths = guide.draw(inputs, num_samples)
+        total = torch.zeros_like(x)
+        for z in paths:
+            read, means = torch.zeros_like(x), torch.zeros_like(x)
+            for t in range(T):
+                known = replace(inputs, cache={"frames": read.clone()}, last={})
+                before, after = model.memories.along_x(known)[0], model.memories.along_z(z, known)[1]
+                fn = model.emission_from(before, after)
+                means[:, t], read[:, t] = fn.mean[:, t], model.read_mean(fn)[:, t]
+            total += means / num_samples
+    return total if lengths is None else torch.where(inputs.valid.unsqueeze(-1), total, 0.0)
+
+
+WITH_X = [
+    ("AR-HMM", {}),
+    ("ArSSM", {"skip": True}),
+    ("SRNN", {"rnn": "lstm"}),
+    ("VRNN", {"shared": True, "skip": True}),
+    ("VRNN", {"rnn_dim": (3, 5)}),
+    ("STORN", {}),
+]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("emission", ["gaussian", "itakura-saito", "gamma", "log-normal"])
+@pytest.mark.parametrize(("structure", "options"), WITH_X)
+def test_running_freely_reads_its_own_expected_frames(structure, options, emission):
+    offers_last = structure == "AR-HMM" or "skip" in options
+    more = {"emission_options": {"residual": True}} if offers_last and emission != "gaussian" else {}
+    model, guide = make(structure, emission=emission, **options, **more)
+    if emission != "gaussian":
+        model.emission_net.init_bias(torch.tensor([0.2, 3.0]))
+    x = frames_for(emission)
+    for lengths in (None, LENGTHS):
+        freely = reconstructed(model, guide, x, lengths, teacher_forcing=False)
+        torch.testing.assert_close(freely, freely_by_hand(model, guide, x, lengths), rtol=1e-9, atol=1e-9)
+        # Negative control: the given frames lead elsewhere, but not before the second step.
+        forced = reconstructed(model, guide, x, lengths)
+        torch.testing.assert_close(freely[:, 0], forced[:, 0])
+        assert (freely[:, 1:] - forced[:, 1:]).abs().max() > 1e-4
+
+
+def test_running_freely_without_latents():
+    """Then nothing of x comes through: every sequence has the same expected frames."""
+    model = pd.RNN(D, rnn_dim=4, emission="gamma")
+    out = model.reconstruct(pd.NoLatents(model), torch.randn(B, T, D).exp(), teacher_forcing=False)
+    torch.testing.assert_close(out, out[:1].expand(B, T, D))
+
+
+@pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
+def test_power_emissions_generate(emission):
+    model, guide = make("ArSSM", emission=emission, skip=True, emission_options={"residual": True})
+    x, mask = torch.randn(B, T, D).exp(), torch.rand(B, T) > 0.4
+    drawn = model.sample(B, T), model.forecast(guide, x, H, 3, lengths=LENGTHS, mask=mask)
+    means = (
+        model.forecast(guide, x, H, 3, means=True),
+        model.reconstruct(guide, x),
+        model.reconstruct(guide, x, mask=mask),
+        model.reconstruct(guide, x, mask=torch.rand(B, T, D) > 0.4),
+        model.reconstruct(guide, x, teacher_forcing=False),
+    )
+    for out in (*drawn, *means):
+        assert torch.isfinite(out).all()
+    assert all((out > 0).all() for out in means)
+    # A Gaussian draw may be negative; what it is read as is not less than silence.
+    assert emission == "power-gaussian" or all((out >= 0).all() for out in drawn)
+    filled = model.impute(guide, x, mask=mask, num_samples=2)
+    assert torch.equal(filled[:, mask], x[mask].expand(2, -1, -1))

@@ -22,12 +22,13 @@ pytestmark = pytest.mark.usefixtures("double")
 D, Z = 2, 2
 STRUCTURES = pd.Structure.all(chain=False)
 GUIDES = (*pd.GUIDES, "flow", "conditional flow")
+POWER = ("itakura-saito", "gamma", "log-normal", "power-gaussian")
 FILLS = st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -7.5])
 bounded = settings(max_examples=50, derandomize=True, deadline=None)
 
 
 @st.composite
-def pairs(draw, emissions=("gaussian", "bernoulli", "autoregressive"), masks=("none", "frames", "entries")):
+def pairs(draw, emissions=("gaussian", "bernoulli", "autoregressive", *POWER), masks=("none", "frames", "entries")):
     """A model of any structure, a guide of any kind, and data."""
     structure = draw(st.sampled_from(STRUCTURES))
     seed = draw(st.integers(0, 2**20))
@@ -40,12 +41,15 @@ def pairs(draw, emissions=("gaussian", "bernoulli", "autoregressive"), masks=("n
         "control_dim": draw(st.sampled_from([0, 1])),
         "rnn": draw(st.sampled_from(["gru", "lstm", "rnn"])),
     }
+    offered = {pd.Order.NONE: False, pd.Order.MARKOV: True, pd.Order.FULL: options["skip"]}[structure.x_from_x]
+    if emission in POWER and offered:
+        options["emission_options"] = {"residual": draw(st.booleans())}
     lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     kind = draw(st.sampled_from(masks))
 
     torch.manual_seed(seed)
     model = pd.DSSM(structure, D, Z, rnn_dim=4, mlp_dims=(5,), emission=emission, **options)
-    guide = pd.GUIDES.get(name, pd.FullAlignment)(model, rnn_dim=4, hidden_dim=5)
+    guide = pd.GUIDES.get(name, pd.FullAlignment)(model, rnn_dim=4, hidden_dim=5, skip=draw(st.booleans()))
     if "flow" in name:
         guide = pd.FlowGuide(guide, 2, 4, conditional="conditional" in name)
     with torch.no_grad():
@@ -53,7 +57,8 @@ def pairs(draw, emissions=("gaussian", "bernoulli", "autoregressive"), masks=("n
             p.add_(0.1 * torch.randn_like(p))
     batch, steps = len(lengths), max(lengths)
     x = torch.randn(batch, steps, D)
-    x = x if emission == "gaussian" else (x > 0).to(x.dtype)
+    if emission != "gaussian":
+        x = x.exp() if emission in POWER else (x > 0).to(x.dtype)
     controls = torch.randn(batch, steps, 1) if options["control_dim"] else None
     shape = {"none": None, "frames": (batch, steps), "entries": (batch, steps, D)}[kind]
     mask = None if shape is None else torch.rand(shape) > 0.4

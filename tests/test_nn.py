@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 import pyro_dssm as pd
-from pyro_dssm.memories import Last, Recurrent
+from pyro_dssm.memories import Last, Memories, Recurrent
 from pyro_dssm.nn import MLP, Combiner, GatedTransition, NormalHead, join, reverse, shift
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -86,6 +86,38 @@ def test_last_keeps_the_last():
     assert torch.equal(last, values[:, -1])
     assert torch.equal(memory.past(after, memory.start((3,)))[:, 1:], values[:, :-1])
     assert torch.equal(memory.step(values[:, 0], last), values[:, 0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("structure", "shared", "names"),
+    [
+        (pd.Structure.named("ArSSM"), False, {"hz": 3, "hx": 7}),
+        (pd.Structure.named("VRNN"), False, {"hz": 3, "hx": 7}),
+        (pd.Structure.named("VRNN"), True, {"h": 7, "x": 2}),
+        (pd.Structure("markov", "none", "full", "full"), True, {"h": 7, "x": 2, "z": 4}),
+        (pd.Structure("full", "none", "full", "full"), True, {"h": 7, "x": 2, "hz": 3}),
+        (pd.Structure.named("SRNN"), False, {"hx": 7, "z": 4}),
+        (pd.Structure.named("RSSM"), False, {"hz": 3}),
+        (pd.Structure(), False, {"z": 4}),
+    ],
+)
+def test_two_sizes_of_rnn_states(structure, shared, names, cell):
+    """The first is that of the RNN over the latents, the second that of any over frames; one number is both."""
+    options = {"x_dim": 2, "z_dim": 4, "control_dim": 1, "rnn": cell, "shared": shared}
+    memories = Memories(structure, rnn_dim=(3, 7), **options)
+    assert {name: memories.get(name).out_dim for name in memories} == names
+    same, pair = (Memories(structure, rnn_dim=n, **options) for n in (5, (5, 5)))
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (same, pair)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("size", [(3, 7), [3, 7]])
+def test_sizes_that_a_model_offers(size):
+    model = pd.ArSSM(2, 4, rnn_dim=size, emission="gaussian", skip=True)
+    assert (model.transition_dims, model.emission_dims) == ((3 + 4, 0, 0), (3 + 4, 7 + 2))
+    guide = pd.FullAlignment(model, rnn_dim=6)
+    assert (guide.past_dim, guide.context_dim) == (3, 7 + 6)
 
 
 def test_fresh_memories_start_at_a_learned_zero():
@@ -173,6 +205,25 @@ def test_gated_combiner_by_hand():
     gate = torch.sigmoid(combiner.gate(hidden))
     loc = gate * combiner.head.linear(hidden).chunk(2, -1)[0] + (1 - gate) * combiner.carry(past)
     torch.testing.assert_close(combiner(past, combiner.project(context)).base_dist.loc, loc)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("past_dim", [0, 2])
+def test_combiner_with_direct_features_by_hand(past_dim, gated):
+    """They act on the law itself, and so linearly: no tanh, and no gate of what they do to the scale."""
+    combiner = Combiner(past_dim, 5, 3, 8, direct_dim=4, gated=gated)
+    past, context = torch.randn(6, past_dim) if past_dim else None, torch.randn(6, 9)
+    hidden = torch.tanh(combiner.context(context[:, :5]))
+    if past is not None:
+        hidden = 0.5 * (torch.tanh(combiner.past(past)) + hidden)
+    loc, raw = (combiner.head.linear(hidden) + combiner.direct(context[:, 5:])).chunk(2, -1)
+    if gated and past is not None:
+        loc = torch.lerp(combiner.carry(past), loc, torch.sigmoid(combiner.gate(hidden)))
+    law = combiner(past, combiner.project(context)).base_dist
+    torch.testing.assert_close(law.loc, loc)
+    torch.testing.assert_close(law.scale, softplus(raw) + 1e-4)
+    assert combiner.direct.bias is None
+    assert Combiner(past_dim, 5, 3, 8).direct is None
 
 
 def test_combiner_without_past():

@@ -113,6 +113,93 @@ def test_flow_keeps_the_parents(conditional):
     check_guide_parents(guide, **alignment(structure), steps=4)
 
 
+@pytest.mark.parametrize("structure", STRUCTURES[::6], ids=name)
+def test_the_frame_itself_adds_no_parent(structure):
+    """Every guide reads it anyway, through RNNs at least."""
+    for shared in forms_of(structure):
+        model = make(structure, shared=shared)
+        for skip in (False, True):
+            guide = pd.FullAlignment(model, rnn_dim=6, skip=skip)
+            check_guide_parents(guide, **alignment(structure), steps=4)
+            guide = pd.Filtering(model, rnn_dim=6, hidden_dim=16, skip=skip)
+            check_guide_parents(guide, z=MARKOV, past=FULL, future=False, steps=4)
+
+
+class Reads(pd.Guide):
+    """Declares what it reads and no more."""
+
+    def __init__(self, model, past, *, future=False, skip=False, **options):
+        super().__init__(model, latents="none", past=past, future=future, rnn_dim=6, skip=skip, **options)
+        self.loc = nn.Linear(self.context_dim, model.z_dim)
+
+    def step(self, past, context):
+        return pd.nn.normal(self.loc(context), torch.ones(Z))
+
+
+@pytest.mark.parametrize("control_dim", [0, 3])
+@pytest.mark.parametrize(
+    ("past", "future"),
+    [("none", True), *((past, future) for past in ("now", "last", "model", "own") for future in (False, True))],
+)
+def test_size_and_place_of_the_frame_in_the_context(past, future, control_dim):
+    """It is the end of the context, and there only where nothing else is the frame itself."""
+    model = make(pd.Structure.named("ArSSM"), control_dim=control_dim)
+    x, controls = torch.randn(3, T, D), torch.randn(3, T, control_dim) if control_dim else None
+    torch.manual_seed(1)
+    without = Reads(model, past, future=future)
+    torch.manual_seed(1)
+    guide = Reads(model, past, future=future, skip=True)
+    inputs = model.observe(x, None, None, controls)
+    context = guide._context(inputs)
+    assert context.shape == (3, T, guide.context_dim)
+    if past in ("now", "last"):
+        assert guide.context_dim == without.context_dim
+        assert guide.factorisation() == without.factorisation()
+        assert [p.shape for p in guide.parameters()] == [p.shape for p in without.parameters()]
+        torch.testing.assert_close(context, without._context(inputs))
+    else:
+        assert guide.context_dim == without.context_dim + D
+        torch.testing.assert_close(context[..., -D:], x)
+        torch.testing.assert_close(context[..., :-D], without._context(model.observe(x, None, None, controls)))
+        assert "x_t" in guide.factorisation().replace("g←_t", "").split(", ")[-2 if future else -1]
+
+
+def test_features_of_the_frame_where_it_is_encoded():
+    """Also where the guide's RNNs are all the model's, which read frames as they are."""
+    model, x = make(pd.Structure("none", "none", "markov", "full")), torch.randn(3, T, D)
+    guide = pd.FullAlignment(model, rnn_dim=6, hidden_dim=8, encoder_dims=[5], skip=True)
+    assert repr(guide) == "FullAlignment(DSSM): q(z_t | h²_t, x_t)"
+    assert guide.context_dim == 6 + 5
+    torch.testing.assert_close(guide._context(model.observe(x))[..., -5:], guide.frame_encoder(x))
+    with pytest.raises(ValueError, match="^encoder_dims: expected none, since this guide reads no frames"):
+        pd.FullAlignment(model, encoder_dims=[5])
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_frame_reaches_a_wrapped_guide(conditional):
+    structure = pd.Structure.named("SRNN")
+    base = pd.FullAlignment(make(structure), rnn_dim=6, skip=True)
+    guide = pd.FlowGuide(base, 2, 8, conditional=conditional)
+    assert (guide.skip, guide.context_dim) == (True, base.context_dim)
+    assert repr(guide) == "FlowGuide(FullAlignment(DSSM)): z_t = f_2(u_t), q(u_t | z_{t-1}, h²_t, x_t, g←_t)"
+    check_guide_parents(guide, **alignment(structure), steps=4)
+
+
+def test_the_frame_acts_directly():
+    """With the RNN states silenced, a frame moves the law as much as its own weights say, without a bound."""
+    guide = pd.FullAlignment(make(pd.Structure.named("ArSSM")), rnn_dim=6, hidden_dim=8, skip=True)
+    with torch.no_grad():
+        guide.combiner.context.weight.zero_()  # RNN states are silenced
+    x = torch.randn(3, T, D)
+    laws = [
+        guide.step(torch.zeros(3, T, guide.past_dim), guide.encode(guide._context(guide.model.observe(v))))
+        for v in (x, x + 1)
+    ]
+    weights = guide.combiner.direct.weight[:Z]
+    moved = (laws[1].base_dist.loc - laws[0].base_dist.loc).detach()
+    torch.testing.assert_close(moved, weights.sum(-1).detach().expand(3, T, Z))
+
+
 def test_factorisation_says_what_is_read():
     """The letters of the paper, for one structure and all guides; the Jacobians above say the same."""
     model = make(pd.Structure.named("ArSSM"))
@@ -125,6 +212,16 @@ def test_factorisation_says_what_is_read():
         "c": "q(z_t | h¹_{t-1}, g→_t, g←_t)",
         "filtering": "q(z_t | z_{t-1}, g→_t)",
         "mean-field": "q(z_t | g→_t, g←_t)",
+    }
+    said = {key: guide(model, skip=True).factorisation() for key, guide in pd.GUIDES.items()}
+    assert said == {
+        "partial": "q(z_t | z_{t-1}, g→_t, x_t, g←_t)",
+        "full": "q(z_t | h¹_{t-1}, h²_t, x_t, g←_t)",
+        "a": "q(z_t | H¹_{t-1}, h²_t, x_t, g←_t)",
+        "b": "q(z_t | H¹_{t-1}, g→_t, x_t, g←_t)",
+        "c": "q(z_t | h¹_{t-1}, g→_t, x_t, g←_t)",
+        "filtering": "q(z_t | z_{t-1}, g→_t, x_t)",
+        "mean-field": "q(z_t | g→_t, x_t, g←_t)",
     }
 
 

@@ -1,4 +1,5 @@
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ def blocks(language):
 
 def test_every_python_block_runs_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(README.parent / "examples")
+    import_module("speech_common").make_recordings(tmp_path / "recordings")
     names = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
@@ -24,6 +27,7 @@ def test_every_python_block_runs_in_order(tmp_path, monkeypatch, capsys):
     assert guide(names["torch"].zeros(2, 3, 3)).shape == (2, 3, 4)
     printed = capsys.readouterr().out
     assert "AR-HMM 1e ○◐" in printed
+    assert "ESTOI" in printed
     assert "q(z_t | z_{1:t-1}, x_{t-1}, x_t, x_{t+1:T})" in printed
 
 

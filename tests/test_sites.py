@@ -20,10 +20,10 @@ def name(structure):
     return "-".join(getattr(structure, edge).value for edge in ("z_from_z", "z_from_x", "x_from_z", "x_from_x"))
 
 
-def make(structure, guide, *, flow=None, **options):
+def make(structure, guide, *, flow=None, guide_skip=False, **options):
     options = {"rnn_dim": 5, "mlp_dims": (6,), "emission": "gaussian", **options}
     model = pd.DSSM(structure, D, Z, **options)
-    guide = pd.GUIDES[guide](model, rnn_dim=5, hidden_dim=6, rnn=options.get("rnn", "gru"))
+    guide = pd.GUIDES[guide](model, rnn_dim=5, hidden_dim=6, rnn=options.get("rnn", "gru"), skip=guide_skip)
     if flow is not None:
         guide = pd.FlowGuide(guide, 2, 6, conditional=flow)
     # Initial states are zero by default, where a wrong one would not show.
@@ -98,6 +98,44 @@ def test_flows(guide, conditional):
 def test_binary_emissions(emission, mask):
     model, guide = make(FULL, "full", emission=emission)
     check_sites_agree(model, guide, *batch(binary=True), mask())
+
+
+LAST_FRAME = [
+    ("AR-HMM", {}),
+    ("ArSSM", {"skip": True, "rnn": "lstm"}),
+    ("VRNN", {"skip": True, "shared": True}),
+    ("SRNN", {"skip": True, "rnn_dim": (3, 5)}),
+]
+
+
+@pytest.mark.parametrize("mask", [frame_mask, entry_mask, lambda: None], ids=["frames", "entries", "none"])
+@pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
+@pytest.mark.parametrize(
+    ("structure", "options"),
+    [(s, {**o, "emission_options": {"residual": True}}) for s, o in LAST_FRAME] + [("DMM", {}), ("RSSM", {})],
+)
+def test_power_emissions(structure, options, emission, mask):
+    model, guide = make(pd.Structure.named(structure), "full", emission=emission, **options)
+    model.emission_net.init_bias(torch.tensor([0.3, 4.0]))
+    x, lengths = batch()
+    check_sites_agree(model, guide, x.exp(), lengths, mask())
+
+
+@pytest.mark.parametrize("control_dim", [0, 2])
+@pytest.mark.parametrize("flow", [None, False, True], ids=["gaussian", "flow", "conditional"])
+@pytest.mark.parametrize("guide", pd.GUIDES)
+def test_guides_that_are_offered_the_frame(guide, flow, control_dim):
+    model, guide = make(pd.Structure.named("ArSSM"), guide, flow=flow, guide_skip=True, control_dim=control_dim)
+    controls = torch.randn(B, T, 2) if control_dim else None
+    assert guide.skip
+    check_sites_agree(model, guide, *batch(), frame_mask(), controls=controls)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("structure", [FULL, pd.Structure("full", "none", "full", "full")], ids=name)
+def test_two_sizes_of_rnn_states(structure, shared):
+    model, guide = make(structure, "full", shared=shared, rnn_dim=(3, 7), rnn="lstm")
+    check_sites_agree(model, guide, *batch(), frame_mask())
 
 
 @pytest.mark.parametrize("cls", pd.ZOO.values(), ids=lambda cls: cls.__name__)

@@ -405,6 +405,44 @@ def test_states_over_x_are_computed_once_per_step(scans):
         assert sum(m is model.memories.get("hz") for m in scans) == 0
 
 
+@pytest.fixture
+def readings(monkeypatch):
+    """Shapes of what networks read of frames, call by call."""
+    shapes = []
+    read = pd.emissions.PowerEmission.read
+
+    def counted(self, x):
+        shapes.append(tuple(x.shape))
+        return read(self, x)
+
+    monkeypatch.setattr(pd.emissions.PowerEmission, "read", counted)
+    return shapes
+
+
+@pytest.mark.parametrize("name", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_frames_are_read_once_per_step(name, skip, scans, readings):
+    """By model and guide together, and by the RNN over them as well."""
+    options = {"emission": name, "emission_options": {"residual": skip}, "skip": skip}
+    model = pd.ArSSM(D, Z, rnn_dim=4, mlp_dims=(8,), **options)
+    guide = pd.FullAlignment(model, rnn_dim=4, hidden_dim=5, skip=skip)
+    svi = SVI(model, guide, pd.ClippedNormAdam(), Trace_ELBO())
+    x = frames().exp()
+    for step in (1, 2):
+        svi.step(x, LENGTHS)
+        assert readings == [(B, T, D)] * step
+        assert sum(m is model.memories.get("hx") for m in scans) == step
+        assert sum(m is model.memories.get("hz") for m in scans) == 0
+
+
+def test_frames_are_read_as_they_come_with_step_sites(readings):
+    """By the guide all at once; by the model, which may draw them, one by one."""
+    model = pd.ArSSM(D, Z, rnn_dim=4, mlp_dims=(8,), emission="gamma", sites="step")
+    guide = pd.FullAlignment(model, rnn_dim=4, hidden_dim=5)
+    SVI(model, guide, pd.ClippedNormAdam(), Trace_ELBO()).step(frames().exp(), LENGTHS)
+    assert readings == [(B, T, D)] + [(B, D)] * T
+
+
 def test_states_over_z_are_computed_where_the_guide_has_none(scans):
     model, guide = make("ArSSM", "partial")
     SVI(model, guide, pd.ClippedNormAdam(), Trace_ELBO()).step(frames(), LENGTHS)

@@ -31,6 +31,8 @@ FLOOR = 1e-6  # 60 dB below a mean power of one: what is less is read as this
 LEAST = 0.01  # Gaussian scales are not smaller than those of this power
 UNIT = 3.0  # nats of log-power that networks read and write as one
 LIMIT = 30.0  # nats: e^30 and e^-30 and their squares are still numbers in single precision
+LOUDEST = 9.2  # nats, 40 dB above the mean power of a bin: no level is higher, so that models left alone come back
+TOO_LOUD = 1e8  # times the mean of a bin: no recording is, so the mean is not that of such data
 TAPS = 5  # bins of the last frame that one of the next may come from: pitch glides
 BANDS = 16  # parts of the spectrum that glide each in its own way
 AS_ONE = 0.5413  # softplus of it is one
@@ -85,7 +87,8 @@ class PowerEmission(Emission):
     :math:`m_f` is the mean power of the bin in the training data (:meth:`init_bias`), :math:`x'` the last frame. A
     perceptron says :math:`d_f` and, with ``residual``, the gate :math:`g_f` and the weights :math:`w_{fk}` of five
     neighbours, a softmax that varies smoothly along the spectrum. The windows of successive frames overlap, so that
-    the last frame tells most of the next, and where the pitch glides, its harmonics move by a bin or two.
+    the last frame tells most of the next, and where the pitch glides, its harmonics move by a bin or two. No level is
+    more than 40 dB above its :math:`m_f`.
 
     A model with a residual must offer its emission the last frame: ``x_from_x="markov"``, or ``"full"`` with
     ``skip=True``.
@@ -147,18 +150,19 @@ class PowerEmission(Emission):
         if self.residual:
             *more, gate, taps = more
             log_v = torch.addcmul(log_v, torch.sigmoid(gate), self._moved(features[..., -self.x_dim :], taps))
-        return self.law((self.reference + UNIT * log_v).clamp(-LIMIT, LIMIT), *more)
+        log_v = self.reference + (UNIT * log_v).clamp(max=LOUDEST)
+        return self.law(log_v.clamp(-LIMIT, LIMIT), *more)
 
     def _moved(self, last: Tensor, taps: Tensor) -> Tensor:
         """The log-power of the last frame, each bin taken from its neighbours as much as the network says."""
         weights = torch.softmax(taps.unflatten(-1, (TAPS, BANDS)) + self.centre, dim=-2) @ self.bands
-        padded = pad((UNIT * last).clamp(max=LIMIT).exp(), (TAPS // 2, TAPS // 2))
+        padded = pad((UNIT * last).clamp(max=LOUDEST).exp(), (TAPS // 2, TAPS // 2))
         mixed: Tensor = _Mixture.apply(weights, padded)
         return (mixed + FLOOR**2).log() / UNIT
 
     def read(self, x: Tensor) -> Tensor:
         """The logarithm of the power relative to the mean of each bin, in units of three nats (13 dB)."""
-        return (x.clamp(min=FLOOR).log() - self.reference) / UNIT
+        return (x.clamp(min=FLOOR).log() - self.reference).clamp(max=LOUDEST) / UNIT
 
     def check(self, x: Tensor, observed: Tensor | None) -> None:
         """Raises ``ValueError`` where an observed value is no power.
@@ -168,7 +172,7 @@ class PowerEmission(Emission):
             observed: True where x counts; ``None`` where everywhere.
 
         Raises:
-            ValueError: If a value is negative, or zero where the law has no density.
+            ValueError: If a value is negative, zero where the law has no density, or out of all proportion.
         """
         bad = x < 0 if self.takes_zero else x <= 0
         if observed is not None:
@@ -176,6 +180,12 @@ class PowerEmission(Emission):
         if bad.any():
             needed = "no negative values" if self.takes_zero else "positive values (add a floor to silence)"
             raise ValueError(f"x: expected {needed}, since it is a power, got {x[bad][0].item()}.")
+        far = x > TOO_LOUD * self.reference.exp()
+        if far.any():
+            raise ValueError(
+                f"x: expected power relative to a mean that the emission knows (`init_bias`), got {x[far][0].item()}, "
+                f"more than {TOO_LOUD:.0e} times the mean of its bin."
+            )
 
     def init_bias(self, mean: Tensor) -> None:
         """Takes the mean frame as the reference of all levels."""
