@@ -64,7 +64,8 @@ class DSSM(Generation, Program):
         shared: Lets one RNN over ``(x_{t-1}, z_t)`` serve the emission, and the transition where both its edges
             are full. Needs ``x_from_z`` and ``x_from_x`` full.
         transition_net: ``"mlp"`` or ``"gated"`` (that of the deep Markov model).
-        emission: ``"bernoulli"``, ``"gaussian"`` or ``"autoregressive"``.
+        emission: ``"bernoulli"``, ``"gaussian"`` or ``"autoregressive"``; of power spectra, ``"itakura-saito"``,
+            ``"gamma"``, ``"log-normal"`` or ``"power-gaussian"``.
         emission_options: More arguments of the emission, for example ``{"scale": 0.1}``.
         control_dim: Size of a control; 0 for none. The control of frame ``t`` drives the transition into
             ``t + 1``, so the last one is used only by :meth:`forecast`.
@@ -368,7 +369,8 @@ class DSSM(Generation, Program):
         """
         handed = self._transient.pop("handed", None)
         key = [torch.is_grad_enabled(), self.training, id(self._carried)]
-        key += [_state_of(t) for t in (x, lengths, mask, controls, *self.memories.parameters())]
+        reading = getattr(self, "emission_net", self.memories).buffers()
+        key += [_state_of(t) for t in (x, lengths, mask, controls, *self.memories.parameters(), *reading)]
         if handed is not None and not by_guide and handed[0] == key:
             return handed[1]
         inputs = prepare(

@@ -68,7 +68,7 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
     """Noise that a model can be called with, of different lengths, the first one without padding.
 
     Args:
-        model: The model; its emission decides whether frames are binary.
+        model: The model; its emission decides whether frames are binary or positive.
         num_sequences: ``B``.
         length: ``T``.
 
@@ -86,8 +86,11 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
     lengths = torch.randint(1, length + 1, (num_sequences,), device=like.device)
     lengths[0] = length
     x = torch.randn(*shape, model.x_dim, **options)
-    if getattr(getattr(model, "emission_net", None), "binary", False):
+    net = getattr(model, "emission_net", None)
+    if getattr(net, "binary", False):
         x = (x > 0).to(like.dtype)
+    elif getattr(net, "positive", False):
+        x = x.exp()
     controls = torch.randn(*shape, model.control_dim, **options) if model.control_dim else None
     return Batch(x, lengths, None, controls)
 

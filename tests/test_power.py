@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO
 import pyro_dssm as pd
 from pyro_dssm.audio import Spectrogram
 from pyro_dssm.emissions import EMISSIONS, PowerEmission, hide
-from pyro_dssm.emissions.power import EULER, FLOOR, TAPS, UNIT, _Mixture
+from pyro_dssm.emissions.power import EULER, FLOOR, LOUDEST, TAPS, UNIT, _Mixture
 from pyro_dssm.testing import (
     FORMS,
     check_hidden_values_change_nothing,
@@ -211,7 +211,8 @@ def test_read_is_relative_log_power(name):
 def test_read_mean_by_monte_carlo(name):
     """The expected reading of 20000 draws, in standard errors; of the Gaussian, the reading of the mean."""
     emission, fn, _ = law_of(name)
-    emission.init_bias(torch.tensor([0.5, 2.0, 9.0]))
+    # Readings that are cut off, below the floor or 40 dB above the mean, are more than 3 deviations away.
+    emission.init_bias(torch.tensor([0.5, 2.0, 400.0]))
     n = 20_000
     draws = fn.sample((n,))
     if name == "power-gaussian":
@@ -253,6 +254,20 @@ def test_check(name):
     emission.check(zero, torch.tensor([[False, True]]))
     with pytest.raises(ValueError, match="^x: expected"):
         emission.check(bad, torch.tensor([[False, True]]))
+
+
+@double
+@each
+def test_power_out_of_all_proportion_is_refused(name):
+    """It says that the mean frame is not that of such data: an emission that was never told starts at one."""
+    emission, x = POWER[name](2, 2), torch.tensor([[0.5, 2e8]])
+    with pytest.raises(
+        ValueError, match=r"^x: expected power relative to a mean that the emission knows.*got 200000000.0, more"
+    ):
+        emission.check(x.double(), None)
+    emission.check(torch.where(torch.tensor([[True, False]]), x, 0.0), torch.tensor([[True, False]]))
+    emission.init_bias(torch.tensor([0.5, 1e8]))
+    emission.check(x, None)
 
 
 # Levels.
@@ -300,6 +315,43 @@ def test_levels_are_relative_to_the_reference(name):
     white = level(last)
     emission.init_bias(colour)
     torch.testing.assert_close(level(last * colour), white * colour)
+
+
+@double
+@each
+def test_levels_and_readings_have_a_ceiling(name):
+    """40 dB above the mean frame; just below, nothing is cut off."""
+    emission, mean = by_hand_emission(name, x_dim=8, tap=0), torch.linspace(0.01, 30, 8)
+    emission.init_bias(mean)
+    for share in (0.1, 0.9):
+        last = share * mean * math.exp(LOUDEST)
+        torch.testing.assert_close(log_level(emission, last), last.log(), atol=1e-6, rtol=0)
+    top = mean.log() + LOUDEST
+    torch.testing.assert_close(log_level(emission, 50 * top.exp()), top, atol=1e-6, rtol=0)
+    torch.testing.assert_close(emission.read(50 * top.exp()), torch.full((8,), LOUDEST / UNIT))
+
+
+@each
+@pytest.mark.parametrize("means", [True, False])
+def test_a_model_that_grows_comes_to_an_end(name, means):
+    """Each frame is twice as loud as the last: left alone, the model stays at the ceiling, in single precision too."""
+    model = pd.DSSM(pd.Structure.named("AR-HMM"), 8, Z, emission=name, emission_options={"residual": True})
+    net = by_hand_emission(name, x_dim=8, tap=0)
+    with torch.no_grad():
+        net.net[-1].bias[:8] = math.log(2) / UNIT
+        head = model.emission_net.net[-1]
+        head.weight.zero_()
+        head.bias.copy_(net.net[-1].bias)
+    mean = torch.linspace(0.01, 30, 8)
+    model.emission_net.init_bias(mean)
+    guide = pd.FullAlignment(model, rnn_dim=4)
+    ahead = model.forecast(guide, mean.expand(1, 2, 8), 60, 2, means=means)
+    assert torch.isfinite(ahead).all()
+    if means:
+        # The mean of a log-normal law is above its level.
+        share = math.exp(LOUDEST + (1.05**2 / 2 if name == "log-normal" else 0))
+        torch.testing.assert_close(ahead[:, 0, -1] / mean, torch.full((2, 8), share), rtol=1e-3, atol=0)
+        assert (ahead[:, 0, 0] < 10 * mean).all()
 
 
 # The last frame.

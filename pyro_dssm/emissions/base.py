@@ -13,7 +13,8 @@ __all__ = ["Emission", "expected", "hide"]
 class Emission(nn.Module):
     """A module from features of shape ``(*, in_dim)`` to the law of a frame, event shape ``(x_dim,)``."""
 
-    binary = False
+    binary = False  # whether frames are zeros and ones
+    positive = False  # whether they are positive
 
     def check(self, x: Tensor, observed: Tensor | None) -> None:
         """Raises ``ValueError`` where an observed value cannot come from this emission.

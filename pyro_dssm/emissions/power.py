@@ -6,6 +6,7 @@ to the mean power of each bin, and write that of the expected power, which is po
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -107,6 +108,7 @@ class PowerEmission(Emission):
     reference: Tensor
     bands: Tensor
     centre: Tensor
+    positive = True
     outputs = 1  # numbers that the network says of each bin, gates apart
     takes_zero = True
 
@@ -162,7 +164,18 @@ class PowerEmission(Emission):
 
     def read(self, x: Tensor) -> Tensor:
         """The logarithm of the power relative to the mean of each bin, in units of three nats (13 dB)."""
-        return (x.clamp(min=FLOOR).log() - self.reference).clamp(max=LOUDEST) / UNIT
+        return self._relative(x.clamp(min=FLOOR).log())
+
+    def _relative(self, log_x: Tensor) -> Tensor:
+        return (log_x - self.reference).clamp(max=LOUDEST) / UNIT
+
+    def read_mean(self, fn: Any) -> Tensor:
+        """The expectation of the log-power, read in the same way."""
+        return self._relative(self.expected_log(fn.base_dist).clamp(min=math.log(FLOOR)))
+
+    def expected_log(self, law: Any) -> Tensor:
+        """The expectation of the logarithm of each bin's power under its law; by default, the log of the mean."""
+        return law.mean.log()
 
     def check(self, x: Tensor, observed: Tensor | None) -> None:
         """Raises ``ValueError`` where an observed value is no power.
@@ -222,9 +235,9 @@ class ItakuraSaitoEmission(PowerEmission):
         """An exponential law of mean :math:`v`."""
         return dist.Exponential((-log_v).exp(), validate_args=False).to_event(1)
 
-    def read_mean(self, fn: Any) -> Tensor:
-        r"""The expectation of the log-power, :math:`\log v` less Euler's constant."""
-        return self.read(fn.base_dist.mean) - EULER / UNIT
+    def expected_log(self, law: Any) -> Tensor:
+        r""":math:`\log v` less Euler's constant."""
+        return law.mean.log() - EULER
 
 
 class GammaPowerEmission(PowerEmission):
@@ -254,10 +267,9 @@ class GammaPowerEmission(PowerEmission):
         alpha = self.spread(shape)
         return _Gamma(alpha, alpha * (-log_v).exp(), validate_args=False).to_event(1)
 
-    def read_mean(self, fn: Any) -> Tensor:
-        r"""The expectation of the log-power, :math:`\psi(\alpha) - \log \alpha + \log v`."""
-        law = fn.base_dist
-        return (torch.digamma(law.concentration) - law.rate.log() - self.reference) / UNIT
+    def expected_log(self, law: Any) -> Tensor:
+        r""":math:`\psi(\alpha) - \log \alpha + \log v`."""
+        return torch.digamma(law.concentration) - law.rate.log()
 
 
 class LogNormalPowerEmission(PowerEmission):
@@ -283,9 +295,9 @@ class LogNormalPowerEmission(PowerEmission):
         """A log-normal law of median :math:`v`."""
         return _LogNormal(log_v, self.spread(shape), validate_args=False).to_event(1)
 
-    def read_mean(self, fn: Any) -> Tensor:
-        r"""The expectation of the log-power, :math:`\log v`."""
-        return (fn.base_dist.loc - self.reference) / UNIT
+    def expected_log(self, law: Any) -> Tensor:
+        r""":math:`\log v`."""
+        return law.loc
 
 
 class GaussianPowerEmission(PowerEmission):
