@@ -30,13 +30,15 @@ def parse() -> argparse.Namespace:
     add("--flows", type=int, default=0, help="inverse autoregressive layers around the guide; published: 3")
     add("--particles", type=int, default=1, help="latent paths of the bounds")
     add("--num-wavs", type=int, default=4, help="recordings of the test set that are written with all that is made")
-    add("--evaluate", type=Path, metavar="CHECKPOINT", help="train nothing: score all recordings in --data with this")
+    add("--evaluate", type=Path, metavar="CHECKPOINT", help="train nothing: score the recordings in --data "
+        "(of its folder test, if it has train and test) with this")  # fmt: skip
     return common.parse(parser, {**speech.SMOKE, "num_wavs": 2})
 
 
 def report(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: SpeechDataset) -> dict[str, Any]:
-    """Scores and sounds of the recordings that the model has not learnt from."""
+    """Scores and sounds of recordings."""
     scores = speech.score(model, guide, data, seed=args.seed, workers=args.workers)
+    scores |= speech.yardsticks(model.emission_net.reference.exp().cpu(), data, workers=args.workers)
     print(published.speech_table(model, guide, scores))
     packets, sounds = speech.play(args, model, guide, data)
     if sounds:
@@ -50,18 +52,21 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.data is None and not args.smoke:
         raise ValueError("--data: expected the folder of recordings that are to be scored.")
     if args.out == Path("runs/speech"):
-        args.out = args.evaluate.parent / f"on-{args.data.resolve().name}"
+        args.out = args.evaluate.parent / f"on-{speech.folder_of(args).resolve().name}"
     device = common.start(args)
     model, guide = pd.load(args.evaluate)
     model.to(device), guide.to(device)
+    folder = speech.folder_of(args)
+    if all((folder / part).is_dir() for part in ("train", "test")):
+        folder = folder / "test"
     data = load_recordings(
-        speech.folder_of(args),
+        folder,
         cache=speech.cache_of(args),
         trim_db=args.trim_db,
         skip_bad=args.skip_bad,
         num_workers=args.workers,
     )
-    common.log.info("Scoring %d recordings with %r.", len(data), guide)
+    common.log.info("Scoring %d recordings in %s with %r.", len(data), folder, guide)
     results = report(args, model, guide, data)
     common.write_metrics(args, **results, guide=repr(guide), recordings=len(data), skipped=speech.skipped(data))
 

@@ -14,14 +14,14 @@ import pyro_dssm as pd
 from pyro_dssm.audio import write_audio
 from pyro_dssm.data.speech import SpeechDataset, SpeechSplits, load_speech
 from pyro_dssm.metrics import METRICS, Scores, score_speech
-from pyro_dssm.resynthesis import continue_speech, fill_gaps, generate_speech, resynthesise
+from pyro_dssm.resynthesis import continue_speech, fill_gaps, generate_speech, resynthesise, to_wave
 
 LIKELIHOODS = {
     "gaussian": "power-gaussian", "itakura-saito": "itakura-saito", "gamma": "gamma", "log-normal": "log-normal",
 }  # fmt: skip
 MODELS = [name for name in pd.ZOO if name != "RNN"]
 DEFAULTS: dict[str, Any] = {
-    "data": None, "by": "speaker", "likelihood": "gaussian", "z_dim": 16, "rnn_dim": [16, 128], "guide_dim": 128,
+    "data": None, "by": "speaker", "likelihood": "gamma", "z_dim": 16, "rnn_dim": [16, 128], "guide_dim": 128,
     "mlp_dim": [128], "encoder_dim": [128], "skip": True, "residual": True, "segment": 50, "workers": 0,
     "epochs": 12, "batch_size": 8, "lr": 2e-3, "lr_schedule": "one-cycle", "kl_start": 0.001,
 }  # fmt: skip
@@ -43,7 +43,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, metavar="DIR", help="where spectra are kept; OUT/features by default")
     add("--workers", type=int, help="processes that read, load and score")
     add = parser.add_argument_group("model and guide").add_argument
-    add("--likelihood", choices=list(LIKELIHOODS), help="law of the power of a bin; gaussian is the published one")
+    add(
+        "--likelihood",
+        choices=list(LIKELIHOODS),
+        help="law of the power of a bin; gaussian is the nearest to the published one",
+    )
     add("--z-dim", type=int, help="size of a latent variable")
     add("--rnn-dim", type=int, nargs="+", help="size of the RNN state over latents, and of that over frames")
     add("--guide-dim", type=int, help="size of the guide's RNN states and hidden layer")
@@ -88,10 +92,7 @@ def load(args: argparse.Namespace) -> SpeechSplits:
         num_workers=args.workers,
         allow_shared_speakers=args.shared_speakers,
     )
-    if args.smoke:
-        for part in data:
-            part.sequences, part.recordings = part.sequences[:4], part.recordings[:4]
-    return data
+    return SpeechSplits(*(part.subset(range(min(4, len(part)))) for part in data)) if args.smoke else data
 
 
 def skipped(*parts: SpeechDataset) -> list[dict[str, str]]:
@@ -146,10 +147,10 @@ def train(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: Speec
     model.emission_net.init_bias(data.train.mean_frame())
     model.to(common.device(args)), guide.to(common.device(args))
     cut = pd.Splits(*(part.segments(args.segment) for part in data))
-    common.log.info(
-        "Training %r on %d segments of %d recordings, %.1f minutes.",
-        guide, len(cut.train), len(data.train), cut.train.num_frames * data.train.spectrogram.hop / 16000 / 60,
-    )  # fmt: skip
+    spectrogram = data.train.spectrogram
+    minutes = cut.train.num_frames * spectrogram.hop / spectrogram.rate / 60
+    segments, recordings = len(cut.train), len(data.train)
+    common.log.info("Training %r on %d segments of %d recordings, %.1f minutes.", guide, segments, recordings, minutes)
     return common.fit(args, model, guide, cut, num_workers=args.workers, **more)
 
 
@@ -165,9 +166,23 @@ def score(
     return found
 
 
+def yardsticks(mean: torch.Tensor, data: SpeechDataset, *, workers: int = 0) -> dict[str, Scores]:
+    """Scores of what needs no model, with the phases of the recordings as well: the frame before, and the mean one."""
+    made: dict[str, list[torch.Tensor]] = {"copying_the_last_frame": [], "the_mean_spectrum": []}
+    waves = [data.wave(i) for i in range(len(data))]
+    for i, wave in enumerate(waves):
+        frames = data.sequences[i]
+        powers = torch.cat([mean.unsqueeze(0), frames[:-1]]), mean.expand(frames.shape)
+        phase = data.spectrogram.analyse(wave)
+        for sounds, power in zip(made.values(), powers, strict=True):
+            sounds.append(to_wave(power, data.spectrogram, level=data.levels[i], phase=phase, num_samples=len(wave)))
+    return {name: score_speech(sounds, waves, num_workers=workers) for name, sounds in made.items()}
+
+
 def to_dict(scores: dict[str, Scores]) -> dict[str, Any]:
     """Scores as ``metrics.json`` holds them."""
-    return {**scores["teacher_forced"].to_dict(), "free_running": scores["free_running"].to_dict()}
+    rest = {name: found.to_dict() for name, found in scores.items() if name != "teacher_forced"}
+    return {**scores["teacher_forced"].to_dict(), **rest}
 
 
 def lost_samples(count: int, rate: int = 16000, *, seed: int = 0) -> torch.Tensor:
@@ -181,15 +196,24 @@ def lost_samples(count: int, rate: int = 16000, *, seed: int = 0) -> torch.Tenso
     return lost
 
 
+def prompt_of(wave: torch.Tensor, rate: int) -> torch.Tensor:
+    """What is continued: two seconds, or half of a shorter recording."""
+    return wave[: min(2 * rate, len(wave) // 2)]
+
+
 def play(
     args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: SpeechDataset
 ) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]]]:
     """Writes what there is to listen to; returns what lost packets cost, and the sounds of each recording."""
     spectrogram = data.spectrogram
-    chosen = [i for i, frames in enumerate(data.lengths) if frames * spectrogram.hop >= SHORTEST * spectrogram.rate]
-    if not chosen or args.num_wavs < 1:
+    chosen = []
+    for i, frames in enumerate(data.lengths):
+        if len(chosen) < args.num_wavs and frames * spectrogram.hop >= SHORTEST * spectrogram.rate:
+            # A prompt of silence cannot be continued.
+            chosen += [i] if prompt_of(data.wave(i), spectrogram.rate).abs().max() > 1e-4 else []
+    if not chosen:
         return {}, []
-    some = data.subset(chosen[: args.num_wavs])
+    some = data.subset(chosen)
     kinds = {
         "teacher-forced": resynthesise(model, guide, some, seed=args.seed),
         "free-running": resynthesise(model, guide, some, teacher_forcing=False, seed=args.seed),
@@ -199,7 +223,7 @@ def play(
     for i in range(len(some)):
         wave = some.wave(i)
         lost = lost_samples(len(wave), spectrogram.rate, seed=args.seed + i)
-        prompt = wave[: min(2 * spectrogram.rate, len(wave) // 2)]
+        prompt = prompt_of(wave, spectrogram.rate)
         one = {"original": wave, **{kind: waves[i] for kind, waves in kinds.items()}}
         one["continuation"] = continue_speech(model, guide, prompt, CONTINUATION, spectrogram, seed=args.seed)[0]
         one["packets-lost"] = torch.where(lost, 0.0, wave)

@@ -22,6 +22,8 @@ from .guides import Guide, check_pair
 
 __all__ = ["continue_speech", "fill_gaps", "generate_speech", "hidden_frames", "resynthesise", "to_wave"]
 
+FRAMES_AT_ONCE = 10_000  # with their padding
+
 Phase = Literal["original", "griffin-lim"]
 
 
@@ -48,6 +50,9 @@ def to_wave(
 
     Returns:
         Shape ``(*, N)``.
+
+    Raises:
+        ValueError: If the shapes do not fit.
 
     Example:
         >>> spectrogram = Spectrogram()
@@ -100,7 +105,7 @@ def resynthesise(
     like = model._like
     with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
         torch.manual_seed(seed)
-        for group in batch_indices(data.lengths, batch_size):
+        for group in _groups(data.lengths, batch_size):
             batch = collate([data[i] for i in group]).to(like)
             power = model.reconstruct(
                 guide, batch.x, batch.lengths, num_samples=num_samples, teacher_forcing=teacher_forcing
@@ -129,12 +134,17 @@ def hidden_frames(lost: Tensor, spectrogram: Spectrogram) -> Tensor:
     Returns:
         Shape ``(T,)``.
 
+    Raises:
+        ValueError: If ``lost`` is not one-dimensional or no booleans.
+
     Example:
         >>> lost = torch.zeros(4096, dtype=torch.bool)
         >>> lost[2048] = True
         >>> hidden_frames(lost, Spectrogram()).nonzero().flatten()
         tensor([ 7,  8,  9, 10])
     """
+    if not isinstance(lost, Tensor) or lost.dim() != 1 or lost.dtype != torch.bool:
+        raise ValueError(f"lost: expected booleans of shape (N,), got {lost!r}.")
     half = spectrogram.window // 2
     padded = torch.nn.functional.pad(lost, (half, half))
     return padded.unfold(0, spectrogram.window, spectrogram.hop).any(-1)
@@ -230,7 +240,7 @@ def continue_speech(
     more = max(spectrogram.hop, round(seconds * spectrogram.rate))
     level = _level(wave)
     known = torch.nn.functional.pad(wave, (0, more))
-    lost = torch.arange(len(known)) >= len(wave)
+    lost = torch.arange(len(known), device=wave.device) >= len(wave)
     hidden = hidden_frames(lost, spectrogram)
     x = (spectrogram.power(known) / level**2 + FLOOR)[~hidden].to(model._like)
     with torch.random.fork_rng(devices=[model._like.device] if model._like.is_cuda else []):
@@ -294,6 +304,15 @@ def _agree(
     return torch.where(lost, spectrogram.synthesise(spectrum, len(wave)), wave)
 
 
+def _groups(lengths: list[int], batch_size: int) -> list[list[int]]:
+    """Recordings of similar length, fewer at a time where they are long."""
+    groups: list[list[int]] = []
+    for group in batch_indices(lengths, batch_size):
+        at_once = max(1, FRAMES_AT_ONCE // max(lengths[i] for i in group))
+        groups += [group[i : i + at_once] for i in range(0, len(group), at_once)]
+    return groups
+
+
 def _check_bins(model: DSSM, spectrogram: Spectrogram) -> None:
     if model.x_dim != spectrogram.num_bins:
         raise ValueError(
@@ -302,8 +321,8 @@ def _check_bins(model: DSSM, spectrogram: Spectrogram) -> None:
 
 
 def _check_wave(wave: Tensor) -> None:
-    if wave.dim() != 1:
-        raise ValueError(f"wave: expected shape (N,), got {tuple(wave.shape)}.")
+    if wave.dim() != 1 or not wave.dtype.is_floating_point:
+        raise ValueError(f"wave: expected floats of shape (N,), got {wave.dtype} of shape {tuple(wave.shape)}.")
 
 
 def _check_seconds(seconds: float) -> None:

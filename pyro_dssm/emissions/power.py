@@ -197,7 +197,8 @@ class PowerEmission(Emission):
         if far.any():
             raise ValueError(
                 f"x: expected power relative to a mean that the emission knows (`init_bias`), got {x[far][0].item()}, "
-                f"more than {TOO_LOUD:.0e} times the mean of its bin."
+                f"more than {TOO_LOUD:.0e} times the mean of its bin (or was it trained on sound without such "
+                "frequencies?)."
             )
 
     def init_bias(self, mean: Tensor) -> None:
@@ -292,8 +293,8 @@ class LogNormalPowerEmission(PowerEmission):
     takes_zero = False
 
     def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
-        """A log-normal law of median :math:`v`."""
-        return _LogNormal(log_v, self.spread(shape), validate_args=False).to_event(1)
+        """A log-normal law of median :math:`v`; with a scale above 3, its mean would be out of all proportion."""
+        return _LogNormal(log_v, self.spread(shape).clamp(max=3.0), validate_args=False).to_event(1)
 
     def expected_log(self, law: Any) -> Tensor:
         r""":math:`\log v`."""
@@ -303,9 +304,12 @@ class LogNormalPowerEmission(PowerEmission):
 class GaussianPowerEmission(PowerEmission):
     r"""Gaussian power of positive mean: :math:`x_f \sim \mathcal{N}(v_f,\, c \sqrt{v_f + 0.01})`.
 
-    The likelihood of Tang et al., with a variance that grows with the mean. So an error counts by what it does to the
-    magnitude, about :math:`4 (|X_f| - \sqrt{v_f})^2 / c^2`, which is what a ratio of signal to distortion counts too.
-    The dispersion :math:`c` is learned, one number. A draw may be negative, the mean never is.
+    After the Gaussian likelihood of Tang et al., but with a variance that grows with the mean. So where :math:`v_f` is
+    well above 0.01, an error counts by what it does to the magnitude, about :math:`2 (|X_f| - \sqrt{v_f})^2 / c^2`,
+    which is what a ratio of signal to distortion counts too. The dispersion :math:`c` is learned, one number.
+
+    A draw may be negative, the mean never is. In quiet bins the scale is that of a power of 0.01, so draws are a hiss:
+    to generate sound, take another law.
 
     Args:
         in_dim: Size of the features.

@@ -67,7 +67,8 @@ class Guide(Program):
 
     With ``encoder_dims`` or an ``image_shape``, a network encodes each frame (zero where hidden), and the guide reads
     the features wherever ``past`` and ``future`` say frames: its own RNNs run over them, and :math:`x_t, x_{t-1}`
-    are the features of these frames (zero before the first). The model's RNNs read the frames as they are.
+    are the features of these frames (zero before the first). The model's RNNs read the frames as the model does
+    (:meth:`DSSM.read`).
 
     The RNNs are built here, and :attr:`past_dim` and :attr:`context_dim` say how much arrives in :meth:`step`.
     The guide keeps a reference to its model that is no submodule: its ``state_dict`` and ``parameters`` are its
