@@ -276,6 +276,16 @@ def read_audio(
         ...     read_audio(pathlib.Path(folder, "tone.wav")).shape
         torch.Size([2000])
     """
+    wave, native = read_with_rate(path, rate, trim_db=trim_db, min_samples=min_samples)
+    if native != rate:
+        _log.info("resampled %s from %d to %d samples per second", path, native, rate)
+    return wave
+
+
+def read_with_rate(
+    path: str | os.PathLike[str], rate: int, *, trim_db: float | None, min_samples: int
+) -> tuple[Tensor, int]:
+    """What :func:`read_audio` gives, and the rate that the file has; nothing is logged."""
     positive("rate", rate)
     positive("min_samples", min_samples)
     if trim_db is not None and (not is_number(trim_db) or trim_db <= 0):
@@ -291,7 +301,10 @@ def read_audio(
     except (soundfile.SoundFileError, OSError) as error:
         raise ValueError(f"path: expected an audio file that can be decoded, got {path}: {error}") from error
     if samples.shape[1] != 1:
-        raise ValueError(f"path: expected mono audio, got {samples.shape[1]} channels in {path}.")
+        raise ValueError(
+            f"path: expected mono audio, got {samples.shape[1]} channels in {path}; mix them down to one first, for "
+            "example with `sox in.wav -c 1 out.wav`."
+        )
     if len(samples) == 0 or len(samples) != promised:
         raise ValueError(f"path: expected a whole audio file, got {len(samples)} samples of {promised} in {path}.")
     wave = torch.from_numpy(samples[:, 0].copy())
@@ -300,7 +313,6 @@ def read_audio(
     if wave.abs().max() < _SILENT:
         raise ValueError(f"path: expected sound, got silence in {path}.")
     if native != rate:
-        _log.info("resampled %s from %d to %d samples per second", path, native, rate)
         librosa = require("librosa", extra="speech")
         wave = torch.from_numpy(librosa.resample(wave.numpy(), orig_sr=native, target_sr=rate))
     if trim_db is not None:
@@ -308,7 +320,7 @@ def read_audio(
         wave = torch.from_numpy(librosa.effects.trim(wave.numpy(), top_db=trim_db)[0].copy())
     if len(wave) < min_samples:
         raise ValueError(f"path: expected at least {min_samples} samples, got {len(wave)} in {path}.")
-    return wave
+    return wave, native
 
 
 def write_audio(path: str | os.PathLike[str], wave: Tensor, rate: int) -> None:

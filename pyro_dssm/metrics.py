@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import repeat
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +71,10 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
 def pesq(estimate: Tensor, reference: Tensor, rate: int = 16000, *, band: str = "wide") -> float:
     """Perceptual evaluation of speech quality: a predicted opinion score from about 1 (bad) to 4.6; higher is better.
 
-    Scores of the wide band and of the narrow band are on different scales. The package `pesq` computes them.
+    Scores of the wide band and of the narrow band are on different scales. The package `pesq` computes them. The
+    recommendation is about clips of 8 to 30 seconds: a wave of more than 20 seconds is cut into equal pieces of at
+    most 20, and its score is the mean over the pieces that have one. (The package has room for 50 utterances, which
+    more than 20 seconds can exceed; it would then compute nonsense, or crash.)
 
     Reference:
         ITU-T recommendations P.862 (2001), P.862.1 (2003, narrow band) and P.862.2 (2007, wide band)
@@ -86,7 +87,8 @@ def pesq(estimate: Tensor, reference: Tensor, rate: int = 16000, *, band: str = 
 
     Returns:
         The score; NaN where there is none: either wave is silent or not finite, they last less than a quarter of a
-        second, no speech is found in them, or so many separate utterances (more than 50) that the program fails.
+        second, or no speech is found in them. A piece of a long wave that is silent, or in which no speech is found,
+        does not count.
 
     Raises:
         ImportError: If pesq is not installed.
@@ -104,16 +106,10 @@ def pesq(estimate: Tensor, reference: Tensor, rate: int = 16000, *, band: str = 
     if waves is None:
         return math.nan
     mode = {"wide": "wb", "narrow": "nb"}[band]
-    if len(reference) > _LONGEST_SAFE * rate:
-        code = _pesq_apart(rate, waves[1], waves[0], mode)
-    else:
-        code = float(package.pesq(rate, waves[1], waves[0], mode, on_error=package.PesqError.RETURN_VALUES))
-    if code >= 0:
-        return code
-    trouble = package.PesqError
-    if math.isnan(code) or code in (trouble.BUFFER_TOO_SHORT, trouble.NO_UTTERANCES_DETECTED):
-        return math.nan
-    raise RuntimeError(f"pesq failed with error {code:.0f}.")
+    count = math.ceil(len(reference) / (_LONGEST_SAFE * rate))
+    pieces = zip(np.array_split(waves[0], count), np.array_split(waves[1], count), strict=True)
+    scores = [score for piece in pieces if not math.isnan(score := _pesq_of_piece(package, rate, *piece, mode))]
+    return sum(scores) / len(scores) if scores else math.nan
 
 
 def estoi(estimate: Tensor, reference: Tensor, rate: int = 16000) -> float:
@@ -195,7 +191,9 @@ class Scores:
     def interval(self, name: str) -> tuple[float, float]:
         """The 95 % interval of the mean by Student's t, which takes the clips as independent.
 
-        Both ends are NaN if fewer than two could be scored, or a score is infinite.
+        Clips of one speaker are not quite independent: where speakers have several, the interval is somewhat too
+        narrow. It is about other clips for the same model, and says nothing about other seeds of its training. Both
+        ends are NaN if fewer than two could be scored, or a score is infinite.
         """
         values = self._scored(name)
         if len(values) < 2 or not values.isfinite().all():
@@ -282,7 +280,7 @@ def score_speech(
 
 # PESQ counts utterances of at least 0.2 s with pauses of more than 0.2 s between them, in tables of 50 rows, and
 # writes past their end without a check. No shorter wave has 51.
-_LONGEST_SAFE = 20.0  # seconds
+_LONGEST_SAFE = 20  # seconds
 _SHORTEST_ESTOI = 0.4  # seconds; pystoi needs 31 frames of 256 samples at 10 kHz, half overlapping
 _TOO_FEW_FRAMES = 1e-5  # what pystoi returns, with a warning
 _TITLES = {"si_sdr": "SI-SDR (dB)", "pesq_wb": "PESQ wide", "pesq_nb": "PESQ narrow", "estoi": "ESTOI"}
@@ -366,22 +364,17 @@ def _score(
         return [METRICS[name](*waves, rate) for name in metrics]
 
 
-_APART = """
-import io, sys, numpy, pesq
-waves = numpy.load(io.BytesIO(sys.stdin.buffer.read()))
-print(repr(float(pesq.pesq(int(sys.argv[1]), *waves, sys.argv[2], on_error=pesq.PesqError.RETURN_VALUES))))
-"""
-
-
-def _pesq_apart(rate: int, reference: np.ndarray, estimate: np.ndarray, mode: str) -> float:
-    """PESQ in a process of its own, which may die; NaN if it does."""
-    stream = BytesIO()
-    np.save(stream, np.stack([reference, estimate]))
-    command = [sys.executable, "-c", _APART, str(int(rate)), mode]
-    done = subprocess.run(command, input=stream.getvalue(), capture_output=True, check=False)
-    if done.returncode == 1:  # an exception of Python's and no crash of the program
-        raise RuntimeError(f"pesq failed in a process of its own: {done.stderr.decode(errors='replace').strip()}")
-    return math.nan if done.returncode else float(done.stdout)
+def _pesq_of_piece(package: Any, rate: int, estimate: np.ndarray, reference: np.ndarray, mode: str) -> float:
+    """The score of at most 20 s, or NaN."""
+    if not estimate.any() or not reference.any():
+        return math.nan
+    trouble = package.PesqError
+    code = float(package.pesq(rate, reference, estimate, mode, on_error=trouble.RETURN_VALUES))
+    if code >= 0:
+        return code
+    if math.isnan(code) or code in (trouble.BUFFER_TOO_SHORT, trouble.NO_UTTERANCES_DETECTED):
+        return math.nan
+    raise RuntimeError(f"pesq failed with error {code:.0f}.")
 
 
 @contextmanager

@@ -304,7 +304,10 @@ BAD_FILES = {
     "too short": (lambda p: soundfile.write(p, np.full(1023, 0.1), 16000), "at least 1024 samples, got 1023"),
     "silent": (lambda p: soundfile.write(p, np.zeros(5000), 16000), "sound, got silence"),
     "nearly silent": (lambda p: soundfile.write(p, np.full(5000, 0.9e-4), 16000), "sound, got silence"),
-    "stereo": (lambda p: soundfile.write(p, np.ones((5000, 2)) / 2, 16000), "mono audio, got 2 channels"),
+    "stereo": (
+        lambda p: soundfile.write(p, np.ones((5000, 2)) / 2, 16000),
+        r"mono audio, got 2 channels in .*; mix .* with `sox in\.wav -c 1 out\.wav`",
+    ),
     "NaN": (
         lambda p: soundfile.write(p, np.full(5000, np.nan), 16000, format="WAV", subtype="FLOAT"),
         "finite samples",

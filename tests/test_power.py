@@ -41,7 +41,10 @@ def law_of(name, log_v=LEVELS, shape=SHAPES):
     """A law with these levels, its bins, and the further number where there is one."""
     emission = POWER[name](2, len(log_v))
     fn = emission.law(log_v, *([shape] if emission.outputs == 2 else []))
-    return emission, fn, emission.spread(shape) if emission.outputs == 2 else None
+    if emission.outputs == 1:
+        return emission, fn, None
+    # No log-normal is wider than this.
+    return emission, fn, emission.spread(shape).clamp(max=3.0 if name == "log-normal" else math.inf)
 
 
 def moments(name, v, spread):

@@ -376,7 +376,10 @@ def cases():
         "num_samples": (lambda: resynthesise(model, guide, data, num_samples=0), "num_samples: expected a positive"),
         "gaps bins": (lambda: fill_gaps(narrow, narrow_guide, wave, lost, SMALL), bins),
         "gaps guide": (lambda: fill_gaps(model, None, wave, lost, SMALL), "guide: expected a Guide, got NoneType"),
-        "gaps wave": (lambda: fill_gaps(model, guide, wave[None], lost[None], SMALL), r"wave: expected shape \(N,\)"),
+        "gaps wave": (
+            lambda: fill_gaps(model, guide, wave[None], lost[None], SMALL),
+            r"wave: expected floats of shape \(N,\)",
+        ),
         "lost shape": (
             lambda: fill_gaps(model, guide, wave, lost[:-1], SMALL),
             r"lost: expected booleans of shape \(900,\), one for each sample, got torch.bool of shape \(899,\)",
@@ -396,7 +399,7 @@ def cases():
         "continue bins": (lambda: continue_speech(narrow, narrow_guide, wave, 1.0, SMALL), bins),
         "continue wave": (
             lambda: continue_speech(model, guide, wave[None], 1.0, SMALL),
-            r"wave: expected shape \(N,\)",
+            r"wave: expected floats of shape \(N,\)",
         ),
         "short prompt": (
             lambda: continue_speech(model, guide, wave[:31], 1.0, SMALL),

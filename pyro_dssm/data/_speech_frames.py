@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from .._checks import is_number, positive
 from .._files import atomic_write
-from ..audio import Spectrogram, read_audio
+from ..audio import Spectrogram, read_with_rate
 
 __all__ = ["Found", "Options", "load_frames"]
 
@@ -56,6 +57,7 @@ class Found(NamedTuple):
 
 
 _NOTHING = torch.empty(0, 0)
+_NAMED = 9  # bad files named in an error, beside the first
 
 
 def load_frames(
@@ -67,8 +69,8 @@ def load_frames(
         paths: The files.
         options: How their waves become frames.
         cache: Folder to keep the frames in; ``None`` keeps them in memory.
-        num_workers: Processes; 0 for this one alone.
-        skip_bad: Whether a bad file is logged rather than raised.
+        num_workers: Processes, which start afresh; 0 for this one alone.
+        skip_bad: Whether bad files are logged rather than raised. They are raised when all are analysed and kept.
 
     Returns:
         What each of the files gave.
@@ -81,14 +83,26 @@ def load_frames(
     paths = sorted(set(paths))
     if cache is None:
         found = {}
-        for path, frames, level, trouble in _analysed(paths, options, num_workers, skip_bad=skip_bad):
-            found[path] = Found(_NOTHING if frames is None else torch.from_numpy(frames), level, trouble)
+        for one in _analysed(paths, options, num_workers):
+            frames = _NOTHING if one.frames is None else torch.from_numpy(one.frames)
+            found[one.path] = Found(frames, one.level, one.trouble)
     else:
-        found = _load_cached(paths, options, cache, num_workers, skip_bad=skip_bad)
-    troubles = [one.trouble for one in found.values() if one.trouble is not None]
+        found = _load_cached(paths, options, cache, num_workers)
+    troubles = {path: one.trouble for path, one in found.items() if one.trouble is not None}
+    if troubles and not skip_bad:
+        raise ValueError(_told(troubles))
     if troubles:
-        _log.warning("skipped %d of %d files:\n%s", len(troubles), len(found), "\n".join(troubles))
+        _log.warning("skipped %d of %d files:\n%s", len(troubles), len(found), "\n".join(troubles.values()))
     return found
+
+
+def _told(troubles: dict[Path, str]) -> str:
+    """The first trouble in full, and the names of a few more files, in one line."""
+    others = [str(path) for path in troubles][1:]
+    told = next(iter(troubles.values())).rstrip(".")
+    if others:
+        told += f"; and {len(others)} more: {', '.join(others[:_NAMED])}{', ...' if len(others) > _NAMED else ''}"
+    return f"{told}. In Python, skip_bad=True passes over such files."
 
 
 # Computing.
@@ -99,27 +113,30 @@ class _Analysed(NamedTuple):
     frames: np.ndarray | None
     level: float
     trouble: str | None
+    rate: int | None = None  # of the file, where it could be read
 
 
 def _analyse(path: Path, options: Options) -> _Analysed:
     spectrogram = options.spectrogram
     try:
-        wave = read_audio(path, spectrogram.rate, trim_db=options.trim_db, min_samples=spectrogram.window)
+        wave, rate = read_with_rate(path, spectrogram.rate, trim_db=options.trim_db, min_samples=spectrogram.window)
     except (ValueError, OSError) as error:
         return _Analysed(path, None, math.nan, str(error))
     level = float(wave.double().square().mean().sqrt())
-    return _Analysed(path, (spectrogram.power(wave / level) + FLOOR).numpy(), level, None)
+    return _Analysed(path, (spectrogram.power(wave / level) + FLOOR).numpy(), level, None, rate)
 
 
-def _analysed(paths: Sequence[Path], options: Options, num_workers: int, *, skip_bad: bool) -> Iterator[_Analysed]:
+def _analysed(paths: Sequence[Path], options: Options, num_workers: int) -> Iterator[_Analysed]:
+    """Analyses files in their order, and logs which were resampled: here, as other processes have no log."""
+    wanted, count, first = options.spectrogram.rate, 0, ""
     for one in _in_order(paths, options, num_workers):
-        if one.trouble is not None and not skip_bad:
-            raise _bad(one.trouble)
+        if one.rate not in (None, wanted):
+            count += 1
+            first = first or f"{one.path} from {one.rate} Hz"
+            _log.debug("Resampled %s from %d to %d Hz.", one.path, one.rate, wanted)
         yield one
-
-
-def _bad(trouble: str) -> ValueError:
-    return ValueError(f"{trouble} skip_bad=True passes over such files.")
+    if count:
+        _log.info("Resampled %d of %d files to %d Hz, the first %s.", count, len(paths), wanted, first)
 
 
 def _in_order(paths: Sequence[Path], options: Options, num_workers: int) -> Iterator[_Analysed]:
@@ -127,8 +144,11 @@ def _in_order(paths: Sequence[Path], options: Options, num_workers: int) -> Iter
         for path in paths:
             yield _analyse(path, options)
         return
-    # Each process has one thread; a few results wait for the caller, never all of them.
-    with ProcessPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    # Each process has one thread, and starts afresh: the copy of one with threads may hang. A few results wait for the
+    # caller, never all of them.
+    with ProcessPoolExecutor(
+        min(num_workers, max(1, len(paths))), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         waiting: deque[Future[_Analysed]] = deque()
         try:
             for path in paths:
@@ -145,25 +165,20 @@ def _in_order(paths: Sequence[Path], options: Options, num_workers: int) -> Iter
 # Keeping.
 
 
-def _load_cached(
-    paths: Sequence[Path], options: Options, cache: Path, num_workers: int, *, skip_bad: bool
-) -> dict[Path, Found]:
+def _load_cached(paths: Sequence[Path], options: Options, cache: Path, num_workers: int) -> dict[Path, Found]:
     key = _key(paths, options)
     index, frames = cache / f"speech-{key}.json", cache / f"speech-{key}.npy"
     num_bins = options.spectrogram.num_bins
     found = _open(paths, index, frames, num_bins)
     if found is None:
         _remove_abandoned(cache)
-        entries = _write(_analysed(paths, options, num_workers, skip_bad=skip_bad), frames, options)
+        entries = _write(_analysed(paths, options, num_workers), frames, options)
         # The index comes last: where it is, the frames are complete.
         with atomic_write(index) as file:
             file.write(json.dumps({"options": asdict(options), "files": entries}, indent=1).encode())
         found = _open(paths, index, frames, num_bins)
         if found is None:
             raise OSError(f"{frames} was written but cannot be read")
-    troubles = [one.trouble for one in found.values() if one.trouble is not None]
-    if troubles and not skip_bad:
-        raise _bad(troubles[0])
     return found
 
 

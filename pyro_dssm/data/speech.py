@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor
 
 from .._checks import one_of, positive
-from ..audio import Spectrogram, read_audio
+from ..audio import Spectrogram, read_with_rate
 from ._speech_frames import Found, Options, load_frames
 from .sequences import SequenceDataset, split_ranges
 
 __all__ = ["Recording", "SpeechDataset", "SpeechSplits", "find_recordings", "load_recordings", "load_speech"]
 
+_log = logging.getLogger(__name__)
+
 _SUFFIXES = (".flac", ".wav", ".ogg")
-_LIBRISPEECH = re.compile(r"(\d+)-\d+-\d+")
+_LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
 _PARTS = {"train": ("train",), "valid": ("valid", "dev"), "test": ("test",)}
 
 
@@ -92,8 +95,9 @@ class SpeechDataset(SequenceDataset):
         Returns:
             Shape ``(N,)``, at its own level.
         """
-        path = self.recordings[index].path
-        return read_audio(path, self.spectrogram.rate, trim_db=self.trim_db, min_samples=self.spectrogram.window)
+        path, spectrogram = self.recordings[index].path, self.spectrogram
+        # Not by read_audio: whoever loaded the set has been told which files are resampled.
+        return read_with_rate(path, spectrogram.rate, trim_db=self.trim_db, min_samples=spectrogram.window)[0]
 
     def subset(self, indices: Iterable[int]) -> SpeechDataset:
         """Some of the recordings.
@@ -116,7 +120,8 @@ class SpeechDataset(SequenceDataset):
     def segments(self, length: int = 50) -> SequenceDataset:
         """Cuts each recording into consecutive segments that do not overlap, in their order.
 
-        A rest at the end of a recording is a segment too if it has at least half the length; else it is left out.
+        A rest at the end of a recording is a segment too if it has at least ``length // 2`` frames, and at least one;
+        else it is left out.
 
         Args:
             length: Frames of a segment.
@@ -125,7 +130,7 @@ class SpeechDataset(SequenceDataset):
             Views of the frames, no copies.
 
         Raises:
-            ValueError: If the length is not positive, or no recording has half of it.
+            ValueError: If the length is not positive, or no recording has ``length // 2`` frames.
 
         Example:
             >>> transform = Spectrogram(window=4, hop=2)
@@ -151,9 +156,11 @@ class SpeechSplits(NamedTuple):
 def find_recordings(folder: str | os.PathLike[str]) -> list[Recording]:
     """Finds the FLAC, WAV and OGG files of a folder and of the folders in it.
 
-    The speaker of a file named as in LibriSpeech, ``<speaker>-<chapter>-<utterance>``, is the first of its three
-    numbers, wherever it lies. The speaker of another file is the folder that it lies in, as a path from the given
-    folder; files that lie directly in the given folder count as one speaker each.
+    The speaker of a file named as in LibriSpeech, ``<speaker>-<chapter>-<utterance>`` with four digits for the
+    utterance, is the first of its three numbers, wherever it lies. The speaker of another file is the first folder
+    below the given one: ``alice`` for ``alice/monday/1.wav``. Folders that hold all the others, and no file directly,
+    are passed by: ``p225`` for ``wav48/p225/1.wav``, if there is a ``wav48/p226`` too. Files that lie directly in the
+    given folder count as one speaker each.
 
     Args:
         folder: The folder.
@@ -170,31 +177,58 @@ def find_recordings(folder: str | os.PathLike[str]) -> list[Recording]:
         Traceback (most recent call last):
         FileNotFoundError: found no folder nowhere
     """
-    root = Path(folder)
+    return _recordings_of([Path(folder)])[0]
+
+
+def _recordings_of(roots: Sequence[Path]) -> list[list[Recording]]:
+    """The recordings of each folder, sorted by path; what is one speaker's folder is decided for all together."""
+    inner = [_audio_files(root) for root in roots]
+    folders = [path.parts[:-1] for paths in inner for path in paths if not _LIBRISPEECH.fullmatch(path.stem)]
+    depth = _speaker_depth(folders)
+    return [
+        sorted(Recording(root / path, _speaker(root / path, path.parts[:-1], depth)) for path in paths)
+        for root, paths in zip(roots, inner, strict=True)
+    ]
+
+
+def _audio_files(root: Path) -> list[Path]:
+    """Paths from the folder."""
     if not root.is_dir():
         raise FileNotFoundError(f"found no folder {root}")
     found = []
     for path in root.rglob("*"):
         inner = path.relative_to(root)
         if path.suffix.lower() in _SUFFIXES and not any(p.startswith(".") for p in inner.parts) and path.is_file():
-            found.append(Recording(path, _speaker(path, inner)))
+            found.append(inner)
     if not found:
         raise ValueError(f"folder: expected FLAC, WAV or OGG files, got none in {root}.")
-    return sorted(found)
+    return found
+
+
+def _speaker_depth(folders: Sequence[tuple[str, ...]]) -> int:
+    """How many folders above those of the speakers hold every file, and none directly."""
+    depth = 0
+    while len({inner[: depth + 1] for inner in folders}) == 1 and min(len(inner) for inner in folders) > depth + 1:
+        depth += 1
+    return depth
 
 
 def _recording(path: Path) -> Recording:
     if not path.is_file():
         raise FileNotFoundError(f"found no {path}")
-    return Recording(path, _speaker(path, Path(path.name)))
+    return Recording(path, _speaker(path))
 
 
-def _speaker(path: Path, inner: Path) -> str:
+def _speaker(path: Path, folders: tuple[str, ...] = (), depth: int = 0) -> str:
     named = _LIBRISPEECH.fullmatch(path.stem)
     if named:
         return named[1]
-    # Files in two folders may have one name and yet not one speaker.
-    return str(path.absolute()) if len(inner.parts) == 1 else inner.parent.as_posix()
+    return folders[depth] if len(folders) > depth else _own(path)
+
+
+def _own(path: Path) -> str:
+    """The speaker of a file of which nothing is known; files in two folders may have one name."""
+    return str(path.absolute())
 
 
 def load_speech(
@@ -212,9 +246,10 @@ def load_speech(
 ) -> SpeechSplits:
     """Loads the recordings of a folder: to train on, to choose with, and to test.
 
-    Where the folder holds folders ``train``, ``valid`` (or ``dev``) and ``test``, these are the three sets. Else the
-    recordings are split at random, by default so that no speaker is in two sets. For files and speakers, see
-    :func:`find_recordings`.
+    Where the folder holds folders ``train``, ``valid`` (or ``dev``) and ``test``, in capital letters or small, these
+    are the three sets. Else the recordings are split at random, by default so that no speaker is in two sets. For
+    files and speakers, see :func:`find_recordings`; in given sets, speakers are the folders below ``train`` and so
+    on. The log says what was done.
 
     Args:
         folder: The folder.
@@ -225,9 +260,11 @@ def load_speech(
             missing. Changed files or options have a cache of their own; none is ever removed. ``None`` computes
             the frames each time and keeps them in memory.
         trim_db: Cuts silence off both ends; see :func:`~pyro_dssm.audio.read_audio`.
-        skip_bad: Passes over files that cannot be used, with a warning in the log, instead of raising.
+        skip_bad: Passes over files that cannot be used, with a warning in the log, instead of raising when all are
+            read.
         spectrogram: The transform; ``Spectrogram()`` by default. Recordings at another rate are resampled.
-        num_workers: Processes that read the files; 0 for this one alone.
+        num_workers: Processes that read the files; 0 for this one alone. They start afresh, so a script that asks for
+            them must keep its own work under ``if __name__ == "__main__":``.
         allow_shared_speakers: Accepts given folders of which two hold recordings of the same speaker.
 
     Returns:
@@ -251,10 +288,11 @@ def load_speech(
     root = Path(folder)
     given = _given_parts(root)
     if given is None:
-        found = find_recordings(root)
-        parts = _random_parts(found, by, shares, seed)
+        parts = _random_parts(find_recordings(root), by, shares, seed)
+        how = f"Split at random by {by} (seed {seed})"
     else:
-        parts = [find_recordings(part) for part in given]
+        parts = _recordings_of(given)
+        how = f"Given folders {', '.join(part.name for part in given)}"
         if not allow_shared_speakers:
             _check_speakers(given, parts)
     options = Options(spectrogram or Spectrogram(), trim_db)
@@ -263,6 +301,7 @@ def load_speech(
     sets = []
     for name, part in zip(_PARTS, parts, strict=True):
         sets.append(_dataset(part, frames, options, f"the {name} set"))
+    _log.info("%s: %s", how, _sizes(sets))
     return SpeechSplits(*sets)
 
 
@@ -278,12 +317,14 @@ def load_recordings(
     """Loads recordings as one set, for example to resynthesise and score them.
 
     Args:
-        source: A folder, a file, or several files.
+        source: A folder, a file, or several files; each of those counts as a speaker of its own, unless it is named as
+            in LibriSpeech (see :func:`find_recordings`) or a :class:`Recording`.
         cache: Folder for the frames; see :func:`load_speech`.
         trim_db: Cuts silence off both ends; see :func:`~pyro_dssm.audio.read_audio`.
-        skip_bad: Passes over files that cannot be used, with a warning in the log, instead of raising.
+        skip_bad: Passes over files that cannot be used, with a warning in the log, instead of raising when all are
+            read.
         spectrogram: The transform; ``Spectrogram()`` by default.
-        num_workers: Processes that read the files; 0 for this one alone.
+        num_workers: Processes that read the files; see :func:`load_speech`.
 
     Returns:
         The set, sorted by path where it is of a folder, else in the order of the files.
@@ -312,7 +353,8 @@ def _given_parts(root: Path) -> list[Path] | None:
     """The folders of the three sets, in order; None where there are none of them."""
     if not root.is_dir():
         raise FileNotFoundError(f"found no folder {root}")
-    found = {part: [root / name for name in names if (root / name).is_dir()] for part, names in _PARTS.items()}
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    found = {part: [p for name in names for p in folders if p.name.lower() == name] for part, names in _PARTS.items()}
     if not any(found.values()):
         return None
     if any(len(folders) != 1 for folders in found.values()):
@@ -352,6 +394,24 @@ def _random_parts(
     except ValueError as error:
         raise ValueError(f"shares: {error}") from error
     return [sorted(r for i in part for r in groups[names[order[i]]]) for part in ranges]
+
+
+def _sizes(sets: Sequence[SpeechDataset]) -> str:
+    """What the sets hold, in one line."""
+    counts = [[len(data.speakers) for data in sets], [len(data) for data in sets]]
+    # A recording of T frames has from (T - 1) * hop to T * hop samples.
+    hops = [data.num_frames - len(data) / 2 for data in sets]
+    minutes = [
+        f"{n * data.spectrogram.hop / data.spectrogram.rate / 60:.1f}" for n, data in zip(hops, sets, strict=True)
+    ]
+    speakers, recordings = (" / ".join(map(str, count)) for count in counts)
+    told = f"{speakers} speakers, {recordings} recordings, {' / '.join(minutes)} minutes"
+    alone = [recording.speaker == _own(recording.path) for data in sets for recording in data.recordings]
+    if all(alone):
+        return f"{told}; each file counts as a speaker of its own."
+    if any(alone):
+        return f"{told}; each of {sum(alone)} files that lie in no folder counts as a speaker of its own."
+    return f"{told}."
 
 
 def _dataset(part: list[Recording], frames: dict[Path, Found], options: Options, what: str) -> SpeechDataset:

@@ -69,7 +69,8 @@ class _Gamma(dist.Gamma):
     """Takes the zeros of hidden frames and padding: they do not count, but an infinity would spoil the gradient."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(value.clamp(min=FLOOR**2))
+        x, alpha = value.clamp(min=FLOOR**2), self.concentration
+        return alpha * self.rate.log() + (alpha - 1) * x.log() - self.rate * x - torch.lgamma(alpha)
 
 
 class _LogNormal(dist.LogNormal):

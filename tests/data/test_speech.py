@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_dssm.audio import Spectrogram, read_audio
+from pyro_dssm.audio import Spectrogram, read_audio, read_with_rate
 from pyro_dssm.data import _speech_frames
 from pyro_dssm.data.sequences import batches
 from pyro_dssm.data.speech import Recording, SpeechDataset, find_recordings, load_recordings, load_speech
@@ -79,8 +79,47 @@ def test_speakers_of_other_layouts(tmp_path):
     touch(tmp_path, "p225/p225_001.WAV", "p225/p225_002.wav", "east/ann/one.ogg", "west/ann/one.ogg", "a.wav", "b.flac")
     found = speakers(tmp_path)
     assert found["p225/p225_001.WAV"] == found["p225/p225_002.wav"] == "p225"
-    assert (found["east/ann/one.ogg"], found["west/ann/one.ogg"]) == ("east/ann", "west/ann")
+    assert (found["east/ann/one.ogg"], found["west/ann/one.ogg"]) == ("east", "west")
     assert len(set(found.values())) == 5  # files that lie in the folder itself are a speaker each
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        # The sessions of a speaker are no speakers, nor are dates the names of LibriSpeech.
+        (["alice/day0/a.wav", "alice/day1/a.wav", "alice/b.wav", "bob/a.wav"], ["alice", "alice", "alice", "bob"]),
+        (["alice/2023-01-15.wav", "alice/2023-01-16.wav", "bob/1-2-345.wav"], ["alice", "alice", "bob"]),
+        (["alice/1-2-34567.wav", "bob/x1-2-3456.wav"], ["alice", "bob"]),
+        # Folders that hold all the others are passed by, as far as no file lies in them.
+        (["wav48/p225/a.wav", "wav48/p225/b/c.wav", "wav48/p226/a.wav"], ["p225", "p225", "p226"]),
+        (["a/b/p225/a.wav", "a/b/p226/a.wav", "7-8-0001.wav"], ["p225", "p226", "7"]),
+        (["wav48/p225/a.wav", "wav48/p225/b.wav"], ["p225", "p225"]),
+        (["alice/a.wav", "alice/day0/a.wav", "alice/day1/a.wav"], ["alice"] * 3),
+        (["wavs/a.wav", "wavs/b.wav", "wavs/c.wav"], ["wavs"] * 3),
+    ],
+)
+def test_a_speaker_is_the_first_folder_that_tells_them_apart(names, expected, tmp_path):
+    touch(tmp_path, *names)
+    assert speakers(tmp_path) == dict(zip(names, expected, strict=True))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.integers(0, 3)), min_size=1, unique=True))
+@settings(max_examples=30, deadline=None)
+def test_no_folder_of_the_first_level_holds_two_speakers(tmp_path_factory, layout):
+    root = tmp_path_factory.mktemp("layout")
+    touch(root, *(f"{who}/{day}/{n}.wav" for who, day, n in layout), "other/z.wav")
+    found = {name.split("/")[0]: set() for name in speakers(root)}
+    for name, speaker in speakers(root).items():
+        found[name.split("/")[0]].add(speaker)
+    assert all(len(names) == 1 for names in found.values())
+    assert len(set.union(*found.values())) == len(found)
+
+
+def test_speakers_of_files_given_one_by_one(tmp_path):
+    files = [record(tmp_path / name) for name in ("alice/a.wav", "alice/b.wav", "bob/2023-01-15.wav", "5-6-0001.wav")]
+    data = load_recordings(files, spectrogram=SMALL)
+    assert [r.speaker for r in data.recordings] == [*map(str, files[:3]), "5"]
+    assert load_recordings(tmp_path, spectrogram=SMALL).speakers == ["5", "alice", "bob"]
 
 
 def test_what_is_no_recording(tmp_path):
@@ -144,10 +183,39 @@ def lay_out(root, *, valid="valid", overlap=False):
     return root
 
 
-@pytest.mark.parametrize("valid", ["valid", "dev"])
+@pytest.mark.parametrize("valid", ["valid", "dev", "Valid", "DEV"])
 def test_given_splits_are_kept(valid, tmp_path):
     parts = load(lay_out(tmp_path, valid=valid))
     assert [part.speakers for part in parts] == [["1", "3"], ["5"], ["7"]]
+
+
+def test_names_of_given_splits_in_capital_letters(tmp_path, caplog):
+    lay_out(tmp_path)
+    for old, new in (("train", "Train"), ("valid", "DEV"), ("test", "TEST")):
+        (tmp_path / old).rename(tmp_path / new)
+    with caplog.at_level(logging.INFO, "pyro_dssm.data.speech"):
+        assert [part.speakers for part in load(tmp_path)] == [["1", "3"], ["5"], ["7"]]
+    assert "Given folders Train, DEV, TEST: 2 / 1 / 1 speakers" in caplog.text
+    (tmp_path / "DEV").rename(tmp_path / "Development")
+    with pytest.raises(ValueError, match=r"^folder: expected all of train, .* got Train, TEST\."):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("between", ["", "wav48/"])
+@pytest.mark.parametrize("session", ["", "day0/"])
+def test_folders_of_speakers_in_two_given_splits(between, session, tmp_path):
+    layout = {"train": ("alice", "bob"), "valid": ("carol", "dan"), "test": ("alice",)}
+    for part, names in layout.items():
+        for name in names:
+            record(tmp_path / part / f"{between}{name}/{session}{part}.wav")
+    with pytest.raises(ValueError, match=r"no speaker both in .*train and in .*test, got 1, among them alice; "):
+        load(tmp_path)
+    assert [p.speakers for p in load(tmp_path, allow_shared_speakers=True)] == [
+        list(names) for names in layout.values()
+    ]
+    found = tmp_path / "test" / f"{between}alice"
+    found.rename(found.with_name("eve"))
+    assert load(tmp_path).test.speakers == ["eve"]
 
 
 def test_a_speaker_in_two_given_splits(tmp_path):
@@ -205,6 +273,41 @@ def test_too_few_speakers(tmp_path):
     with pytest.raises(ValueError, match='^folder: expected at least 3 speakers to split, got 1; by="file"'):
         load(tmp_path)
     assert [len(part) for part in load(tmp_path, by="file")] == [3, 1, 1]
+
+
+def told(caplog, root, **options):
+    """What the log says about a split."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "pyro_dssm.data.speech"):
+        load(root, **options)
+    assert [(r.name, r.levelname) for r in caplog.records] == [("pyro_dssm.data.speech", "INFO")]
+    return caplog.messages[0]
+
+
+def test_the_log_says_how_recordings_were_split(tmp_path, caplog):
+    minute = 8000 * 60
+    for s in range(5):  # the last speaks thrice
+        for u in range(3 if s == 4 else 1):
+            record(tmp_path / f"s{s}" / f"{u}.wav", size=round((0.1 + 0.1 * s) * minute), seed=s)
+    parts = load(tmp_path)
+    counts = [[len(part.speakers) for part in parts], [len(part) for part in parts]]
+    minutes = [sum(len(part.wave(i)) for i in range(len(part))) / minute for part in parts]
+    assert counts[0] == [3, 1, 1]
+    expected = "{} / {} / {} speakers, {} / {} / {} recordings, {:.1f} / {:.1f} / {:.1f} minutes."
+    line = expected.format(*counts[0], *counts[1], *minutes)
+    assert told(caplog, tmp_path) == f"Split at random by speaker (seed 0): {line}"
+    assert told(caplog, tmp_path, by="file", seed=3).startswith("Split at random by file (seed 3): ")
+
+
+def test_the_log_says_which_files_are_a_speaker_of_their_own(tmp_path, caplog):
+    for u in range(5):
+        record(tmp_path / f"{u}.wav", seed=u)
+    line = "3 / 1 / 1 speakers, 3 / 1 / 1 recordings, 0.0 / 0.0 / 0.0 minutes"
+    assert told(caplog, tmp_path, seed=4) == (
+        f"Split at random by speaker (seed 4): {line}; each file counts as a speaker of its own."
+    )
+    record(tmp_path / "ann" / "a.wav")
+    assert told(caplog, tmp_path).endswith("; each of 5 files that lie in no folder counts as a speaker of its own.")
 
 
 # Frames.
@@ -353,9 +456,9 @@ def count_reads(monkeypatch):
 
     def reading(path, *args, **kwargs):
         reads.append(path)
-        return read_audio(path, *args, **kwargs)
+        return read_with_rate(path, *args, **kwargs)
 
-    monkeypatch.setattr(_speech_frames, "read_audio", reading)
+    monkeypatch.setattr(_speech_frames, "read_with_rate", reading)
     return reads
 
 
@@ -484,9 +587,9 @@ def test_an_interrupted_write_leaves_nothing(corpus, tmp_path, monkeypatch):
         calls += 1
         if calls == 8:
             raise KeyboardInterrupt
-        return read_audio(*args, **kwargs)
+        return read_with_rate(*args, **kwargs)
 
-    monkeypatch.setattr(_speech_frames, "read_audio", interrupted)
+    monkeypatch.setattr(_speech_frames, "read_with_rate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load(corpus, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -497,7 +600,7 @@ def test_an_interrupted_write_leaves_nothing(corpus, tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from pyro_dssm.audio import Spectrogram, read_audio
+from pyro_dssm.audio import Spectrogram, read_with_rate
 from pyro_dssm.data import _speech_frames
 from pyro_dssm.data.speech import load_recordings
 calls = 0
@@ -506,8 +609,8 @@ def killed(*args, **kwargs):
     calls += 1
     if calls == 8:
         os.kill(os.getpid(), signal.SIGKILL)
-    return read_audio(*args, **kwargs)
-_speech_frames.read_audio = killed
+    return read_with_rate(*args, **kwargs)
+_speech_frames.read_with_rate = killed
 load_recordings(sys.argv[1], cache=sys.argv[2], spectrogram=Spectrogram(64, 16, 8000))
 """
 
@@ -529,11 +632,43 @@ def test_a_killed_write_is_not_taken_for_a_cache(corpus, tmp_path):
     assert len(kept(cache)) == 4
 
 
-def test_processes_change_nothing(corpus, tmp_path):
-    alone = load(corpus)
-    for options in ({"num_workers": 2}, {"num_workers": 2, "cache": tmp_path}):
-        others = load(corpus, **options)
-        assert all(same(a, b) and a.levels == b.levels for a, b in zip(alone, others, strict=True))
+def test_processes_change_nothing(corpus, tmp_path, monkeypatch, caplog):
+    """All that processes must do in one test, as they take seconds to start."""
+    bad = find_recordings(corpus)[3].path
+    bad.write_bytes(b"")
+    record(find_recordings(corpus)[7].path, rate=16000)
+    alone = load(corpus, skip_bad=True)
+    caplog.clear()
+    # A copy of this process would have this and fail; one that starts afresh has not.
+    monkeypatch.setattr(_speech_frames, "read_with_rate", None)
+    with caplog.at_level(logging.INFO, "pyro_dssm"):
+        others = load(corpus, num_workers=2, cache=tmp_path, skip_bad=True)
+    assert all(same(a, b) and a.levels == b.levels for a, b in zip(alone, others, strict=True))
+    assert [path for part in others for path, _ in part.skipped] == [bad]
+    assert caplog.text.count("Resampled 1 of 19 files to 8000 Hz, the first") == 1
+    assert caplog.text.count("skipped 1 of 19 files") == 1
+
+
+# Rates.
+
+
+def test_the_log_says_once_which_files_were_resampled(corpus, tmp_path, caplog):
+    other = [find_recordings(corpus)[i].path for i in (2, 5, 6)]
+    for path, rate in zip(other, (16000, 11025, 16000), strict=True):
+        record(path, size=2000, rate=rate)
+    summary = f"Resampled 3 of 19 files to 8000 Hz, the first {other[0]} from 16000 Hz."
+    with caplog.at_level(logging.INFO, "pyro_dssm"):
+        data = load_recordings(corpus, spectrogram=SMALL, cache=tmp_path / "cache")
+    assert caplog.messages == [summary]
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, "pyro_dssm"):
+        assert len(data.wave(5)) == math.ceil(2000 * 8000 / 11025)
+        load_recordings(corpus, spectrogram=SMALL, cache=tmp_path / "cache")
+        assert not caplog.messages
+        load_recordings(corpus, spectrogram=SMALL)
+    assert caplog.messages[-1] == summary
+    assert caplog.messages[1] == f"Resampled {other[1]} from 11025 to 8000 Hz."
+    assert [r.levelname for r in caplog.records] == ["DEBUG"] * 3 + ["INFO"]
 
 
 # Bad files.
@@ -549,7 +684,7 @@ BAD = {
     "empty": (lambda p: p.write_bytes(b""), "can be decoded"),
     "silent": (lambda p: record(p, level=0.0), "got silence"),
     "too short": (lambda p: record(p, size=63), "at least 64 samples, got 63"),
-    "stereo": (lambda p: soundfile.write(p, np.full((900, 2), 0.1), 8000), "got 2 channels"),
+    "stereo": (lambda p: soundfile.write(p, np.full((900, 2), 0.1), 8000), "got 2 channels.*sox in.wav"),
 }
 
 
@@ -563,17 +698,38 @@ def test_bad_files_are_named(case, cached, corpus, tmp_path):
     with pytest.raises(ValueError, match=f"^path: expected .*{message}.*skip_bad=True") as caught:
         load(corpus, cache=cache)
     assert str(path) in str(caught.value)
-    assert not cached or not list(cache.iterdir())
+    assert "; and " not in str(caught.value)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("count", "rest"), [(2, 1), (10, 9), (12, 11)])
 @pytest.mark.parametrize("cached", [False, True])
-def test_bad_files_are_skipped_and_listed(cached, num_workers, corpus, tmp_path, caplog):
+def test_all_bad_files_are_found_at_once(cached, count, rest, corpus, tmp_path, monkeypatch):
+    files = [r.path for r in find_recordings(corpus)]
+    bad = files[1 : 1 + count]
+    for path in bad:
+        record(path, level=0.0)
+    reads, cache = count_reads(monkeypatch), tmp_path / "cache" if cached else None
+    for _ in range(2):  # computed, and from the cache
+        with pytest.raises(
+            ValueError, match=f"^path: expected sound, got silence in {bad[0]}; and {rest} more: "
+        ) as found:
+            load(corpus, cache=cache)
+        assert str(found.value).endswith(". In Python, skip_bad=True passes over such files.")
+        assert "\n" not in str(found.value)
+        assert [path in bad[:10] for path in files] == [str(path) in str(found.value) for path in files]
+        assert ("..." in str(found.value)) == (count > 10)
+    assert reads == (files if cached else files * 2)
+    assert len(load_recordings(corpus, spectrogram=SMALL, cache=cache, skip_bad=True)) == 19 - count
+    assert len(reads) == (19 if cached else 57)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_bad_files_are_skipped_and_listed(cached, corpus, tmp_path, caplog):
     clean = load(corpus)
     bad = [r.path for r in find_recordings(corpus)][3:15:3]
     for path, (make, _) in zip(bad, BAD.values(), strict=False):
         make(path)
-    options = {"skip_bad": True, "num_workers": num_workers, "cache": tmp_path / "cache" if cached else None}
+    options = {"skip_bad": True, "cache": tmp_path / "cache" if cached else None}
     for _ in range(2):  # computed, and from the cache
         caplog.clear()
         with caplog.at_level(logging.WARNING, "pyro_dssm"):
