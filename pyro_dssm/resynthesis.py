@@ -7,6 +7,8 @@ found by Griffin and Lim's iteration.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -103,8 +105,7 @@ def resynthesise(
     _check_bins(model, data.spectrogram)
     waves: dict[int, Tensor] = {}
     like = model._like
-    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-        torch.manual_seed(seed)
+    with _seeded(model, seed):
         for group in _groups(data.lengths, batch_size):
             batch = collate([data[i] for i in group]).to(like)
             power = model.reconstruct(
@@ -196,8 +197,7 @@ def fill_gaps(
     known = torch.where(lost, 0.0, wave)
     level = _level(known[~lost])
     x = (spectrogram.power(known) / level**2 + FLOOR).to(model._like)
-    with torch.random.fork_rng(devices=[model._like.device] if model._like.is_cuda else []):
-        torch.manual_seed(seed)
+    with _seeded(model, seed):
         mask = ~hidden.to(x.device)
         power = model.reconstruct(guide, x[None], mask=mask[None], num_samples=num_samples, num_rounds=num_rounds)[0]
     return _agree(power.to(wave), known, lost, hidden, spectrogram, level=level, seed=seed)
@@ -243,8 +243,7 @@ def continue_speech(
     lost = torch.arange(len(known), device=wave.device) >= len(wave)
     hidden = hidden_frames(lost, spectrogram)
     x = (spectrogram.power(known) / level**2 + FLOOR)[~hidden].to(model._like)
-    with torch.random.fork_rng(devices=[model._like.device] if model._like.is_cuda else []):
-        torch.manual_seed(seed)
+    with _seeded(model, seed):
         ahead = model.forecast(guide, x[None], int(hidden.sum()), num_continuations)[:, 0]
     power = torch.cat([x.expand(num_continuations, *x.shape), ahead], dim=-2).to(wave)
     waves = [_agree(one, known, lost, hidden, spectrogram, level=level, seed=seed + i) for i, one in enumerate(power)]
@@ -273,10 +272,18 @@ def generate_speech(
     _check_bins(model, spectrogram)
     _check_seconds(seconds)
     num_samples = max(spectrogram.window, round(seconds * spectrogram.rate))
-    with torch.random.fork_rng(devices=[model._like.device] if model._like.is_cuda else []):
-        torch.manual_seed(seed)
+    with _seeded(model, seed):
         power = model.sample(num_sequences, spectrogram.num_frames(num_samples)).cpu()
     return to_wave(power, spectrogram, level=level, num_samples=num_samples, seed=seed)
+
+
+@contextmanager
+def _seeded(model: DSSM, seed: int) -> Iterator[None]:
+    """Random numbers from a seed for a while; the generators are left as they were."""
+    device = model._like.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _agree(

@@ -328,16 +328,8 @@ class GaussianPowerEmission(PowerEmission):
         True
     """
 
-    def __init__(
-        self,
-        in_dim: int,
-        x_dim: int,
-        hidden_dims: Sequence[int] = (),
-        *,
-        dropout: float = 0.0,
-        residual: bool = False,
-    ) -> None:
-        super().__init__(in_dim, x_dim, hidden_dims, dropout=dropout, residual=residual)
+    def __init__(self, in_dim: int, x_dim: int, hidden_dims: Sequence[int] = (), **options: Any) -> None:
+        super().__init__(in_dim, x_dim, hidden_dims, **options)
         self.log_dispersion = nn.Parameter(torch.zeros(()))
 
     def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
