@@ -152,6 +152,15 @@ def speech_table(model: pd.DSSM, guide: pd.Guide, scores: dict[str, Scores]) -> 
     return "\n".join([*lines, f"  {'published':<28}{shown}{row[1]}", NOTE])
 
 
+def without_a_model(scores: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines of a Markdown table of what needs no model."""
+    lines = ["| without a model | " + " | ".join(HEADS.values()) + " |", "|" + " --- |" * (1 + len(HEADS))]
+    for name, figures in scores.items():
+        shown = [with_interval(figures[m], DIGITS[m]) for m in HEADS]
+        lines.append("| " + " | ".join([name.replace("_", " "), *shown]) + " |")
+    return lines
+
+
 def packets_table(found: dict[str, Any]) -> str:
     """What lost packets cost, and what filling them in gains."""
     lines = [

@@ -125,14 +125,7 @@ def markdown(args: argparse.Namespace, results: list[common.Cell], without: dict
         lines += ["|" + " --- |" * (len(heads) + len(scores) + 1)]
         lines += ["| " + " | ".join(row(r, table)) + " |" for r in rows]
         lines += [""]
-    lines += [
-        "| without a model | " + " | ".join(published.HEADS.values()) + " |",
-        "| --- |" + " --- |" * len(published.HEADS),
-    ]
-    for name, scores in without.items():
-        figures = [published.with_interval(scores[m], published.DIGITS[m]) for m in published.HEADS]
-        lines += ["| " + " | ".join([name.replace("_", " "), *figures]) + " |"]
-    lines += [""]
+    lines += [*published.without_a_model(without), ""]
     words = "Mean ± half of its 95 % interval over recordings, with the original phases; teacher-forced, and "
     words += (
         "free-running (“free”): without the frames before each. One training seed, which the intervals leave out. "
