@@ -18,8 +18,7 @@ def two_threads():
 
 
 BATCH, STEPS, X, Z = 100, 50, 513, 16
-# The Gamma law's special functions take the same time in both forms.
-LEAST = {"power-gaussian": 1.3, "gamma": 1.15}
+LIKELIHOODS = ("power-gaussian", "gamma")
 
 
 def pair(likelihood):
@@ -29,16 +28,16 @@ def pair(likelihood):
     return model, pd.FullAlignment(model, rnn_dim=128, hidden_dim=128, encoder_dims=[128], skip=True)
 
 
-@pytest.mark.parametrize("likelihood", LEAST)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_path_sites_against_step_sites(likelihood, alternate, report, benchmark):
     model, guide = pair(likelihood)
     x = torch.rand(BATCH, STEPS, X, generator=torch.Generator().manual_seed(0)).square() + 1e-6
     steps = {sites: pyro_step(model, guide, x, sites=sites) for sites in ("path", "step")}
     times, ratios = alternate(steps, synchronise=lambda: None)
     report(
-        f"speech, {likelihood:<15} path sites {1e3 * times['path']:7.1f} ms, step sites {1e3 * times['step']:7.1f} ms, "
+        f"speech, 2 threads, {likelihood:<15} path sites {1e3 * times['path']:7.1f} ms, step sites {1e3 * times['step']:7.1f} ms, "
         f"ratio {ratios['step']:.2f}"
     )
     benchmark.extra_info["ratio"] = ratios["step"]
     benchmark.pedantic(steps["path"], rounds=3)
-    assert ratios["step"] >= LEAST[likelihood]
+    assert ratios["step"] >= 1.3
