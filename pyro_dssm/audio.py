@@ -293,7 +293,7 @@ def read_with_rate(
     path = Path(path)
     soundfile = require("soundfile", extra="speech")
     if not path.exists():
-        raise FileNotFoundError(f"found no {path}")
+        raise FileNotFoundError(f"path: expected an audio file, found none at {path}.")
     try:
         with soundfile.SoundFile(path) as file:
             native, promised = file.samplerate, file.frames

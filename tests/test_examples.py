@@ -561,7 +561,7 @@ def pairs(tmp_path_factory):
     ("options", "expected"),
     [
         ([], "any folder of FLAC, WAV or OGG files of speech serves"),
-        (["--data", "nowhere"], "found no folder nowhere"),
+        (["--data", "nowhere"], "expected a folder of recordings, found none at nowhere"),
         (["--data", "empty"], "folder: expected FLAC, WAV or OGG files, got none in empty"),
         (["--data", "shared"], "expected no speaker both in"),
         (["--data", "alone"], "expected at least 3 speakers to split, got 1"),

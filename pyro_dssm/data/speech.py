@@ -175,7 +175,7 @@ def find_recordings(folder: str | os.PathLike[str]) -> list[Recording]:
     Example:
         >>> find_recordings("nowhere")
         Traceback (most recent call last):
-        FileNotFoundError: found no folder nowhere
+        FileNotFoundError: folder: expected a folder of recordings, found none at nowhere.
     """
     return _recordings_of([Path(folder)])[0]
 
@@ -194,7 +194,7 @@ def _recordings_of(roots: Sequence[Path]) -> list[list[Recording]]:
 def _audio_files(root: Path) -> list[Path]:
     """Paths from the folder."""
     if not root.is_dir():
-        raise FileNotFoundError(f"found no folder {root}")
+        raise FileNotFoundError(f"folder: expected a folder of recordings, found none at {root}.")
     found = []
     for path in root.rglob("*"):
         inner = path.relative_to(root)
@@ -215,7 +215,7 @@ def _speaker_depth(folders: Sequence[tuple[str, ...]]) -> int:
 
 def _recording(path: Path) -> Recording:
     if not path.is_file():
-        raise FileNotFoundError(f"found no {path}")
+        raise FileNotFoundError(f"source: expected recordings, found no file {path}.")
     return Recording(path, _speaker(path))
 
 
@@ -282,7 +282,7 @@ def load_speech(
     Example:
         >>> load_speech("nowhere")
         Traceback (most recent call last):
-        FileNotFoundError: found no folder nowhere
+        FileNotFoundError: folder: expected a folder of recordings, found none at nowhere.
     """
     one_of("by", by, ("speaker", "file"))
     root = Path(folder)
@@ -352,7 +352,7 @@ def load_recordings(
 def _given_parts(root: Path) -> list[Path] | None:
     """The folders of the three sets, in order; None where there are none of them."""
     if not root.is_dir():
-        raise FileNotFoundError(f"found no folder {root}")
+        raise FileNotFoundError(f"folder: expected a folder of recordings, found none at {root}.")
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     found = {part: [p for name in names for p in folders if p.name.lower() == name] for part, names in _PARTS.items()}
     if not any(found.values()):
