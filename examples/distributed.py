@@ -34,6 +34,8 @@ def processes() -> Iterator[tuple[int, str]]:
         distributed.init_process_group("nccl" if own_gpu else "gloo")
     try:
         yield int(os.environ.get("RANK", 0)), f"cuda:{local}" if own_gpu else "cpu"
+        if distributed.is_initialized():
+            distributed.barrier()  # none leaves while another is at work: a connection that breaks may end a process
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
