@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
@@ -79,6 +81,13 @@ class Generation:
         u = check_controls(controls, self._like.new_empty(*shape, 0), self.control_dim)
         return None if u is None else delay(u)
 
+    @contextmanager
+    def _generating(self, guide: Any = None) -> Iterator[None]:
+        """The state of the model (and a guide) in which all of these methods run: without dropout."""
+        programs = (self,) if guide is None else (self, guide)
+        with evaluating(*(cast(nn.Module, program) for program in programs)):
+            yield
+
     def _check_guide(self, guide: Any) -> None:
         model = getattr(guide, "model", None)
         if model is not self:
@@ -112,7 +121,7 @@ class Generation:
         positive("length", length)
         u = self._controls_for(controls, (num_sequences, length))
         batch = torch.Size((num_sequences,))
-        with evaluating(cast(nn.Module, self)):
+        with self._generating():
             zeta = self.zeta_law(batch).sample() if self.zeta_dim else None
             xs, zs = self._run(self.memories.start(batch), batch, length, u, first=self.first_law(zeta))
         x = torch.stack(xs, dim=-2)
@@ -172,7 +181,7 @@ class Generation:
                 index = ends.unsqueeze(-1) + torch.arange(horizon, device=u.device)
                 index = index.clamp(max=u.shape[-2] - 1).unsqueeze(-1).expand(batch, horizon, u.shape[-1])
                 future = u.expand(batch, *u.shape[-2:]).gather(-2, index)
-        with evaluating(cast(nn.Module, self), cast(nn.Module, guide)):
+        with self._generating(guide):
             inputs = self.observe(x, lengths, mask, known)
             _, states = self._infer(guide, inputs, num_samples, num_rounds)
             batch = states["z"].shape[:-1]
@@ -211,7 +220,7 @@ class Generation:
         self._check_guide(guide)
         positive("num_samples", num_samples)
         positive("num_rounds", num_rounds)
-        with evaluating(cast(nn.Module, self), cast(nn.Module, guide)):
+        with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)
             if inputs.hidden is None:
                 return inputs.x.expand(num_samples, *inputs.x.shape)
@@ -263,7 +272,7 @@ class Generation:
         self._check_guide(guide)
         positive("num_samples", num_samples)
         positive("num_rounds", num_rounds)
-        with evaluating(cast(nn.Module, self), cast(nn.Module, guide)):
+        with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)
             if inputs.hidden is not None:
                 if not teacher_forcing:
