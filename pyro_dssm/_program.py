@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,15 +14,39 @@ from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from torch import nn
 
-__all__ = ["Program", "evaluating"]
+__all__ = ["Plain", "PlainNotImplementedError", "PlainValueError", "Program", "evaluating"]
 
 _serial = itertools.count()
+
+
+class Plain(Exception):
+    """Keeps its sentence to itself: Pyro's table of shapes, which it appends to what a traced program raises, is cut.
+
+    Pyro makes a new exception of the same type, whose message is the old one and the table after it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(re.split(r"\n *Trace Shapes:", str(message), maxsplit=1)[0])
+
+
+class PlainValueError(Plain, ValueError):
+    """What a program is called with is wrong."""
+
+
+class PlainNotImplementedError(Plain, NotImplementedError):
+    """What a program is asked for cannot be computed."""
+
+
+_PLAIN: dict[type[Exception], type[Plain]] = {
+    ValueError: PlainValueError,
+    NotImplementedError: PlainNotImplementedError,
+}
 
 
 class Program(PyroModule):
     """A Pyro program with parameters: the base class of every model and guide here.
 
-    It adds three things to :class:`pyro.nn.PyroModule`.
+    It adds four things to :class:`pyro.nn.PyroModule`.
 
     - A root name of its own for each instance, copies included. Pyro's parameter store is one global
       dictionary; two instances that share a name (or both have none) would share parameters, and
@@ -29,6 +54,7 @@ class Program(PyroModule):
     - Every parameter is registered when the program is called, not when it is first used. Path sites
       reach their networks after the call has returned, which is too late for ``SVI`` to see them.
     - The arguments it was built with, so that a checkpoint can build it again.
+    - Errors of one sentence, under SVI too: see :class:`Plain`.
     """
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
@@ -97,9 +123,15 @@ class Program(PyroModule):
         return super().__getattr__(name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._pyro_context:
-            self._register()
-            return super().__call__(*args, **kwargs)
+        try:
+            with self._pyro_context:
+                self._register()
+                return super().__call__(*args, **kwargs)
+        except (ValueError, NotImplementedError) as error:
+            plain = _PLAIN.get(type(error))  # others have arguments of their own
+            if plain is None:
+                raise
+            raise plain(str(error)).with_traceback(error.__traceback__) from error.__cause__
 
     def _register(self) -> None:
         for module in self.modules():
@@ -118,12 +150,12 @@ class Program(PyroModule):
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Switches dropout off for a while."""
-    training = [m.training for m in modules]
-    for m in modules:
-        m.eval()
+    """Switches dropout off for a while; every part is left in the mode in which it was."""
+    training = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
     try:
         yield
     finally:
-        for m, was in zip(modules, training, strict=True):
-            m.train(was)
+        for part, was in training:
+            part.training = was

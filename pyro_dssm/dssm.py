@@ -13,7 +13,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from ._checks import event, one_of, probability
-from ._program import Program
+from ._program import Program, evaluating
 from .emissions import EMISSIONS, Emission, expected, hide
 from .generation import Generation
 from .initial import INITIALS, Initial, fix_start
@@ -48,8 +48,11 @@ class DSSM(Generation, Program):
     takes the form of its model.
 
     A hidden value is a zero wherever the model conditions on it, so with missing values and edges from x the density
-    is that of this zero-filled law. With path sites, x is given wherever the model conditions on it: to draw it
-    from the model (``poutine.uncondition``), use step sites, or :meth:`sample`.
+    is that of this zero-filled law. With path sites, x is given wherever the model conditions on it. To draw or to
+    replace it under a Pyro handler (``poutine.uncondition``, ``poutine.condition``), set ``sites="step"``: a model with
+    edges from x refuses it with path sites. Without such a handler, ``Predictive(model)`` returns x as it was given,
+    beside latents drawn from the model given the frames before each; for frames drawn from the model, see
+    :meth:`sample` and :meth:`forecast`.
 
     To change the model, override :meth:`transition` or :meth:`emission`, each of which returns a distribution
     over the last dimension and must leave the other dimensions alone.
@@ -414,18 +417,45 @@ class DSSM(Generation, Program):
             The latent path, shape ``(*, B, T, z_dim)``.
 
         Raises:
-            ValueError: If an argument has a wrong type, dtype, device, shape or value.
+            ValueError: If an argument has a wrong type, dtype, device, shape or value, or a handler draws or replaces
+                x where path sites condition on it.
         """
         inputs = self.observe(x, lengths, mask, controls)
         return self._path_sites(inputs) if self.sites == "path" else self._step_sites(inputs)
 
     def _path_sites(self, inputs: Inputs) -> Tensor:
+        self._try_transition(inputs)
         with plates(inputs.batch_shape):
             z = pyro.sample("z", PriorPath(self, inputs, self._zeta_site(inputs)))
             before, after = self.memories.along_z(z, inputs)
             fn = self.emission_from(self.memories.along_x(inputs)[0], after)
-            pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x)
+            x = pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x)
+        self._check_given(x, inputs)
         return z
+
+    def _try_transition(self, inputs: Inputs) -> None:
+        """Calls the transition once in the life of a model, for its errors.
+
+        A path that the guide has drawn is scored after the program has ended, where Pyro would bury an error.
+        """
+        if not self._transient.get("tried"):
+            devices = [inputs.x.device] if inputs.x.is_cuda else []
+            with poutine.block(), torch.no_grad(), torch.random.fork_rng(devices=devices), evaluating(self):
+                self.transition_from(self.memories.first(inputs), inputs.controls_at(0))
+            self._transient["tried"] = True
+
+    def _check_given(self, x: Tensor, inputs: Inputs) -> None:
+        """Refuses any other x than the given one, where the densities of a path have read that one."""
+        s = self.structure
+        if x is inputs.x or (s.z_from_x is Order.NONE and s.x_from_x is Order.NONE):
+            return
+        seen = x if inputs.observed is None else torch.where(inputs.observed, x, torch.zeros_like(x))
+        if seen.shape != inputs.x.shape or not torch.equal(seen, inputs.x):
+            raise ValueError(
+                "x: expected path sites to keep the x that they are given, since the model conditions on earlier "
+                f"frames ({s!r}), got another one, drawn or put there by a Pyro handler (uncondition, condition, do). "
+                'To draw or to replace x, set sites="step" on the model, or use sample and forecast.'
+            )
 
     def _zeta_site(self, inputs: Inputs) -> Tensor | None:
         starts = self.zeta_dim and inputs.first is None
@@ -448,7 +478,10 @@ class DSSM(Generation, Program):
                     after = self.memories.after_z(states, z, u)
                     observed = None if inputs.observed is None else inputs.observed[..., t, :]
                     fn = hide(self.emission_from(states, after), observed)
-                    x = pyro.sample(f"x_{t + 1}", fn, obs=inputs.x[..., t, :])
+                    given = inputs.x[..., t, :]
+                    x = pyro.sample(f"x_{t + 1}", fn, obs=given)
+                    if x is not given and observed is not None:
+                        x = torch.where(observed, x, torch.zeros_like(x))  # hidden values are read as zeros
                     states = self.memories.after_x(after, self.read(x))
                     path.append(z)
         return torch.stack(torch.broadcast_tensors(*path), dim=-2)
