@@ -69,7 +69,7 @@ def folder_of(args: argparse.Namespace) -> Path:
     folder = Path(os.environ.get("PYRO_DSSM_DATA", "data")) / "librispeech_mini"
     if not folder.is_dir():
         raise ValueError(
-            f"--data: expected a folder of recordings, as there is no {folder}; any folder of FLAC, WAV or OGG files "
+            f"--data: expected a folder of recordings, as there is no {folder}; any folder of FLAC, WAV, OGG or MP3 files "
             "of speech serves, for example dev-clean of LibriSpeech from https://www.openslr.org/12."
         )
     return folder

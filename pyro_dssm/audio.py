@@ -250,7 +250,7 @@ def griffin_lim(
 def read_audio(
     path: str | os.PathLike[str], rate: int = 16000, *, trim_db: float | None = None, min_samples: int = 1024
 ) -> Tensor:
-    """Reads a FLAC, WAV or OGG file of one channel (extra ``speech``).
+    """Reads an audio file of one channel (extra ``speech``): FLAC, WAV, OGG, Opus, MP3, AIFF and the like.
 
     A file at another rate is resampled, which is logged.
 
@@ -299,7 +299,10 @@ def read_with_rate(
             native, promised = file.samplerate, file.frames
             samples = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"path: expected an audio file that can be decoded, got {path}: {error}") from error
+        raise ValueError(
+            f"path: expected an audio file that can be decoded, got {path}: {error} FLAC, WAV, OGG, MP3 and AIFF can; "
+            "convert others first, for example with `ffmpeg -i in.m4a out.flac`."
+        ) from error
     if samples.shape[1] != 1:
         raise ValueError(
             f"path: expected mono audio, got {samples.shape[1]} channels in {path}; mix them down to one first, for "

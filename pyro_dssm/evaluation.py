@@ -188,6 +188,7 @@ def evaluate(
     if data.dim != model.x_dim:
         raise ValueError(f"data: expected frames of size {model.x_dim} like the model, got {data.dim}.")
     like = model._like
+    data.check_dtype(like.dtype)
     elbos, iwaes, lengths = [], [], []
     devices = [like.device] if like.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), evaluating(model, guide), torch.no_grad():

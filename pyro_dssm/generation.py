@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from ._checks import positive
+from ._checks import guide_kind, positive
 from ._program import evaluating
 from .emissions import expected
 from .inputs import Inputs, check_controls, check_lengths, delay
@@ -90,8 +91,9 @@ class Generation:
 
     def _check_guide(self, guide: Any) -> None:
         model = getattr(guide, "model", None)
-        if model is not self:
-            got = type(guide).__name__ if model is None else "a guide of another model"
+        if model is not self or isinstance(guide, AutoGuide):
+            ours = isinstance(model, Generation)  # other libraries' guides may have a `model` too
+            got = "a guide of another model" if ours and not isinstance(guide, AutoGuide) else guide_kind(guide)
             raise ValueError(f"guide: expected a Guide of this model, got {got}.")
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ Reference:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import cast
 
@@ -63,6 +64,17 @@ def check_image_shape(image_shape: object, x_dim: int | None = None) -> Shape:
     if x_dim is not None and size != x_dim:
         raise ValueError(f"image_shape: expected a product of x_dim = {x_dim}, got {image_shape!r} of product {size}.")
     return channels, height, width
+
+
+def warn_of_channels_last(image_shape: Sequence[int]) -> None:
+    """Warns of a shape that looks like (height, width, channels), which a network takes as it is."""
+    channels, height, width = image_shape
+    if width in (1, 3, 4) and channels > 4 and height > 2 * width:
+        warnings.warn(
+            f"image_shape: expected (channels, height, width), got {tuple(image_shape)}, whose last size looks like "
+            f"that of the channels; did you mean ({width}, {channels}, {height}), with frames in that order?",
+            stacklevel=3,
+        )
 
 
 def _check_channels(channels: object) -> tuple[int, ...]:
@@ -212,7 +224,9 @@ def frame_encoder(
     positive("x_dim", x_dim)
     if image_shape is None:
         return MLP(x_dim, positive_integers("hidden_dims", hidden_dims))
-    return ConvEncoder(check_image_shape(image_shape, x_dim), hidden_dims, channels)
+    shape = check_image_shape(image_shape, x_dim)
+    warn_of_channels_last(shape)
+    return ConvEncoder(shape, hidden_dims, channels)
 
 
 def frame_decoder(

@@ -135,7 +135,9 @@ def check_controls(controls: object, x: Tensor, control_dim: int) -> Tensor | No
         expected = (*x.shape[-3:-1], control_dim)
         raise ValueError(f"controls: expected shape {expected}, got {_shape(controls)}.")
     if not torch.isfinite(controls).all():
-        raise ValueError("controls: expected finite values, got NaN or infinity.")
+        raise ValueError(
+            "controls: expected finite values, got NaN or infinity; no mask hides them, so fill them in first."
+        )
     return controls
 
 

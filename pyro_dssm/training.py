@@ -55,6 +55,7 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
         if not isinstance(value, SequenceDataset) or value.dim != model.x_dim:
             got = f"frames of size {value.dim}" if isinstance(value, SequenceDataset) else type(value).__name__
             raise ValueError(f"{name}: expected a SequenceDataset with frames of size {model.x_dim}, got {got}.")
+        value.check_dtype(model._like.dtype)
     for name, kind in (("kl", KLSchedule), ("optimizer", PyroOptim), ("loss", ELBO)):
         if not isinstance(options[name], kind):
             raise ValueError(f"{name}: expected a {kind.__name__}, got {options[name]!r}.")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from .._checks import did_you_mean
 
 __all__ = ["MAX_MAT_BYTES", "mat_cells"]
 
@@ -58,7 +61,17 @@ def mat_cells(data: bytes, names: Collection[str], num_columns: int) -> dict[str
         matrix = _matrix(body, order)
         if matrix.name in names:
             found[matrix.name] = _cells(matrix, order, num_columns)
+        elif matrix.name:
+            _tell(matrix.name, names)
     return found
+
+
+def _tell(name: str, names: Collection[str]) -> None:
+    """Refuses a variable that is probably a misspelt one, and warns of any other that is left aside."""
+    hint = did_you_mean(name, names)
+    if hint:
+        raise ValueError(f"expected the variables {', '.join(names)}, got {name!r}{hint}")
+    warnings.warn(f"left aside the variable {name!r}, which is none of {', '.join(names)}", stacklevel=2)
 
 
 def _variables(view: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._checks import did_you_mean
 from .._files import atomic_write
 from ._matfile import MAX_MAT_BYTES, mat_cells
 from .sequences import SequenceDataset, Splits
@@ -166,7 +167,9 @@ def _npz_arrays(data: bytes) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         if sorted(names) != sorted(f"{key}.npy" for key in keys):
-            raise ValueError(f"expected the arrays {sorted(keys)}, got {sorted(names)[:20]}")
+            extra = sorted({name.removesuffix(".npy") for name in names} - keys)
+            hint = did_you_mean(extra[0], keys) if extra else ""
+            raise ValueError(f"expected the arrays {sorted(keys)}, got {sorted(names)[:20]}{hint}")
         total = sum(info.file_size for info in archive.infolist())
         if total > _MAX_PACKED_BYTES:
             raise ValueError(f"expected at most {_MAX_PACKED_BYTES} bytes unpacked, got {total}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .._checks import positive
+from .._checks import positive, told_apart
 
 __all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate"]
 
@@ -95,6 +95,7 @@ class SequenceDataset(Dataset[Item]):
         self.controls = None if controls is None else _checked("controls", controls)
         self.masks = None if masks is None else list(masks)
         self.lengths = [x.shape[0] for x in self.sequences]
+        self._fits: set[torch.dtype] = set()  # dtypes that have been checked
         self.dim = self.sequences[0].shape[-1]
         for i, mask in enumerate(self.masks or ()):
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -120,7 +121,11 @@ class SequenceDataset(Dataset[Item]):
         return sum(self.lengths)
 
     def mean_frame(self) -> Tensor:
-        """The mean of each entry over all frames in which it is observed, shape ``(dim,)``."""
+        """The mean of each entry over all frames in which it is observed, shape ``(dim,)``.
+
+        Raises:
+            ValueError: If a value is not finite where it is observed.
+        """
         # One sequence after the other: all of them together may not fit in memory.
         total = torch.zeros(self.dim, dtype=torch.float64)
         counts = torch.zeros(self.dim, dtype=torch.float64)
@@ -129,7 +134,36 @@ class SequenceDataset(Dataset[Item]):
             seen = (seen if seen.dim() == 2 else seen.unsqueeze(-1)).expand_as(x)
             total += torch.where(seen, x, 0.0).sum(0).cpu().double()
             counts += seen.sum(0).cpu()
+        if not total.isfinite().all():
+            entry = int((~total.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"sequences: expected finite values wherever observed, got others in entry {entry}; hide missing "
+                "values with masks."
+            )
         return (total / counts.clamp(min=1)).to(self.sequences[0])
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Refuses to be rounded to a dtype that does not tell frames apart that follow each other, as of time stamps.
+
+        Args:
+            dtype: That of the model that is going to read the data.
+
+        Raises:
+            ValueError: If frames or controls merge; the message names the channel.
+
+        Example:
+            >>> clock = 1.7e9 + torch.arange(5, dtype=torch.float64).reshape(1, 5, 1)
+            >>> SequenceDataset(clock - clock[:, :1]).check_dtype(torch.float32)
+            >>> SequenceDataset(clock).check_dtype(torch.float32)
+            Traceback (most recent call last):
+            ValueError: sequences: expected frames that torch.float32 tells apart, got channel 0 ...
+        """
+        if dtype in self._fits:
+            return
+        told_apart("sequences", zip(self.sequences, self.masks or [None] * len(self), strict=True), dtype)
+        if self.controls is not None:
+            told_apart("controls", ((u, None) for u in self.controls), dtype)
+        self._fits.add(dtype)
 
     def subset(self, indices: Iterable[int]) -> SequenceDataset:
         """Some of the sequences, with their masks and controls.

@@ -21,7 +21,9 @@ __all__ = ["Recording", "SpeechDataset", "SpeechSplits", "find_recordings", "loa
 
 _log = logging.getLogger(__name__)
 
-_SUFFIXES = (".flac", ".wav", ".ogg")
+_SUFFIXES = frozenset((".flac", ".wav", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".sph"))
+# Audio that nothing here can decode. It counts as recordings that cannot be used: nobody shall miss them unawares.
+_UNREADABLE = frozenset((".m4a", ".m4b", ".aac", ".ac3", ".wma", ".amr", ".ape", ".wv", ".mka", ".ra", ".shn", ".tta", ".spx"))
 _LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
 _PARTS = {"train": ("train",), "valid": ("valid", "dev"), "test": ("test",)}
 
@@ -154,7 +156,10 @@ class SpeechSplits(NamedTuple):
 
 
 def find_recordings(folder: str | os.PathLike[str]) -> list[Recording]:
-    """Finds the FLAC, WAV and OGG files of a folder and of the folders in it.
+    """Finds the audio files of a folder and of the folders in it: FLAC, WAV, OGG, Opus, MP3, AIFF and the like.
+
+    Files of kinds that cannot be read, as M4A, are found too: loading them says so, or lists them where bad files are
+    skipped.
 
     The speaker of a file named as in LibriSpeech, ``<speaker>-<chapter>-<utterance>`` with four digits for the
     utterance, is the first of its three numbers, wherever it lies. The speaker of another file is the first folder
@@ -170,7 +175,7 @@ def find_recordings(folder: str | os.PathLike[str]) -> list[Recording]:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no audio file.
+        ValueError: If it holds no audio file, or a recording twice: files of one name and several kinds.
 
     Example:
         >>> find_recordings("nowhere")
@@ -198,11 +203,27 @@ def _audio_files(root: Path) -> list[Path]:
     found = []
     for path in root.rglob("*"):
         inner = path.relative_to(root)
-        if path.suffix.lower() in _SUFFIXES and not any(p.startswith(".") for p in inner.parts) and path.is_file():
+        kind = path.suffix.lower()
+        if kind not in _SUFFIXES and kind not in _UNREADABLE:
+            continue
+        if not any(p.startswith(".") for p in inner.parts) and path.is_file():
             found.append(inner)
     if not found:
-        raise ValueError(f"folder: expected FLAC, WAV or OGG files, got none in {root}.")
+        raise ValueError(f"folder: expected audio files (FLAC, WAV, OGG, MP3, AIFF, ...), got none in {root}.")
+    _check_once(root, found)
     return found
+
+
+def _check_once(root: Path, paths: list[Path]) -> None:
+    """One recording in two formats would be two, perhaps on two sides of a split."""
+    seen: dict[Path, Path] = {}
+    twice = [(seen[name], path) for path in sorted(paths) if seen.setdefault(name := path.with_suffix(""), path) != path]
+    if twice:
+        first, second = twice[0]
+        raise ValueError(
+            f"folder: expected one file of each recording in {root}, got {first} and {second.name}, and {len(twice) - 1} "
+            "more such pairs; keep one kind of each and move the others out of the folder."
+        )
 
 
 def _speaker_depth(folders: Sequence[tuple[str, ...]]) -> int:

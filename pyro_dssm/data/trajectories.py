@@ -1,30 +1,43 @@
-"""Sequences of equal length together with their controls and the true states behind them."""
+"""Sequences in one array together with their controls and the true states behind them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import positive
+from .._checks import one_of, positive, told_apart
 from .._files import atomic_write
 from ._npz import read_npz
 from .sequences import SequenceDataset, Splits, split_ranges
 
 __all__ = ["Trajectories", "TrajectorySplits"]
 
-_ARRAYS = ("x", "u", "state", "mask", "state_names")
+_ARRAYS = ("x", "u", "state", "mask", "lengths", "state_names")
+_ALIASES = {"controls": "u", "states": "state"}
+_SYNONYMS = {
+    **dict.fromkeys(("y", "obs", "observations", "data", "frames", "images", "sequences"), "x"),
+    **dict.fromkeys(("action", "actions", "input", "inputs", "control", "us"), "u"),
+    **dict.fromkeys(("z", "latent", "latents", "truth"), "state"),
+    **dict.fromkeys(("masks", "observed", "valid", "missing", "hidden"), "mask"),
+    **dict.fromkeys(("length", "lens", "seq_len", "seq_lens", "seq_lengths", "num_steps"), "lengths"),
+    **dict.fromkeys(("names", "columns"), "state_names"),
+}
+_FEW = (1, 3, 4)  # channels of an image: grey, red-green-blue, and with transparency
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectories:
-    """Sequences of equal length, what drove them, and the states that a model should find.
+    """Sequences in one array, what drove them, and the states that a model should find.
+
+    Sequences of different lengths are padded at their ends; ``lengths`` says how long they are, and what comes after
+    that is no data: it is zero, and neither in :meth:`dataset` nor in :meth:`windows`.
 
     Attributes:
         x: Frames, shape ``(N, T, x_dim)``; images are flattened.
@@ -33,9 +46,10 @@ class Trajectories:
         state_names: Name of each entry of a state.
         image_shape: Channels, height and width of a frame, or ``None``.
         mask: Shape ``(N, T)`` or ``(N, T, x_dim)``, True where observed, or ``None``.
+        lengths: Length of each sequence, shape ``(N,)``; ``None`` where all have ``T`` frames.
 
     Raises:
-        ValueError: If a tensor has a wrong shape.
+        ValueError: If a tensor has a wrong shape, or a value within a sequence is not finite where it is observed.
 
     Example:
         >>> data = Trajectories.from_arrays(torch.rand(10, 20, 8, 8), u=torch.zeros(10, 20, 1))
@@ -53,6 +67,7 @@ class Trajectories:
     state_names: tuple[str, ...] = ()
     image_shape: tuple[int, int, int] | None = None
     mask: Tensor | None = None
+    lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.x.shape)
@@ -71,17 +86,41 @@ class Trajectories:
             raise ValueError(f"state_names: expected {count} names, got {len(self.state_names)}.")
         if self.image_shape is not None and np.prod(self.image_shape) != shape[-1]:
             raise ValueError(f"image_shape: expected {shape[-1]} pixels, got {self.image_shape}.")
+        if self.lengths is not None:
+            self._clear_padding(_lengths(self.lengths, shape))
+        _finite("x", self.x, self.mask)
+        for name, value in (("controls", self.controls), ("states", self.states)):
+            if value is not None:
+                _finite(name, value)
+
+    def _clear_padding(self, lengths: Tensor) -> None:
+        object.__setattr__(self, "lengths", lengths)
+        padding = (torch.arange(self.x.shape[1]) >= lengths.cpu().unsqueeze(-1)).unsqueeze(-1)
+        for name in ("x", "controls", "states"):
+            value = getattr(self, name)
+            if value is not None:
+                where = padding.to(value.device)
+                dirty = bool((where & (value != 0)).any())
+                object.__setattr__(self, name, torch.where(where, torch.zeros_like(value), value) if dirty else value)
 
     def __repr__(self) -> str:
         frame = " x ".join(str(n) for n in self.image_shape or self.x.shape[2:])
-        parts = [f"{len(self)} x {self.x.shape[1]} frames of {frame}"]
+        steps = f"{self.x.shape[1]}" if self.lengths is None else f"{int(self.lengths.min())} to {self.x.shape[1]}"
+        parts = [f"{len(self)} x {steps} frames of {frame}"]
         parts += [] if self.controls is None else [f"controls of {self.controls.shape[-1]}"]
         parts += [] if self.states is None else [f"states {', '.join(self.state_names)}"]
         return f"Trajectories({'; '.join(parts)})"
 
     def dataset(self) -> SequenceDataset:
-        """The sequences with their masks and controls, without the states."""
-        return SequenceDataset(self.x, self.mask, self.controls)
+        """The sequences with their masks and controls, without the states and without padding."""
+        if self.lengths is None:
+            return SequenceDataset(self.x, self.mask, self.controls)
+        ends = self.lengths.tolist()
+
+        def cut(values: Tensor | None) -> list[Tensor] | None:
+            return None if values is None else [v[:n] for v, n in zip(values, ends, strict=True)]
+
+        return SequenceDataset(cut(self.x) or [], cut(self.mask), cut(self.controls))
 
     def images(self) -> Tensor:
         """The frames as images, shape ``(N, T, channels, height, width)``.
@@ -104,8 +143,9 @@ class Trajectories:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Trajectories:
         """The set with every tensor changed in the same way."""
-        controls, states, mask = (None if v is None else change(v) for v in (self.controls, self.states, self.mask))
-        return Trajectories(change(self.x), controls, states, self.state_names, self.image_shape, mask)
+        rest = (self.controls, self.states, self.mask, self.lengths)
+        controls, states, mask, lengths = (None if v is None else change(v) for v in rest)
+        return Trajectories(change(self.x), controls, states, self.state_names, self.image_shape, mask, lengths)
 
     def split(self, train: float = 0.6, valid: float = 0.2, test: float = 0.2) -> TrajectorySplits:
         """Parts the set in its order.
@@ -125,7 +165,7 @@ class Trajectories:
         return TrajectorySplits(*(self[part.start : part.stop] for part in parts))
 
     def windows(self, length: int, stride: int | None = None) -> Trajectories:
-        """Cuts every sequence into shorter ones; frames at the end that fill no window are left out.
+        """Cuts every sequence into shorter ones of one length; frames at the end that fill no window are left out.
 
         Args:
             length: Frames of a window.
@@ -145,9 +185,19 @@ class Trajectories:
         stride = length if stride is None else stride
         positive("length", length)
         positive("stride", stride)
-        if length > self.x.shape[1]:
-            raise ValueError(f"length: expected at most the {self.x.shape[1]} frames of a sequence, got {length}.")
-        return self._each(lambda value: value.unfold(1, length, stride).movedim(-1, 2).flatten(0, 1))
+        longest = self.x.shape[1] if self.lengths is None else int(self.lengths.max())
+        if length > longest:
+            raise ValueError(f"length: expected at most the {longest} frames of a sequence, got {length}.")
+        starts = torch.arange(0, self.x.shape[1] - length + 1, stride)
+        ends = torch.full((len(self),), self.x.shape[1]) if self.lengths is None else self.lengths.cpu()
+        whole = (starts + length <= ends.unsqueeze(-1)).flatten()
+
+        def cut(value: Tensor) -> Tensor:
+            parts = value.unfold(1, length, stride).movedim(-1, 2).flatten(0, 1)
+            return parts if self.lengths is None else parts[whole.to(value.device)]
+
+        controls, states, mask = (None if v is None else cut(v) for v in (self.controls, self.states, self.mask))
+        return Trajectories(cut(self.x), controls, states, self.state_names, self.image_shape, mask)
 
     @classmethod
     def from_arrays(
@@ -157,6 +207,9 @@ class Trajectories:
         state: Tensor | np.ndarray | None = None,
         mask: Tensor | np.ndarray | None = None,
         state_names: Sequence[str] | None = None,
+        *,
+        lengths: Tensor | np.ndarray | None = None,
+        channels: Literal["first", "last"] | None = None,
     ) -> Trajectories:
         """Takes arrays as they come from a simulator or a recording.
 
@@ -167,50 +220,75 @@ class Trajectories:
             mask: Truth values (or zeros and ones) of shape ``(N, T)``, ``(N, T, D)`` or that of ``x``, true where
                 observed. What is not observed may be NaN in ``x``, and becomes 0.
             state_names: Name of each entry of a state, by default numbers.
+            lengths: Length of each sequence, integers of shape ``(N,)``; what comes after it is padding, which may
+                hold anything, and becomes 0. All ``T`` frames by default.
+            channels: ``"last"`` takes images of shape (N, T, H, W, C), as most image libraries write them. By default,
+                images are taken as they are unless their last dimension looks like that of the channels.
 
         Returns:
             The trajectories in float32.
 
         Raises:
-            ValueError: If an array has a wrong type or shape or a value that is not finite; the message names it.
+            ValueError: If an array has a wrong type or shape, a value that is not finite, or frames that float32 does
+                not tell apart; the message names it.
+
+        Example:
+            >>> Trajectories.from_arrays(torch.rand(10, 20, 8, 8, 3), channels="last")
+            Trajectories(10 x 20 frames of 3 x 8 x 8)
+            >>> Trajectories.from_arrays(torch.rand(3, 20, 2), lengths=torch.tensor([20, 5, 8])).dataset().lengths
+            [20, 5, 8]
         """
-        frames = _numbers("x", x)
-        if frames.dim() not in (3, 4, 5) or 0 in frames.shape:
-            expected = "(N, T, D), (N, T, H, W) or (N, T, C, H, W)"
-            raise ValueError(f"x: expected shape {expected} without a 0, got {tuple(frames.shape)}.")
+        frames = _images(_numbers("x", x), channels)
         shape = frames.shape
         image_shape = None if len(shape) == 3 else (shape[-3] if len(shape) == 5 else 1, shape[-2], shape[-1])
-        frames = frames.flatten(2)
-        observed = None if mask is None else _truths("mask", mask, shape)
-        if observed is not None:
-            seen = observed if observed.dim() == 3 else observed[..., None]
-            frames = torch.where(seen, frames, frames.nan_to_num(0.0, 0.0, 0.0))
+        frames, ends = frames.flatten(2), None if lengths is None else _lengths(_tensor("lengths", lengths), shape)
+        within = None if ends is None else torch.arange(shape[1]) < ends.unsqueeze(-1)
+        observed = None if mask is None else _truths("mask", _with_shape_of(mask, shape, channels), shape)
+        seen = within if observed is None else observed
+        if observed is not None and within is not None:
+            seen = observed & (within if observed.dim() == 2 else within.unsqueeze(-1))
+        frames = _narrow("x", frames, seen, "channel" if image_shape is None else "pixel")
+        if seen is not None:
+            frames = torch.where(seen if seen.dim() == 3 else seen[..., None], frames, frames.nan_to_num(0.0, 0.0, 0.0))
         _finite("x", frames)
-        controls = None if u is None else _beside("u", u, shape)
-        states = None if state is None else _beside("state", state, shape)
+        controls = None if u is None else _beside("u", u, shape, within)
+        states = None if state is None else _beside("state", state, shape, within)
         count = 0 if states is None else states.shape[-1]
         names = tuple(str(name) for name in (range(count) if state_names is None else state_names))
-        return cls(frames, controls, states, names, image_shape, observed)
+        return cls(frames, controls, states, names, image_shape, observed, ends)
 
     @classmethod
-    def load_npz(cls, path: str | os.PathLike[str]) -> Trajectories:
-        """Reads a file with the arrays of `from_arrays`: ``x``, and ``u``, ``state``, ``mask``, ``state_names``.
+    def load_npz(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        ignore: Collection[str] = (),
+        channels: Literal["first", "last"] | None = None,
+    ) -> Trajectories:
+        """Reads a file with the arrays of `from_arrays`.
+
+        They are ``x``, and where there are such ``u`` (or ``controls``), ``state`` (or ``states``), ``mask``,
+        ``lengths`` and ``state_names``.
 
         Args:
-            path: The ``.npz`` file. Nothing is unpickled; other arrays in it are left alone.
+            path: The ``.npz`` file. Nothing is unpickled.
+            ignore: Names of other arrays in it, which are left aside; others that are not understood are refused.
+            channels: See :meth:`from_arrays`.
 
         Returns:
             The trajectories in float32.
 
         Raises:
-            ValueError: If the file is malformed; the message names the array.
+            ValueError: If the file is malformed, or has arrays that are not understood; the message names the array.
             OSError: If the file cannot be read.
         """
-        arrays = read_npz(path, _ARRAYS, required=["x"])
+        if isinstance(ignore, str):
+            raise ValueError(f"ignore: expected a list of names, got {ignore!r}.")
+        arrays = read_npz(path, _ARRAYS, required=["x"], aliases=_ALIASES, synonyms=_SYNONYMS, ignore=ignore)
         names = arrays.pop("state_names", None)
         if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
             raise ValueError(f"state_names: expected text of shape (state_dim,), got {names.dtype} of {names.shape}.")
-        return cls.from_arrays(**arrays, state_names=None if names is None else names.tolist())
+        return cls.from_arrays(**arrays, state_names=None if names is None else names.tolist(), channels=channels)
 
     def save_npz(self, path: str | os.PathLike[str]) -> Path:
         """Writes a file that `load_npz` reads; it appears under its name complete or not at all.
@@ -222,7 +300,7 @@ class Trajectories:
             The path.
         """
         x = self.x if self.image_shape is None else self.images()
-        tensors = {"x": x, "u": self.controls, "state": self.states, "mask": self.mask}
+        tensors = {"x": x, "u": self.controls, "state": self.states, "mask": self.mask, "lengths": self.lengths}
         arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items() if value is not None}
         if self.states is not None:
             arrays["state_names"] = np.array(self.state_names, dtype=np.str_)
@@ -259,22 +337,87 @@ def _numbers(name: str, value: Tensor | np.ndarray) -> Tensor:
     if not tensor.dtype.is_floating_point:
         hint = "; scale images to [0, 1] first" if name == "x" else ""
         raise ValueError(f"{name}: expected floating-point numbers, got {value.dtype}{hint}.")
-    return tensor.float()
+    return tensor
 
 
-def _finite(name: str, value: Tensor) -> Tensor:
-    bad = (~value.isfinite()).sum()
+def _narrow(name: str, value: Tensor, seen: Tensor | None, kind: str = "channel") -> Tensor:
+    """The values in float32, unless that merges frames."""
+    told_apart(name, [(value, seen)], torch.float32, kind)
+    return value.float()
+
+
+def _finite(name: str, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Raises ``ValueError`` where a value that counts is not finite; sums tell quickly that all are."""
+    if mask is None and value.sum().isfinite():
+        return value
+    wrong = ~value.isfinite()
+    if mask is not None:
+        wrong &= mask if mask.dim() == 3 else mask.unsqueeze(-1)
+    bad = int(wrong.sum())
+    if bad and name == "x":
+        raise ValueError(
+            f"x: expected finite {_short(value)} numbers where it is observed, got {bad} others; hide missing values "
+            "with mask."
+        )
     if bad:
-        where = " where it is observed" if name == "x" else ""
-        raise ValueError(f"{name}: expected finite float32 numbers{where}, got {int(bad)} others.")
+        raise ValueError(
+            f"{name}: expected finite {_short(value)} numbers, got {bad} others; no mask hides them, so fill them in first."
+        )
     return value
 
 
-def _beside(name: str, value: Tensor | np.ndarray, shape: torch.Size) -> Tensor:
-    tensor = _finite(name, _numbers(name, value))
+def _short(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _beside(name: str, value: Tensor | np.ndarray, shape: torch.Size, within: Tensor | None) -> Tensor:
+    tensor = _numbers(name, value)
     if tensor.dim() != 3 or tensor.shape[:2] != shape[:2] or tensor.shape[2] == 0:
         raise ValueError(f"{name}: expected shape ({shape[0]}, {shape[1]}, D), got {tuple(tensor.shape)}.")
-    return tensor
+    tensor = _narrow(name, tensor, within)
+    return _finite(name, tensor if within is None else torch.where(within.unsqueeze(-1), tensor, 0.0))
+
+
+def _images(frames: Tensor, channels: str | None) -> Tensor:
+    """Vectors, grey images, or images with their channels first."""
+    if channels is not None:
+        one_of("channels", channels, ("first", "last"))
+    shape = tuple(frames.shape)
+    if len(shape) not in (3, 4, 5) or 0 in shape:
+        raise ValueError(f"x: expected shape (N, T, D), (N, T, H, W) or (N, T, C, H, W) without a 0, got {shape}.")
+    if channels == "last":
+        if len(shape) != 5:
+            raise ValueError(f"channels: expected 'last' with x of shape (N, T, H, W, C), got x of shape {shape}.")
+        return frames.movedim(-1, 2)
+    if channels is None and len(shape) == 5 and shape[-1] in _FEW and shape[2] > max(_FEW):
+        raise ValueError(
+            f"x: expected images (N, T, C, H, W), got {shape}, which looks like channels last; did you mean "
+            "x.transpose(0, 1, 4, 2, 3)? channels='last' does that, and channels='first' takes x as it is."
+        )
+    if channels is None and len(shape) == 4 and shape[-1] in _FEW[1:] and shape[2] > 2 * max(_FEW):
+        raise ValueError(
+            f"x: expected grey images (N, T, H, W), got {shape}, which looks like one film of images with channels "
+            "last; did you mean x[None] with channels='last'? channels='first' takes x as it is."
+        )
+    return frames
+
+
+def _with_shape_of(mask: Tensor | np.ndarray, shape: torch.Size, channels: str | None) -> Tensor:
+    """The mask of images with its channels where those of x are now."""
+    tensor = _tensor("mask", mask)
+    last = (*shape[:2], *shape[3:], shape[2]) if len(shape) == 5 else None
+    return tensor.movedim(-1, 2) if channels == "last" and tuple(tensor.shape) == last else tensor
+
+
+def _lengths(lengths: Tensor, shape: Sequence[int]) -> Tensor:
+    if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype is torch.bool:
+        raise ValueError(f"lengths: expected integers, got {lengths.dtype}.")
+    if tuple(lengths.shape) != (shape[0],):
+        raise ValueError(f"lengths: expected shape ({shape[0]},), got {tuple(lengths.shape)}.")
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 1 or high > shape[1]:
+        raise ValueError(f"lengths: expected values from 1 to T = {shape[1]}, got values from {low} to {high}.")
+    return lengths.long()
 
 
 def _truths(name: str, value: Tensor | np.ndarray, shape: torch.Size) -> Tensor:

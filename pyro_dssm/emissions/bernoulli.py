@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..images import frame_decoder, output_bias
+from ..images import check_image_shape, frame_decoder, output_bias, warn_of_channels_last
 from .base import Emission
 
 __all__ = ["BernoulliEmission", "GreyBernoulli"]
@@ -87,6 +87,8 @@ class BernoulliEmission(Emission):
         if not isinstance(grey, bool):
             raise ValueError(f"grey: expected True or False, got {grey!r}.")
         self.grey = grey
+        if image_shape is not None:
+            warn_of_channels_last(check_image_shape(image_shape, x_dim))
         self.logits = frame_decoder(in_dim, x_dim, hidden_dims, image_shape, channels, dropout=dropout)
 
     def forward(self, features: Tensor) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..images import check_image_shape, frame_decoder, output_bias
+from ..images import check_image_shape, frame_decoder, output_bias, warn_of_channels_last
 from ..nn import SCALE_FLOOR, normal
 from .base import Emission
 
@@ -58,6 +58,7 @@ class GaussianEmission(Emission):
         out_dim = x_dim if scale is not None else 2 * x_dim
         if image_shape is not None:
             depth, height, width = check_image_shape(image_shape, x_dim)
+            warn_of_channels_last((depth, height, width))
             # A learned scale is a second image behind the first.
             image_shape = (depth * out_dim // x_dim, height, width)
         self.parameters_of_x = frame_decoder(in_dim, out_dim, hidden_dims, image_shape, channels, dropout=dropout)

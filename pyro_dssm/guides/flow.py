@@ -13,7 +13,7 @@ from pyro.distributions.transforms import (
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
-from .._checks import positive
+from .._checks import guide_kind, positive
 from .guide import Guide
 from .kalman import KalmanGuide
 
@@ -47,7 +47,7 @@ class FlowGuide(Guide):
 
     def __init__(self, guide: Guide, num_flows: int = 3, hidden_dim: int = 20, *, conditional: bool = False) -> None:
         if not isinstance(guide, Guide):
-            raise ValueError(f"guide: expected a Guide, got {type(guide).__name__}.")
+            raise ValueError(f"guide: expected a Guide, got {guide_kind(guide)}.")
         if isinstance(guide, KalmanGuide):
             raise ValueError("guide: expected one with a law of each step, got a KalmanGuide, which draws whole paths.")
         positive("num_flows", num_flows)

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from .._checks import event, one_of, positive
+from .._checks import event, guide_kind, one_of, positive
 from .._program import Program
 from ..dssm import DSSM, plates
 from ..images import frame_encoder, positive_integers
@@ -36,7 +36,7 @@ def check_pair(model: object, guide: object) -> None:
     """Raises ``ValueError`` unless the two are a model and a guide of this very model."""
     check_model(model)
     if not isinstance(guide, Guide):
-        raise ValueError(f"guide: expected a Guide, got {type(guide).__name__}.")
+        raise ValueError(f"guide: expected a Guide, got {guide_kind(guide)}.")
     if guide.model is not model:
         raise ValueError(
             "guide: expected the guide of this very model, got one of another model "

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .._extras import require
-from ..data.rolls import LOWEST_PITCH
+from ..data.rolls import KEYS, LOWEST_PITCH
 from ._common import BLUE, GREY, INK, ORANGE, as_array, new_axes, plain
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def plot_roll(
         ax: Axes to draw into; a new figure by default.
         title: Title of the axes.
         frame: Unit of time, one per frame.
-        pitches: Lowest and highest MIDI pitch to show; by default, what sounds.
+        pitches: Lowest and highest MIDI pitch to show; by default, what sounds. Beyond the keyboard, nothing does.
         known: Frames that were given; what follows is drawn in another colour.
 
     Returns:
@@ -59,7 +59,7 @@ def plot_roll(
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If the roll has another shape.
+        ValueError: If the roll has another shape, or the pitches or the known frames are out of their range.
 
     Example:
         >>> import torch
@@ -67,16 +67,27 @@ def plot_roll(
         'pitch'
     """
     values = as_array("roll", roll, (2,))
+    if values.shape[1] != KEYS or len(values) == 0:
+        raise ValueError(f"roll: expected shape (T, {KEYS}) with T >= 1, got {values.shape}.")
+    if known is not None and not (isinstance(known, int) and 0 <= known <= len(values)):
+        raise ValueError(f"known: expected a number of frames from 0 to {len(values)}, got {known!r}.")
     if pitches is None:
         used = np.flatnonzero((values > 0.05).any(0))
         low, high = (int(used[0]), int(used[-1])) if len(used) else (27, 51)
         pitches = max(low - 2, 0) + LOWEST_PITCH, min(high + 2, values.shape[1] - 1) + LOWEST_PITCH
-    low, high = pitches
+    low, high = (int(pitch) for pitch in pitches)
+    if low > high:
+        raise ValueError(f"pitches: expected the lowest and the highest, got {tuple(pitches)}.")
     colors = require("matplotlib.colors", extra="plots")
     ax = new_axes(ax, 7.0, 3.0)
-    shown = values[:, low - LOWEST_PITCH : high + 1 - LOWEST_PITCH].T
+    # Rows that the keyboard does not have stay empty: an index below 0 would count from its other end.
+    first, last = max(low, LOWEST_PITCH), min(high, LOWEST_PITCH + KEYS - 1)
+    shown = np.zeros((high + 1 - low, len(values)))
+    if first <= last:
+        shown[first - low : last + 1 - low] = values[:, first - LOWEST_PITCH : last + 1 - LOWEST_PITCH].T
     # A frame is a cell: it begins at its number and lasts for one unit.
-    for begin, end, colour in ((0, known or len(values), INK), (known or len(values), len(values), BLUE)):
+    split = len(values) if known is None else known
+    for begin, end, colour in ((0, split, INK), (split, len(values), BLUE)):
         if begin < end:
             shades = colors.LinearSegmentedColormap.from_list("shades", ["white", colour])
             ax.imshow(
