@@ -121,6 +121,9 @@ def plot_phase(
     if [len(shade) for shade in shades] != [len(path) for path in values]:
         expected = f"a value for each frame of {len(values)} paths"
         raise ValueError(f"color: expected {expected}, got lengths {[len(shade) for shade in shades]}.")
+    width = min(path.shape[1] for path in values)
+    if not (len(dims) == 2 and all(isinstance(d, int) and 0 <= d < width for d in dims)):
+        raise ValueError(f"dims: expected two numbers from 0 to {width - 1}, got {dims!r}.")
     collections = require("matplotlib.collections", extra="plots")
     ax = new_axes(ax, 4.2, 3.6)
     points = [path[:, list(dims)] for path in values]
@@ -129,6 +132,12 @@ def plot_phase(
     shade = np.concatenate([shade[:-1] for shade in shades])
     lines = collections.LineCollection(list(pieces), array=shade, cmap=cmap, linewidth=1.1)
     ax.add_collection(lines)
+    alone = [i for i, path in enumerate(points) if len(path) == 1]  # a path of one frame has no pieces
+    if alone:
+        colours = np.concatenate([shades[i] for i in alone])
+        both = np.concatenate([shade, colours]).astype(float)
+        lines.set_clim(both.min(), both.max())
+        ax.scatter(*np.concatenate([points[i] for i in alone]).T, c=colours, cmap=cmap, norm=lines.norm, s=12)
     ax.autoscale_view()
     first, second = names or (f"$z_{{{dims[0] + 1}}}$", f"$z_{{{dims[1] + 1}}}$")
     ax.set_xlabel(first)

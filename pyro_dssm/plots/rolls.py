@@ -101,7 +101,7 @@ def plot_roll(
                 extent=(begin, end, low - 0.5, high + 0.5),
                 zorder=1,
             )
-    octaves = [p for p in range(low, high + 1) if p % 12 == 0] or [low, high]
+    octaves = [p for p in range(low, high + 1) if p % 12 == 0] or sorted({low, high})
     ax.set_yticks(octaves, [pitch_name(p) for p in octaves])
     ax.hlines([p - 0.5 for p in octaves], 0, len(values), color=GREY, linewidth=0.4, alpha=0.5, zorder=2)
     if known is not None:
