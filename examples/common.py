@@ -33,6 +33,82 @@ FREE += ("models", "strategies", "scales", "seeds", "tables", "jobs")  # of a ta
 FREE += ("workers", "cache", "num_wavs")
 
 
+# What a flag takes. What is wrong is said of the flag as it was given, before anything else happens.
+
+
+def _refuse(what: str, text: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"expected {what}, got {text!r}")
+
+
+def integer(low: int = 1, high: int | None = None) -> Callable[[str], int]:
+    """The type of a flag that takes integers of a range."""
+    what = "a positive integer" if low == 1 and high is None else f"an integer of at least {low}"
+    what += "" if high is None else f" and at most {high}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise _refuse(what, text) from None
+        if value < low or (high is not None and value > high):
+            raise _refuse(what, text)
+        return value
+
+    return parse
+
+
+def number(what: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
+    """The type of a flag that takes finite numbers of a kind."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise _refuse(what, text) from None
+        if not (math.isfinite(value) and fits(value)):
+            raise _refuse(what, text)
+        return value
+
+    return parse
+
+
+POSITIVE = number("a positive number", lambda value: value > 0)
+NOT_NEGATIVE = number("a number of at least 0", lambda value: value >= 0)
+BELOW_ONE = number("a number from 0 to below 1", lambda value: 0 <= value < 1)
+SHARE = number("a share from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def folder(text: str) -> Path:
+    """The type of a flag that takes a folder that is there."""
+    if not (text and Path(text).is_dir()):
+        raise _refuse("a folder that exists", text)
+    return Path(text)
+
+
+def new_folder(text: str) -> Path:
+    """The type of a flag that takes a folder that is made where it is missing."""
+    path = Path(text)
+    if not text or not next(p for p in (path, *path.parents, Path()) if p.exists()).is_dir():
+        raise _refuse("a folder, or where one can be made", text)
+    return path
+
+
+def file(text: str) -> Path:
+    """The type of a flag that takes a file that is there."""
+    if not (text and Path(text).is_file()):
+        raise _refuse("a file that exists", text)
+    return Path(text)
+
+
+def device_name(text: str) -> str:
+    """The type of a flag that takes a device that can be used, or ``auto``."""
+    try:
+        find_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and leaves the commands in a description as they are."""
 
@@ -41,26 +117,26 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """A parser with the options that every example has, and other defaults of some of them."""
     made = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
     common = made.add_argument_group("options of every example")
-    common.add_argument("--out", type=Path, metavar="DIR", help="where everything is written")
-    common.add_argument("--seed", type=int, default=0, help="of the weights, the noise and the order of the data")
+    common.add_argument("--out", type=new_folder, metavar="DIR", help="where everything is written")
+    common.add_argument("--seed", type=integer(0, 2**32 - 1), default=0, help="of the weights, the noise and the order of the data")
     common.add_argument("--smoke", action="store_true", help="a tiny run that only shows that everything works")
     common.add_argument("--fresh", action="store_true", help="start anew instead of going on with what DIR holds")
-    common.add_argument("--max-minutes", type=float, help="stop training after the epoch in which this time is over")
-    common.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
-    common.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    common.add_argument("--max-minutes", type=NOT_NEGATIVE, help="stop training after the epoch in which this time is over")
+    common.add_argument("--threads", type=integer(), help="CPU threads; torch's choice by default")
+    common.add_argument("--device", type=device_name, default="auto", help="cpu, cuda, or auto: cuda where there is one")
     common.add_argument("--verbose", action="store_true", help="show where in the code an error came from")
     training = made.add_argument_group("training")
     add = training.add_argument
-    add("--epochs", type=int, default=100, help="passes through the training set")
-    add("--batch-size", type=int, default=20, help="sequences per step")
-    add("--lr", type=float, default=3e-3, help="learning rate, its peak where it changes")
+    add("--epochs", type=integer(), default=100, help="passes through the training set")
+    add("--batch-size", type=integer(), default=20, help="sequences per step")
+    add("--lr", type=POSITIVE, default=3e-3, help="learning rate, its peak where it changes")
     add("--lr-schedule", choices=list(LR_SCHEDULES), default="one-cycle", help="its course")
-    add("--weight-decay", type=float, default=0.0, help="decoupled weight decay")
-    add("--averaging", type=float, default=0.0, help="decay of the running average of the weights")
-    add("--kl-start", type=float, default=0.2, help="first weight of the KL terms")
-    add("--kl-epochs", type=float, help="epochs until that weight is 1; half of all by default")
-    add("--truncate", type=int, metavar="FRAMES", help="back-propagate through so many frames; through all by default")
-    add("--patience", type=int, help="stop after so many epochs without a better validation bound; never by default")
+    add("--weight-decay", type=NOT_NEGATIVE, default=0.0, help="decoupled weight decay")
+    add("--averaging", type=BELOW_ONE, default=0.0, help="decay of the running average of the weights")
+    add("--kl-start", type=NOT_NEGATIVE, default=0.2, help="first weight of the KL terms")
+    add("--kl-epochs", type=POSITIVE, help="epochs until that weight is 1; half of all by default")
+    add("--truncate", type=integer(), metavar="FRAMES", help="back-propagate through so many frames; through all by default")
+    add("--patience", type=integer(), help="stop after so many epochs without a better validation bound; never by default")
     made.set_defaults(**defaults)
     return made
 
@@ -79,8 +155,6 @@ def parse(made: argparse.ArgumentParser, smoke: dict[str, Any]) -> argparse.Name
 def start(args: argparse.Namespace, *, writes: bool = True) -> torch.device:
     """Sets threads and seed, claims the output folder for these arguments, and finds the device."""
     if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads: expected a positive number, got {args.threads}.")
         torch.set_num_threads(args.threads)
     pyro.set_rng_seed(args.seed)
     if writes:
@@ -90,13 +164,17 @@ def start(args: argparse.Namespace, *, writes: bool = True) -> torch.device:
 
 def device(args: argparse.Namespace) -> torch.device:
     """The device that was asked for."""
-    name = args.device
+    return find_device(args.device)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name, or for ``auto`` the usual one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: {name!r} cannot be used ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{name!r} cannot be used ({str(error).splitlines()[0]})") from error
 
 
 def _claim(file: Path, args: argparse.Namespace) -> None:
@@ -217,7 +295,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_metrics(args: argparse.Namespace, **results: Any) -> None:
-    """Writes ``metrics.json``: the results, and what it takes to get them again."""
+    """Writes ``metrics.json``: the results, and what it takes to get them again.
+
+    To be called before anything is drawn or played, so that a figure that fails costs no scores.
+    """
     own = ["music21"] if getattr(args, "data", "") == "chorales" else []
     own += ["librosa", "soundfile", "pesq", "pystoi"] if hasattr(args, "likelihood") else []
     packages = ["pyro-dssm", "torch", "pyro-ppl", "numpy", *own]
@@ -233,7 +314,7 @@ def write_metrics(args: argparse.Namespace, **results: Any) -> None:
     if torch.cuda.is_available():
         origin["machine"]["gpu"] = torch.cuda.get_device_name()
     write_json(args.out / "metrics.json", {**results, **origin})
-    log.info("Everything is in %s.", args.out)
+    log.info("The scores are in %s.", args.out / "metrics.json")
 
 
 def describe(model: pd.DSSM, guide: pd.Guide, history: pd.History) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def main() -> None:
     args = common.parse(parser, smoke={"epochs": 2})
     device = common.start(args)
     data = splits(oscillator(12 if args.smoke else 200, 50, seed=args.seed))
-    results = {}
+    results, pairs = {}, {}
     for make in (GatedGuide, pd.PartialAlignment):
         torch.manual_seed(args.seed)
         model = pd.DMM(data.train.dim, z_dim=4, mlp_dims=(32,), emission="gaussian").to(device)
@@ -41,8 +41,10 @@ def main() -> None:
         score = pd.evaluate(model, guide, data.test, num_particles=16)
         print(f"{make.__name__}, test set, nats per frame (smaller is better):\n{score}")
         results[make.__name__] = {"test": score.to_dict(), **common.describe(model, guide, history)}
-        common.forecast_figure(args.out / f"{make.__name__}.png", model, guide, data.test[0].x)
+        pairs[make.__name__] = model, guide
     common.write_metrics(args, guides=results)
+    for name, trained in pairs.items():
+        common.forecast_figure(args.out / f"{name}.png", *trained, data.test[0].x)
 
 
 if __name__ == "__main__":

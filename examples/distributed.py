@@ -59,9 +59,9 @@ def main() -> None:
         test = pd.evaluate(model, guide, data.test, num_particles=16)
         world = distributed.get_world_size() if distributed.is_initialized() else 1
         print(f"Test set, {world} processes, nats per frame (smaller is better):\n{test}")
-        common.forecast_figure(args.out / "forecast.png", model, guide, data.test[0].x)
         results = common.describe(model, guide, history)
         common.write_metrics(args, test=test.to_dict(), processes=world, **results)
+        common.forecast_figure(args.out / "forecast.png", model, guide, data.test[0].x)
 
 
 if __name__ == "__main__":

@@ -35,23 +35,23 @@ def parse() -> argparse.Namespace:
     parser = common.parser(__doc__, out="runs/music")
     add = parser.add_argument_group("this example").add_argument
     add("--data", choices=list(MUSIC_SETS), help="the data set")
-    add("--data-dir", metavar="DIR", help="folder that holds polyphonic_music; PYRO_DSSM_DATA, else data, by default")
+    add("--data-dir", type=common.folder, metavar="DIR", help="folder that holds polyphonic_music; PYRO_DSSM_DATA, else data, by default")
     add("--model", choices=list(pd.ZOO), help="RNN is the baseline without latents")
     add("--guide", choices=list(pd.GUIDES), help="alignment of the guide with the exact posterior")
-    add("--flows", type=int, help="inverse autoregressive layers around the guide")
+    add("--flows", type=common.integer(0), help="inverse autoregressive layers around the guide")
     add("--emission", choices=["bernoulli", "autoregressive"], help="whether the keys of a frame depend on each other")
-    add("--z-dim", type=int, help="size of a latent variable")
-    add("--rnn-dim", type=int, help="size of each RNN state")
-    add("--mlp-dim", type=int, nargs="+", help="widths of the hidden layers")
+    add("--z-dim", type=common.integer(), help="size of a latent variable")
+    add("--rnn-dim", type=common.integer(), help="size of each RNN state")
+    add("--mlp-dim", type=common.integer(), nargs="+", help="widths of the hidden layers")
     add("--rnn", choices=["gru", "lstm", "rnn"], help="cell of the RNNs; the model's usual one by default")
     add("--skip", action=argparse.BooleanOptionalAction, help="offer the last value beside each RNN state")
     add("--separate", action="store_true", help="separate RNNs over z and x where the model usually shares one")
     add("--gated", action="store_true", help="gated combiner in the guide")
-    add("--dropout", type=float, help="in transition and emission")
-    add("--guide-dropout", type=float, help="in the guide's context")
-    add("--transpose", type=float, metavar="SHARE", help="share of the training pieces moved at random")
-    add("--semitones", type=int, help="how far they are moved at most")
-    add("--particles", type=int, help="of the importance-weighted bound")
+    add("--dropout", type=common.BELOW_ONE, help="in transition and emission")
+    add("--guide-dropout", type=common.BELOW_ONE, help="in the guide's context")
+    add("--transpose", type=common.SHARE, metavar="SHARE", help="share of the training pieces moved at random")
+    add("--semitones", type=common.integer(), help="how far they are moved at most")
+    add("--particles", type=common.integer(), help="of the importance-weighted bound")
     parser.set_defaults(**DEFAULTS)
     return common.parse(parser, SMOKE)
 
@@ -109,9 +109,9 @@ def play(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, piece: torch
         from pyro_dssm.plots import plot_curves, plot_roll
 
         figure = Figure(figsize=(9, 10), layout="constrained")
-        used = (torch.cat(list(rolls.values())) > 0.3).any(0).nonzero() + LOWEST_PITCH
+        used = (torch.cat(list(rolls.values())) > 0.3).any(0).nonzero().flatten() + LOWEST_PITCH
+        pitches = (int(used.min()) - 1, int(used.max()) + 1) if len(used) else (48, 72)  # two octaves of silence
         for i, (ax, (title, roll)) in enumerate(zip(figure.subplots(4, sharex=True), rolls.items(), strict=True)):
-            pitches = int(used.min()) - 1, int(used.max()) + 1
             plot_roll(roll, ax, title=title, frame=frame, pitches=pitches, known=half if i == 3 else None)
             ax.label_outer()
         common.savefig(figure, args.out / "rolls.png")
@@ -134,7 +134,6 @@ def main() -> None:
     valid = pd.evaluate(model, guide, data.valid, num_particles=args.particles)
     test = pd.evaluate(model, guide, data.test, num_particles=args.particles)
     print(published.table(args.data, title(args), test))
-    play(args, model, guide, data.test[0].x, history)
     common.write_metrics(
         args,
         valid=valid.to_dict(),
@@ -142,6 +141,7 @@ def main() -> None:
         data={"name": args.data, "content_hash": content_hash(data)},
         **common.describe(model, guide, history),
     )
+    play(args, model, guide, data.test[0].x, history)
 
 
 if __name__ == "__main__":

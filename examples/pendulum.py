@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import common
@@ -35,18 +34,18 @@ def parse() -> argparse.Namespace:
     parser = common.parser(__doc__, out="runs/pendulum")
     add = parser.add_argument_group("this example").add_argument
     add("--system", choices=list(systems.SYSTEMS), help="what is to be identified")
-    add("--data", type=Path, metavar="FILE", help="trajectories of your own, in place of a system")
-    add("--data-dir", metavar="DIR", help="folder that holds cmu_mocap_35; PYRO_DSSM_DATA, else data, by default")
-    add("--count", type=int, help="training sequences, where they are simulated")
-    add("--length", type=int, help="their length; 50 in mocap and your own, 30 elsewhere, by default")
+    add("--data", type=common.file, metavar="FILE", help="trajectories of your own, in place of a system")
+    add("--data-dir", type=common.folder, metavar="DIR", help="folder that holds cmu_mocap_35; PYRO_DSSM_DATA, else data, by default")
+    add("--count", type=common.integer(2), help="training sequences, where they are simulated")
+    add("--length", type=common.integer(2), help="their length; 50 in mocap and your own, 30 elsewhere, by default")
     add("--model", choices=systems.MODELS, help="EKVAE is the extended Kalman VAE")
     add("--strategy", choices=systems.STRATEGIES, help="how it is trained; --kl-start, --kl-epochs are for annealed")
-    add("--starts", type=int, help="initial weights to try, of which the validation bound chooses")
-    add("--start-epochs", type=int, help="epochs of each try")
-    add("--share", type=float, help="the constraint's bound as a share of the variance of the entries")
-    add("--scale", type=float, help="of the emission; 0, the default for vectors and --data: one that suits the data")
-    add("--state-dim", type=int, help="size of the latent state; one that suits the system by default")
-    add("--code-dim", type=int, help="size of the part of it that one frame shows")
+    add("--starts", type=common.integer(), help="initial weights to try, of which the validation bound chooses")
+    add("--start-epochs", type=common.integer(), help="epochs of each try")
+    add("--share", type=common.POSITIVE, help="the constraint's bound as a share of the variance of the entries")
+    add("--scale", type=common.NOT_NEGATIVE, help="of the emission; 0, the default for vectors and --data: one that suits the data")
+    add("--state-dim", type=common.integer(), help="size of the latent state; one that suits the system by default")
+    add("--code-dim", type=common.integer(), help="size of the part of it that one frame shows")
     add("--convolutional", action="store_true", help="convolutional decoder and encoder, for images")
     add("--bound", choices=["joint", "collapsed"], help="whether EKVAE and KVAE are trained on states or without them")
     add("--initial", choices=["gaussian", "hierarchical"], help="law of the first state")
@@ -57,12 +56,6 @@ def parse() -> argparse.Namespace:
 
 def load(args: argparse.Namespace) -> tuple[systems.Parts, float]:
     """The data, and the unit that their frames are divided by."""
-    for name in ("starts", "start_epochs"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}.")
-    for name in ("count", "length"):
-        if getattr(args, name) is not None and getattr(args, name) < 2:
-            raise ValueError(f"--{name}: expected at least 2, got {getattr(args, name)}.")
     if args.data is not None:
         return systems.own(pd.Trajectories.load_npz(args.data), args.length or 50)
     if args.system == "mocap":
@@ -147,7 +140,6 @@ def main() -> None:
         filled = imputation(model, guide, hidden, 0.5, mean_frame=parts.train.dataset().mean_frame(), seed=args.seed)
     print(f"Test set\n{systems.told(scores['test'])}\n\nHalf of the frames hidden, and filled in\n{filled}")
     print(f"The intervals are those of a scale of {left_over:.2g}, which is what validation frames leave over.")
-    drawings.draw(args.out, model, guide, history, parts, horizon=max(horizons), **shown)
     settings = {"scale": scale, "scale_of_intervals": left_over, "known": known, "horizons": horizons, "unit": unit}
     common.write_metrics(
         args,
@@ -157,6 +149,7 @@ def main() -> None:
         data={name: repr(part) for name, part in parts._asdict().items()},
         **common.describe(model, guide, history),
     )
+    drawings.draw(args.out, model, guide, history, parts, horizon=max(horizons), **shown)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument_group("this example").add_argument
     add("--tables", nargs="+", choices=["I", "III"], default=["I", "III"], help="of the publication")
     add("--models", nargs="+", choices=ROWS, default=ROWS, help="rows of table I")
-    add("--jobs", type=int, default=1, help="cells trained at the same time")
+    add("--jobs", type=common.integer(), default=1, help="cells trained at the same time")
     return common.parse(parser, SMOKE)
 
 
@@ -137,8 +137,6 @@ def markdown(args: argparse.Namespace, results: list[common.Cell], without: dict
 def main() -> None:
     args = parse()
     common.start(args)
-    if args.jobs < 1:
-        raise ValueError(f"--jobs: expected a positive number, got {args.jobs}.")
     data = speech.load(args)  # so that the cells find the spectra, however many are trained at the same time
     results = common.run_cells(args, cells(args), file_of, train_cell, tell)
     mean = data.train.mean_frame()

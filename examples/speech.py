@@ -27,24 +27,25 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument_group("this example").add_argument
     add("--model", choices=speech.MODELS, default="ArSSM", help="the structure")
     add("--guide", choices=list(pd.GUIDES), default="full", help="alignment with the exact posterior")
-    add("--flows", type=int, default=0, help="inverse autoregressive layers around the guide; published: 3")
-    add("--particles", type=int, default=1, help="latent paths of the bounds")
-    add("--num-wavs", type=int, default=4, help="recordings of the test set that are written with all that is made")
-    add("--evaluate", type=Path, metavar="CHECKPOINT", help="train nothing: score the recordings in --data "
+    add("--flows", type=common.integer(0), default=0, help="inverse autoregressive layers around the guide; published: 3")
+    add("--particles", type=common.integer(), default=1, help="latent paths of the bounds")
+    add("--num-wavs", type=common.integer(0), default=4, help="recordings of the test set that are written with all that is made")
+    add("--evaluate", type=common.file, metavar="CHECKPOINT", help="train nothing: score the recordings in --data "
         "(of its folder test, if it has train and test) with this")  # fmt: skip
     return common.parse(parser, {**speech.SMOKE, "num_wavs": 2})
 
 
-def report(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: SpeechDataset) -> dict[str, Any]:
-    """Scores and sounds of recordings."""
+def report(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: SpeechDataset, **more: Any) -> None:
+    """Scores of recordings, which are written with all the rest; then their sounds, and the scores of these."""
     scores = speech.score(model, guide, data, seed=args.seed, workers=args.workers)
     scores |= speech.yardsticks(model.emission_net.reference.exp().cpu(), data, workers=args.workers)
     print(published.speech_table(model, guide, scores))
+    common.write_metrics(args, test=speech.to_dict(scores), **more)
     packets, sounds = speech.play(args, model, guide, data)
+    common.write_metrics(args, test=speech.to_dict(scores), packet_loss=packets, **more)
     if sounds:
         print(published.packets_table(packets))
         speech.figures(args, sounds)
-    return {"test": speech.to_dict(scores), "packet_loss": packets}
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -67,8 +68,7 @@ def evaluate(args: argparse.Namespace) -> None:
         num_workers=args.workers,
     )
     common.log.info("Scoring %d recordings in %s with %r.", len(data), folder, guide)
-    results = report(args, model, guide, data)
-    common.write_metrics(args, **results, guide=repr(guide), recordings=len(data), skipped=speech.skipped(data))
+    report(args, model, guide, data, guide=repr(guide), recordings=len(data), skipped=speech.skipped(data))
 
 
 def main() -> None:
@@ -85,7 +85,10 @@ def main() -> None:
         for name, part in (("valid", data.valid), ("test", data.test))
     }
     valid = speech.score(model, guide, data.valid, seed=args.seed, workers=args.workers, metrics=["si_sdr"])
-    results = report(args, model, guide, data.test)
+    told = common.describe(model, guide, history)
+    sizes = {name: len(part) for name, part in data._asdict().items()}
+    found = {"valid": speech.to_dict(valid), "bounds": bounds, "data": sizes, "skipped": speech.skipped(*data)}
+    report(args, model, guide, data.test, **found, **told)
     with common.optional("the curves"):
         from matplotlib.figure import Figure
 
@@ -94,15 +97,6 @@ def main() -> None:
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         plot_curves(history, figure.subplots(1, 2))
         common.savefig(figure, args.out / "curves.png")
-    common.write_metrics(
-        args,
-        **results,
-        valid=speech.to_dict(valid),
-        bounds=bounds,
-        data={name: len(part) for name, part in data._asdict().items()},
-        skipped=speech.skipped(*data),
-        **common.describe(model, guide, history),
-    )
     return None
 
 

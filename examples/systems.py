@@ -76,6 +76,9 @@ def own(data: Trajectories, length: int) -> tuple[Parts, float]:
     it, which is returned too: networks expect numbers around one, whatever the units of a sensor or a pixel. Columns of
     the true states that do not vary in one of the parts are left out: of a constant, nothing can be told.
     """
+    if data.lengths is not None:
+        got = f"{int(data.lengths.min())} to {int(data.lengths.max())}"
+        raise ValueError(f"lengths: expected sequences of one length, got {got}; cut them first: Trajectories.windows.")
     if data.x.shape[1] < 2:
         raise ValueError("x: expected sequences of at least 2 frames, got 1.")
     train = data.split()[0].dataset()

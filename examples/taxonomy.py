@@ -26,10 +26,10 @@ SMOKE = {"z_dim": 2, "rnn_dim": 4, "sequences": 6, "length": 5, "epochs": 1, "ba
 def parse() -> argparse.Namespace:
     parser = common.parser(__doc__, out="runs/taxonomy")
     add = parser.add_argument_group("this example").add_argument
-    add("--z-dim", type=int, help="size of a latent variable")
-    add("--rnn-dim", type=int, help="size of RNN states and hidden layers")
-    add("--sequences", type=int, help="oscillators: 60 %% to train on, 20 %% to validate, 20 %% to test")
-    add("--length", type=int, help="frames of each")
+    add("--z-dim", type=common.integer(), help="size of a latent variable")
+    add("--rnn-dim", type=common.integer(), help="size of RNN states and hidden layers")
+    add("--sequences", type=common.integer(3), help="oscillators: 60 %% to train on, 20 %% to validate, 20 %% to test")
+    add("--length", type=common.integer(), help="frames of each")
     parser.set_defaults(**DEFAULTS)
     return common.parse(parser, SMOKE)
 
@@ -91,7 +91,6 @@ def main() -> None:
     args = parse()
     common.start(args)
     data = splits(oscillator(args.sequences, args.length, seed=args.seed))
-    sheet(args)
     columns = {"name": 12, "group": 9, "figure": 8, "markers": 9, "generative": 58, "posterior": 45}
     print("".join(f"{name:<{width}}" for name, width in columns.items()), "  bound     KL")
     rows = []
@@ -105,6 +104,7 @@ def main() -> None:
     print("KL: its part that the latent variables cost, in training; at 0 they are not used.")
     best = min(rows, key=lambda row: row["valid"]["elbo"]["nats_per_step"])
     common.write_metrics(args, best_on_valid=best["name"], models=rows)
+    sheet(args)
 
 
 if __name__ == "__main__":
