@@ -118,12 +118,18 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter)
     common = made.add_argument_group("options of every example")
     common.add_argument("--out", type=new_folder, metavar="DIR", help="where everything is written")
-    common.add_argument("--seed", type=integer(0, 2**32 - 1), default=0, help="of the weights, the noise and the order of the data")
+    common.add_argument(
+        "--seed", type=integer(0, 2**32 - 1), default=0, help="of the weights, the noise and the order of the data"
+    )
     common.add_argument("--smoke", action="store_true", help="a tiny run that only shows that everything works")
     common.add_argument("--fresh", action="store_true", help="start anew instead of going on with what DIR holds")
-    common.add_argument("--max-minutes", type=NOT_NEGATIVE, help="stop training after the epoch in which this time is over")
+    common.add_argument(
+        "--max-minutes", type=NOT_NEGATIVE, help="stop training after the epoch in which this time is over"
+    )
     common.add_argument("--threads", type=integer(), help="CPU threads; torch's choice by default")
-    common.add_argument("--device", type=device_name, default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    common.add_argument(
+        "--device", type=device_name, default="auto", help="cpu, cuda, or auto: cuda where there is one"
+    )
     common.add_argument("--verbose", action="store_true", help="show where in the code an error came from")
     training = made.add_argument_group("training")
     add = training.add_argument
@@ -135,8 +141,17 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     add("--averaging", type=BELOW_ONE, default=0.0, help="decay of the running average of the weights")
     add("--kl-start", type=NOT_NEGATIVE, default=0.2, help="first weight of the KL terms")
     add("--kl-epochs", type=POSITIVE, help="epochs until that weight is 1; half of all by default")
-    add("--truncate", type=integer(), metavar="FRAMES", help="back-propagate through so many frames; through all by default")
-    add("--patience", type=integer(), help="stop after so many epochs without a better validation bound; never by default")
+    add(
+        "--truncate",
+        type=integer(),
+        metavar="FRAMES",
+        help="back-propagate through so many frames; through all by default",
+    )
+    add(
+        "--patience",
+        type=integer(),
+        help="stop after so many epochs without a better validation bound; never by default",
+    )
     made.set_defaults(**defaults)
     return made
 

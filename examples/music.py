@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     parser = common.parser(__doc__, out="runs/music")
     add = parser.add_argument_group("this example").add_argument
     add("--data", choices=list(MUSIC_SETS), help="the data set")
-    add("--data-dir", type=common.folder, metavar="DIR", help="folder that holds polyphonic_music; PYRO_DSSM_DATA, else data, by default")
+    add("--data-dir", type=common.folder, metavar="DIR", help="holds polyphonic_music; else PYRO_DSSM_DATA, or data")
     add("--model", choices=list(pd.ZOO), help="RNN is the baseline without latents")
     add("--guide", choices=list(pd.GUIDES), help="alignment of the guide with the exact posterior")
     add("--flows", type=common.integer(0), help="inverse autoregressive layers around the guide")

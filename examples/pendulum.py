@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument_group("this example").add_argument
     add("--system", choices=list(systems.SYSTEMS), help="what is to be identified")
     add("--data", type=common.file, metavar="FILE", help="trajectories of your own, in place of a system")
-    add("--data-dir", type=common.folder, metavar="DIR", help="folder that holds cmu_mocap_35; PYRO_DSSM_DATA, else data, by default")
+    add("--data-dir", type=common.folder, metavar="DIR", help="holds cmu_mocap_35; by default PYRO_DSSM_DATA, or data")
     add("--count", type=common.integer(2), help="training sequences, where they are simulated")
     add("--length", type=common.integer(2), help="their length; 50 in mocap and your own, 30 elsewhere, by default")
     add("--model", choices=systems.MODELS, help="EKVAE is the extended Kalman VAE")
@@ -43,7 +43,11 @@ def parse() -> argparse.Namespace:
     add("--starts", type=common.integer(), help="initial weights to try, of which the validation bound chooses")
     add("--start-epochs", type=common.integer(), help="epochs of each try")
     add("--share", type=common.POSITIVE, help="the constraint's bound as a share of the variance of the entries")
-    add("--scale", type=common.NOT_NEGATIVE, help="of the emission; 0, the default for vectors and --data: one that suits the data")
+    add(
+        "--scale",
+        type=common.NOT_NEGATIVE,
+        help="of the emission; 0, the default for vectors and --data: one that suits the data",
+    )
     add("--state-dim", type=common.integer(), help="size of the latent state; one that suits the system by default")
     add("--code-dim", type=common.integer(), help="size of the part of it that one frame shows")
     add("--convolutional", action="store_true", help="convolutional decoder and encoder, for images")

@@ -27,22 +27,34 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument_group("this example").add_argument
     add("--model", choices=speech.MODELS, default="ArSSM", help="the structure")
     add("--guide", choices=list(pd.GUIDES), default="full", help="alignment with the exact posterior")
-    add("--flows", type=common.integer(0), default=0, help="inverse autoregressive layers around the guide; published: 3")
+    add(
+        "--flows",
+        type=common.integer(0),
+        default=0,
+        help="inverse autoregressive layers around the guide; published: 3",
+    )
     add("--particles", type=common.integer(), default=1, help="latent paths of the bounds")
-    add("--num-wavs", type=common.integer(0), default=4, help="recordings of the test set that are written with all that is made")
+    add(
+        "--num-wavs",
+        type=common.integer(0),
+        default=4,
+        help="recordings of the test set that are written with all that is made",
+    )
     add("--evaluate", type=common.file, metavar="CHECKPOINT", help="train nothing: score the recordings in --data "
         "(of its folder test, if it has train and test) with this")  # fmt: skip
     return common.parse(parser, {**speech.SMOKE, "num_wavs": 2})
 
 
-def report(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: SpeechDataset, **more: Any) -> None:
-    """Scores of recordings, which are written with all the rest; then their sounds, and the scores of these."""
+def report(
+    args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: SpeechDataset, rest: dict[str, Any]
+) -> None:
+    """Scores of recordings, which are written with the rest; then their sounds, and the scores of these."""
     scores = speech.score(model, guide, data, seed=args.seed, workers=args.workers)
     scores |= speech.yardsticks(model.emission_net.reference.exp().cpu(), data, workers=args.workers)
     print(published.speech_table(model, guide, scores))
-    common.write_metrics(args, test=speech.to_dict(scores), **more)
+    common.write_metrics(args, test=speech.to_dict(scores), **rest)
     packets, sounds = speech.play(args, model, guide, data)
-    common.write_metrics(args, test=speech.to_dict(scores), packet_loss=packets, **more)
+    common.write_metrics(args, test=speech.to_dict(scores), packet_loss=packets, **rest)
     if sounds:
         print(published.packets_table(packets))
         speech.figures(args, sounds)
@@ -68,7 +80,8 @@ def evaluate(args: argparse.Namespace) -> None:
         num_workers=args.workers,
     )
     common.log.info("Scoring %d recordings in %s with %r.", len(data), folder, guide)
-    report(args, model, guide, data, guide=repr(guide), recordings=len(data), skipped=speech.skipped(data))
+    rest = {"guide": repr(guide), "recordings": len(data), "skipped": speech.skipped(data)}
+    report(args, model, guide, data, rest)
 
 
 def main() -> None:
@@ -88,7 +101,7 @@ def main() -> None:
     told = common.describe(model, guide, history)
     sizes = {name: len(part) for name, part in data._asdict().items()}
     found = {"valid": speech.to_dict(valid), "bounds": bounds, "data": sizes, "skipped": speech.skipped(*data)}
-    report(args, model, guide, data.test, **found, **told)
+    report(args, model, guide, data.test, {**found, **told})
     with common.optional("the curves"):
         from matplotlib.figure import Figure
 

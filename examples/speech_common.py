@@ -34,12 +34,17 @@ GAP, GAP_EVERY = 0.06, 0.6  # seconds: three packets of 20 ms that do not arrive
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the recordings, the model and its guide."""
     add = parser.add_argument_group("recordings").add_argument
-    add("--data", type=common.folder, metavar="DIR", help="folder of recordings, or of folders train, valid and test of them; "
-        "librispeech_mini under PYRO_DSSM_DATA, else data, by default")  # fmt: skip
+    add("--data", type=common.folder, metavar="DIR", help="folder of recordings, or of folders train, valid and test "
+        "of them; librispeech_mini under PYRO_DSSM_DATA, else data, by default")  # fmt: skip
     add("--by", choices=["speaker", "file"], help="what is split at random, where the folder does not say")
     add("--shared-speakers", action="store_true", help="accept a speaker in two of the folders train, valid and test")
     add("--skip-bad", action="store_true", help="list files that cannot be used instead of ending")
-    add("--trim-db", type=common.POSITIVE, metavar="DB", help="cut off both ends what is so far below the loudest moment")
+    add(
+        "--trim-db",
+        type=common.POSITIVE,
+        metavar="DB",
+        help="cut off both ends what is so far below the loudest moment",
+    )
     add("--cache", type=common.new_folder, metavar="DIR", help="where spectra are kept; OUT/features by default")
     add("--workers", type=common.integer(0), help="processes that read, load and score")
     add = parser.add_argument_group("model and guide").add_argument
@@ -49,10 +54,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="law of the power of a bin; gaussian is the nearest to the published one",
     )
     add("--z-dim", type=common.integer(), help="size of a latent variable")
-    add("--rnn-dim", type=common.integer(), nargs="+", help="size of the RNN state over latents, and of that over frames")
+    add(
+        "--rnn-dim",
+        type=common.integer(),
+        nargs="+",
+        help="size of the RNN state over latents, and of that over frames",
+    )
     add("--guide-dim", type=common.integer(), help="size of the guide's RNN states and hidden layer")
     add("--mlp-dim", type=common.integer(), nargs="+", help="widths of the model's hidden layers")
-    add("--encoder-dim", type=common.integer(), nargs="*", help="widths of the layers that encode a frame for the guide")
+    add(
+        "--encoder-dim", type=common.integer(), nargs="*", help="widths of the layers that encode a frame for the guide"
+    )
     add("--skip", action=argparse.BooleanOptionalAction, help="offer last values, and to the guide the frame itself, "
         "beside RNN states")  # fmt: skip
     add("--residual", action=argparse.BooleanOptionalAction, help="let a frame start from the last, if it is offered")
@@ -69,8 +81,8 @@ def folder_of(args: argparse.Namespace) -> Path:
     folder = Path(os.environ.get("PYRO_DSSM_DATA", "data")) / "librispeech_mini"
     if not folder.is_dir():
         raise ValueError(
-            f"--data: expected a folder of recordings, as there is no {folder}; any folder of FLAC, WAV, OGG or MP3 files "
-            "of speech serves, for example dev-clean of LibriSpeech from https://www.openslr.org/12."
+            f"--data: expected a folder of recordings, as there is no {folder}; any folder of FLAC, WAV, OGG or MP3 "
+            "files of speech serves, for example dev-clean of LibriSpeech from https://www.openslr.org/12."
         )
     return folder
 

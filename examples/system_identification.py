@@ -32,10 +32,16 @@ def parse() -> argparse.Namespace:
     parser = common.parser(__doc__, out="runs/system_identification")
     add = parser.add_argument_group("this example").add_argument
     add("--system", choices=list(systems.SYSTEMS), help="what is to be identified")
-    add("--data-dir", type=common.folder, metavar="DIR", help="folder that holds cmu_mocap_35; PYRO_DSSM_DATA, else data, by default")
+    add("--data-dir", type=common.folder, metavar="DIR", help="holds cmu_mocap_35; by default PYRO_DSSM_DATA, or data")
     add("--models", nargs="+", choices=systems.MODELS, help="rows of the table")
     add("--strategies", nargs="+", choices=systems.STRATEGIES, help="ways to train")
-    add("--scales", nargs="+", type=common.NOT_NEGATIVE, metavar="SCALE", help="of the emission; 0 for one that suits the data")
+    add(
+        "--scales",
+        nargs="+",
+        type=common.NOT_NEGATIVE,
+        metavar="SCALE",
+        help="of the emission; 0 for one that suits the data",
+    )
     add("--seeds", type=common.integer(), help="number of seeds, of data and weights alike, from --seed on")
     add("--count", type=common.integer(2), help="training sequences")
     add("--length", type=common.integer(2), help="their length")

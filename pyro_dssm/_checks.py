@@ -119,8 +119,9 @@ def told_apart(
     step = float(moved[row, channel] / count[row, channel])
     raise ValueError(
         f"{name}: expected frames that {dtype} tells apart, got {kind} {channel} with numbers around "
-        f"{float(size[row, channel]):.10g}, whose steps of {step:.3g} from frame to frame are lost in rounding; subtract "
-        "an offset first (from time stamps, the first of each sequence), or round them yourself where it does not matter."
+        f"{float(size[row, channel]):.10g}, whose steps of {step:.3g} from frame to frame are lost in rounding; "
+        "subtract an offset first (from time stamps, the first of each sequence), or round them yourself where it does "
+        "not matter."
     )
 
 
@@ -130,7 +131,7 @@ def _loses(value: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _steps(value: Tensor, seen: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Of each sequence and channel, shape ``(N, D)``: what it moves, what is lost and bent of it, its size, its steps."""
+    """Of each sequence and channel: what it moves, what is lost and bent of it, its size, and its number of steps."""
     value = value.detach().reshape(-1, *value.shape[-2:])
     if seen is not None:
         seen = seen if seen.dim() > 1 and seen.shape[-1] == value.shape[-1] else seen.unsqueeze(-1)

@@ -49,7 +49,7 @@ class StateMemory(Memory):
         return join(following, torch.ones_like(following[..., :1]))
 
     def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One step after the other: there is no fused form."""
+        """One step after the other: torch has no call for all of them."""
         states = []
         for value in values.unbind(-2):
             state = self.step(value, state)

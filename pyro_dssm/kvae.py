@@ -31,7 +31,7 @@ class CodeMemory(Recurrent):
         return super().step(value[..., self.codes], state)
 
     def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One fused call over the whole sequence."""
+        """One call of torch's RNN over the whole sequence."""
         return super().scan(values[..., self.codes], state)
 
 

@@ -90,7 +90,8 @@ class Last(Memory):
 class Recurrent(Memory):
     """Keeps an RNN state: the memory of an edge that reaches back to the start.
 
-    ``scan`` is one call of torch's fused RNN over the whole sequence; ``step`` applies the same weights once.
+    ``scan`` is one call of torch's RNN over the whole sequence; ``step`` applies the same weights once. On a GPU the
+    call is one fused kernel of cuDNN; on a CPU torch loops over the steps within it, which saves the calls from Python.
 
     Args:
         in_dim: Size of the values.
@@ -129,7 +130,7 @@ class Recurrent(Memory):
         return s.reshape(*batch, -1)
 
     def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One fused call over the whole sequence."""
+        """One call of torch's RNN over the whole sequence."""
         batch = values.shape[:-2]
         v = values.reshape(-1, *values.shape[-2:])
         s = state.expand(*batch, -1).reshape(1, -1, state.shape[-1])

@@ -26,7 +26,7 @@ def _future_states(model: DSSM, guide: Guide, batch: Batch) -> Tensor | None:
     frames = reverse(join(guide._frames(inputs), inputs.controls), batch.lengths)
     state = network.start(frames.shape[:-2])
     if network.cell == "lstm":
-        # The fused call returns the cell's inner state at the end only.
+        # The call over all frames returns the cell's inner state at the end only.
         states = []
         for frame in frames.unbind(-2):
             state = network.step(frame, state)

@@ -140,7 +140,9 @@ def test_a_script_ends_as_a_command_should(modules, monkeypatch, capsys):
 
 # Scores come first.
 
-DRAWINGS = r"common\.savefig\(|drawings\.draw\(|forecast_figure\(|speech\.figures\(|speech\.play\(|\bplay\(args|sheet\(args\)"
+DRAWINGS = (
+    r"common\.savefig\(|drawings\.draw\(|forecast_figure\(|speech\.figures\(|speech\.play\(|\bplay\(args|sheet\(args\)"
+)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -75,7 +75,11 @@ ENTRIES = torch.ones(B, T, D, dtype=torch.bool).index_put((torch.tensor(0),) * 3
 ERRORS = {
     "x": (pair, (x(math.nan),), r"x: expected finite values .* at index \(1, 2, 0\); hide missing values with mask\."),
     "shape": (pair, (x()[0],), r"x: expected shape \(\*, B, T, 2\), got \(4, 2\)\."),
-    "lengths": (pair, (x(), torch.tensor([9, 4, 4])), r"lengths: expected values from 1 to T = 4, got .* from 4 to 9\."),
+    "lengths": (
+        pair,
+        (x(), torch.tensor([9, 4, 4])),
+        r"lengths: expected values from 1 to T = 4, got .* from 4 to 9\.",
+    ),
     "mask": (pair, (x(), None, torch.ones(B, T)), r"mask: expected dtype torch.bool \(True .*\), got torch.float32\."),
     "controls": (lambda: pair(control_dim=1), (x(),), r"controls: expected shape \(B, T, 1\), .*, got None\."),
     "transition": (lambda: pair(FlatTransition), (x(),), r"transition: expected .*, got .*\.to_event\(1\)`\?"),
@@ -100,9 +104,9 @@ NOT_IN_SETS = {"shape", "lengths", "mask"}  # a data set cannot be made with the
 
 CALLERS = {
     "loss": lambda model, guide, *args: Trace_ELBO().loss(model, guide, *args),
-    "vectorised": lambda model, guide, *args: (
-        Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1).loss(model, guide, *args)
-    ),
+    "vectorised": lambda model, guide, *args: Trace_ELBO(
+        num_particles=2, vectorize_particles=True, max_plate_nesting=1
+    ).loss(model, guide, *args),
     "mean field": lambda model, guide, *args: TraceMeanField_ELBO().loss(model, guide, *args),
     "recording": lambda model, guide, *args: pd.RecordingELBO().loss(model, guide, *args),
     "svi": svi(Trace_ELBO()),
@@ -113,8 +117,8 @@ CALLERS = {
     ],
     "predictive": lambda model, guide, *args: Predictive(model, guide=guide, num_samples=2)(*args),
     "plain": lambda model, guide, *args: (guide(*args), model(*args)),
-    "log_weights": lambda model, guide, values, lengths=None, mask=None: (
-        log_weights(model, guide, pd.Batch(values, lengths, mask), 2)
+    "log_weights": lambda model, guide, values, lengths=None, mask=None: log_weights(
+        model, guide, pd.Batch(values, lengths, mask), 2
     ),
     "fit": of_sets(lambda model, guide, data: pd.fit(model, guide, data, epochs=1, progress=False)),
     "evaluate": of_sets(lambda model, guide, data: pd.evaluate(model, guide, data)),
@@ -235,5 +239,3 @@ def test_missing_controls_say_that_they_cannot_be_hidden():
         pd.Trajectories(x(), controls)
     with pytest.raises(ValueError, match="^u: expected finite .*no mask hides them"):
         pd.Trajectories.from_arrays(x(), u=controls)
-
-

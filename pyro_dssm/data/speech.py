@@ -21,9 +21,13 @@ __all__ = ["Recording", "SpeechDataset", "SpeechSplits", "find_recordings", "loa
 
 _log = logging.getLogger(__name__)
 
-_SUFFIXES = frozenset((".flac", ".wav", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".sph"))
+_SUFFIXES = frozenset(
+    (".flac", ".wav", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".sph")
+)
 # Audio that nothing here can decode. It counts as recordings that cannot be used: nobody shall miss them unawares.
-_UNREADABLE = frozenset((".m4a", ".m4b", ".aac", ".ac3", ".wma", ".amr", ".ape", ".wv", ".mka", ".ra", ".shn", ".tta", ".spx"))
+_UNREADABLE = frozenset(
+    (".m4a", ".m4b", ".aac", ".ac3", ".wma", ".amr", ".ape", ".wv", ".mka", ".ra", ".shn", ".tta", ".spx")
+)
 _LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
 _PARTS = {"train": ("train",), "valid": ("valid", "dev"), "test": ("test",)}
 
@@ -217,12 +221,14 @@ def _audio_files(root: Path) -> list[Path]:
 def _check_once(root: Path, paths: list[Path]) -> None:
     """One recording in two formats would be two, perhaps on two sides of a split."""
     seen: dict[Path, Path] = {}
-    twice = [(seen[name], path) for path in sorted(paths) if seen.setdefault(name := path.with_suffix(""), path) != path]
+    twice = [
+        (seen[name], path) for path in sorted(paths) if seen.setdefault(name := path.with_suffix(""), path) != path
+    ]
     if twice:
         first, second = twice[0]
         raise ValueError(
-            f"folder: expected one file of each recording in {root}, got {first} and {second.name}, and {len(twice) - 1} "
-            "more such pairs; keep one kind of each and move the others out of the folder."
+            f"folder: expected one file of each recording in {root}, got {first} and {second.name}, and "
+            f"{len(twice) - 1} more such pairs; keep one kind of each and move the others out of the folder."
         )
 
 

@@ -361,7 +361,8 @@ def _finite(name: str, value: Tensor, mask: Tensor | None = None) -> Tensor:
         )
     if bad:
         raise ValueError(
-            f"{name}: expected finite {_short(value)} numbers, got {bad} others; no mask hides them, so fill them in first."
+            f"{name}: expected finite {_short(value)} numbers, got {bad} others; no mask hides them, so fill them in "
+            "first."
         )
     return value
 

@@ -194,7 +194,7 @@ def test_linear_in_the_length(name, alternate, report, benchmark):
     sizes = {n: saved_bytes(lambda x=x: elbo.differentiable_loss(model, guide, x)) for n, x in xs.items()}
     for what, values, unit in (("time", times, 1e6), ("memory", sizes, 2**-10)):
         row = "  ".join(f"{n}: {values[n] * unit / n:6.1f}" for n in LENGTHS)
-        report(f"cpu  {name:<14} {what} per frame, {'µs' if what == 'time' else 'KiB'}   {row}")
+        report(f"cpu  {name:<14} {what} per step of 2 sequences, {'µs' if what == 'time' else 'KiB'}   {row}")
     benchmark.extra_info.update({f"seconds_{n}": t for n, t in times.items()})
     benchmark.pedantic(pyro_step(model, guide, xs[LENGTHS[0]]), rounds=3)
     # The shortest is left out: what runs right after the longest pays for its memory.

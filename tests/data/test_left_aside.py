@@ -52,7 +52,9 @@ def test_a_misspelt_array_is_asked_for(name, tmp_path):
 @pytest.mark.parametrize("name", ["dt", "meta", "reward"])
 def test_a_foreign_array_is_left_aside_when_asked(name, tmp_path):
     path = save(tmp_path, **{name: np.zeros(3)})
-    with pytest.raises(ValueError, match=rf"^{name}: .* got '{name}'. To leave it aside, ignore=\['{name}'\]") as caught:
+    with pytest.raises(
+        ValueError, match=rf"^{name}: .* got '{name}'. To leave it aside, ignore=\['{name}'\]"
+    ) as caught:
         Trajectories.load_npz(path)
     assert "did you mean" not in str(caught.value)
     assert len(Trajectories.load_npz(path, ignore=[name])) == N
@@ -196,7 +198,9 @@ def test_channels_last_are_asked_for(shape):
         Trajectories.from_arrays(x)
     mask = x > 0.2
     turned = Trajectories.from_arrays(x, mask=mask, channels="last")
-    expected = Trajectories.from_arrays(x.transpose(0, 1, 4, 2, 3), mask=mask.transpose(0, 1, 4, 2, 3), channels="first")
+    expected = Trajectories.from_arrays(
+        x.transpose(0, 1, 4, 2, 3), mask=mask.transpose(0, 1, 4, 2, 3), channels="first"
+    )
     assert turned.image_shape == expected.image_shape == (shape[-1], *shape[2:4])
     assert torch.equal(turned.x, expected.x)
     assert torch.equal(turned.mask, expected.mask)
@@ -332,8 +336,8 @@ def test_other_numbers_are_refused(kind):
 
 # Recordings.
 
-WRITTEN = {".mp3": "MP3", ".aiff": "AIFF", ".aif": "AIFF", ".flac": "FLAC", ".ogg": "OGG", ".opus": "OGG", ".caf": "CAF",
-           ".au": "AU", ".w64": "W64", ".sph": "NIST"}  # fmt: skip
+WRITTEN = {".mp3": "MP3", ".aiff": "AIFF", ".aif": "AIFF", ".flac": "FLAC", ".ogg": "OGG", ".opus": "OGG",
+           ".caf": "CAF", ".au": "AU", ".w64": "W64", ".sph": "NIST"}  # fmt: skip
 FRAMES = Spectrogram(window=256, hop=128, rate=16000)
 
 
@@ -377,7 +381,9 @@ def test_recordings_that_cannot_be_read_are_named(kind, tmp_path):
     assert [path.name for path, _ in data.skipped] == [f"0{kind}"]
 
 
-@pytest.mark.parametrize(("one", "other"), [("1.wav", "1.mp3"), ("1.flac", "1.wav"), ("1.m4a", "1.wav"), ("1.wav", "1.WAV")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("1.wav", "1.mp3"), ("1.flac", "1.wav"), ("1.m4a", "1.wav"), ("1.wav", "1.WAV")]
+)
 def test_a_recording_in_two_formats_is_no_two_recordings(one, other, tmp_path):
     for name in (f"ann/{one}", f"ann/{other}", "bob/1.wav", "cid/1.wav"):
         path = tmp_path / name
