@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def read_midi(path: str | os.PathLike[str], *, frames_per_beat: int = 1) -> torc
     """Reads a MIDI file as a piano roll.
 
     Frame ``t`` holds the notes that sound at its beginning, so shorter notes between two frames are
-    lost. Percussion (channel 10), tempo and velocity are ignored.
+    lost, and percussion (channel 10) has no keys: a warning counts what is left aside. Tempo and velocity
+    are ignored.
 
     Args:
         path: A MIDI file with time in beats.
@@ -147,12 +149,27 @@ def _frames(path: str | os.PathLike[str], midi: Any, frames_per_beat: int) -> to
     if not 1 <= length <= _MAX_FRAMES:
         raise ValueError(f"{path} must last 1 to {_MAX_FRAMES} frames, got {length}")
     roll = torch.zeros(length, KEYS)
+    short = 0
     for begin, end, pitch in (note for track in midi.tracks for note in _notes(track)):
         if not 0 <= pitch - LOWEST_PITCH < KEYS:
             raise ValueError(f"{path} must hold pitches 21 to 108, got {pitch}")
         stop = length if math.isinf(end) else frame(int(end))
         roll[frame(begin) : stop, pitch - LOWEST_PITCH] = 1
+        short += stop <= frame(begin)
+    _tell(path, short, sum(map(_is_percussion, (message for track in midi.tracks for message in track))))
     return roll
+
+
+def _is_percussion(message: Any) -> bool:
+    return message.type == "note_on" and message.channel == _PERCUSSION and message.velocity > 0
+
+
+def _tell(path: str | os.PathLike[str], short: int, percussion: int) -> None:
+    """Warns of notes that the roll does not have."""
+    lost = [f"{short} notes that no frame begins within (more frames_per_beat keep them)"] if short else []
+    lost += [f"{percussion} notes of percussion"] if percussion else []
+    if lost:
+        warnings.warn(f"{path}: left aside {' and '.join(lost)}", stacklevel=4)
 
 
 def _notes(track: Any) -> Iterator[tuple[int, float, int]]:

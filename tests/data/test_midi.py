@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +95,14 @@ def test_file_of_another_writer(tmp_path):
     expected[0, 60 - 21] = 1
     expected[1:3, 62 - 21] = 1
     expected[3:, 64 - 21] = 1
-    torch.testing.assert_close(read_midi(path), expected)
+    with pytest.warns(UserWarning, match="a.mid: left aside 1 notes of percussion$"):
+        torch.testing.assert_close(read_midi(path), expected)
 
 
 def test_note_between_frames_is_lost_on_the_coarse_grid_only(tmp_path):
     path = save(tmp_path / "a.mid", [note("note_on", 60, 48), note("note_off", 60, 24)], ticks_per_beat=96)
-    assert read_midi(path).sum() == 0
+    with pytest.warns(UserWarning, match="a.mid: left aside 1 notes that no frame begins within .more frames_per_beat"):
+        assert read_midi(path).sum() == 0
     assert read_midi(path, frames_per_beat=2).sum() == 1
 
 
@@ -131,7 +134,9 @@ def test_damaged_files(tmp_path):
         broken[rng.integers(len(data))] = rng.integers(256)
         path.write_bytes(bytes(broken))
         try:
-            assert read_midi(path).shape[1] == 88
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert read_midi(path).shape[1] == 88
         except ValueError as error:
             assert "a.mid " in str(error)  # noqa: PT017 - either outcome is right
 
