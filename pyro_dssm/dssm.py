@@ -48,10 +48,10 @@ class DSSM(Generation, Program):
     takes the form of its model.
 
     A hidden value is a zero wherever the model conditions on it, so with missing values and edges from x the density
-    is that of this zero-filled law. With path sites, x is given wherever the model conditions on it. To draw or to
+    is that of these zero-filled frames. With path sites, x is given wherever the model conditions on it. To draw or to
     replace it under a Pyro handler (``poutine.uncondition``, ``poutine.condition``), set ``sites="step"``: a model with
     edges from x refuses it with path sites. Without such a handler, ``Predictive(model)`` returns x as it was given,
-    beside latents drawn from the model given the frames before each; for frames drawn from the model, see
+    with latents drawn from the model given the frames before each; for frames drawn from the model, see
     :meth:`sample` and :meth:`forecast`.
 
     To change the model, override :meth:`transition` or :meth:`emission`, each of which returns a distribution
