@@ -14,7 +14,7 @@ from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from torch import nn
 
-__all__ = ["Plain", "PlainNotImplementedError", "PlainValueError", "Program", "evaluating"]
+__all__ = ["Plain", "PlainNotImplementedError", "PlainValueError", "Program", "evaluating", "modes_kept"]
 
 _serial = itertools.count()
 
@@ -150,12 +150,19 @@ class Program(PyroModule):
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Switches dropout off for a while; every part is left in the mode in which it was."""
-    training = [(part, part.training) for module in modules for part in module.modules()]
-    for module in modules:
-        module.eval()
+    """Switches dropout off for a while."""
+    with modes_kept(*modules):
+        for m in modules:
+            m.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(*modules: nn.Module) -> Iterator[None]:
+    """Puts the modes back in the end, of each part on its own: a part may be in another mode than the whole."""
+    modes = {part: part.training for module in modules for part in module.modules()}
     try:
         yield
     finally:
-        for part, was in training:
-            part.training = was
+        for part, training in modes.items():
+            part.training = training

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,27 @@ from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ._files import atomic_write
-from .checkpoints import flatten, load_pair, pair_tensors, read_tensors, save, take, unflatten, write_tensors
+from ._files import atomic_write, remove_leftovers
+from ._interrupts import uninterrupted
+from ._measuring import observed_entries
+from ._optimisation import Optimisation
+from .checkpoints import (
+    flatten,
+    load_pair,
+    pair_tensors,
+    read_metadata,
+    read_tensors,
+    take,
+    unflatten,
+    write_pair,
+    write_tensors,
+)
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate, load_groups
 from .dssm import DSSM
-from .evaluation import evaluate
+from .evaluation import bounds
 from .guides import Guide
 from .objectives import KLSchedule, RecordingELBO, kl_weight
-from .optim import ClippedNormAdam, plain_name
+from .optim import ClippedNormAdam
 from .truncation import chunks
 
 __all__ = ["FILES", "History", "Run", "seed_of", "world"]
@@ -37,10 +51,13 @@ class History:
 
     Attributes:
         epochs: One record per epoch: ``epoch``, ``reconstruction`` and ``kl`` in nats per frame (negative
-            log-likelihood and un-weighted KL divergence), ``kl_weight``, ``lr``, ``grad_norm``, ``seconds``;
-            where validated, ``valid``: the un-annealed bound in nats per frame; under a constraint, its
-            ``multiplier``, ``constraint`` (the average that is bounded) and ``constraint_bound``.
-        best_epoch: The epoch whose weights were kept: the best one on the validation set, else the last.
+            log-likelihood and un-weighted KL divergence), ``kl_weight``, ``lr`` (where the optimiser has one; the
+            largest where parameters have rates of their own), ``grad_norm``, ``seconds``; where validated,
+            ``valid``: the un-annealed bound in nats per frame; under a constraint, its ``multiplier``,
+            ``constraint`` (the average that is bounded) and ``constraint_bound``. Frames count whether they are
+            observed or not; where something is hidden there are also ``reconstruction_per_observed_frame`` and
+            ``valid_per_observed_frame`` (a frame of which a part is observed counts as that part).
+        best_epoch: The epoch whose weights were kept: the best one on the validation set, else the last finished one.
         best_valid: Its bound.
         stopped_early: Whether patience ran out.
     """
@@ -66,6 +83,15 @@ def seed_of(*parts: int) -> int:
     return int.from_bytes(digest, "big")
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The weights that a run would end with now."""
+
+    tensors: dict[str, Tensor]
+    epoch: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
 class Run:
     """One call of :func:`fit`: everything that changes from step to step, and how it is kept."""
 
@@ -78,9 +104,16 @@ class Run:
         self._grouped = -1
         self._shares: list[list[int]] = []
         self._coming: Iterator[Batch] = iter(())
-        self.sums = [0.0, 0.0, 0.0]
+        # Reconstruction, KL, frames and observed frames of the epoch.
+        self.sums = [0.0, 0.0, 0.0, 0.0]
         self.average: dict[str, Tensor] = {}
-        self.best: dict[str, Tensor] = {}
+        # Until an epoch has been finished, the weights as they came.
+        self.kept = Kept(self._snapshot(), 0)
+        self._written = (0, 0)
+        self._saved: Kept | None = None
+        self._unread: list[tuple[int, int]] = []
+        self._can_be_kept = False
+        self.optimisation = Optimisation(self.optimizer, model, guide)
         objective: Any = self.loss
         self.svi = SVI(model, guide, self.optimizer, objective.loss, loss_and_grads=self._loss_and_grads)
         self._factor = 1.0
@@ -139,6 +172,7 @@ class Run:
     def train_step(self) -> None:
         batch, weight = self._batch()
         now = self.epoch + self.batch / self.num_batches
+        self._unread.append((self.epoch, self.batch))
         if self.lr is not None and isinstance(self.optimizer, ClippedNormAdam):
             self.optimizer.lr = self.lr * self.lr_schedule(self.step / self.total)
         # Seeded by its number, a step draws the same noise however often training was interrupted before it.
@@ -147,24 +181,42 @@ class Run:
             batch = self.augment(batch)
         scale = weight * self.world / self.frames_per_batch
         w = self.kl.weight(now)
-        for part, factor in self._parts(batch, scale):
-            try:
+        # Closed at once where an error leaves it: the states that chunks hand on must not outlive the run.
+        with closing(self._parts(batch, scale)) as parts:
+            for part, factor in parts:
                 # A weight above 1 would blow the gradient up by as much: divided by it, the loss is the distortion
                 # times the multiplier 1/w, plus the rate.
                 self._factor = factor / max(1.0, w)
-                with kl_weight(w):
-                    loss = self.svi.step(*part[:3], controls=part.controls)
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"The loss is {loss}.")
-            except FloatingPointError as error:
-                raise FloatingPointError(
-                    f"{error} This was at epoch {self.epoch + 1}, batch {self.batch + 1}. Lower the learning "
-                    "rate or clip_norm, or look at the data; the last checkpoint is still there."
-                ) from error
-            self._record(part.num_frames if factor else 0)
+                with self._explained(self.epoch, self.batch), kl_weight(w):
+                    self.svi.step(*part[:3], controls=part.controls)
+                self._record(part, counts=bool(factor))
+        self.optimisation.end_batch()
+        if self.folder is not None and not self._can_be_kept:
+            # Better now than after an epoch.
+            self.optimisation.state()
+            self._can_be_kept = True
         self._average_weights()
         self.batch += 1
         self.step += 1
+
+    @contextmanager
+    def _explained(self, epoch: int, batch: int) -> Iterator[None]:
+        try:
+            yield
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error} This was at epoch {epoch + 1}, batch {batch + 1}. Lower the learning rate or clip_norm, or "
+                "look at the data; the weights of the epoch that was kept are in place."
+            ) from error
+
+    def check(self) -> None:
+        """Reads back whether every step since the last time was finite."""
+        unread, self._unread = self._unread, []
+        try:
+            self.optimisation.check()
+        except FloatingPointError as error:
+            with self._explained(*unread[min(getattr(error, "good", 0), len(unread) - 1)]):
+                raise
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> float:
         # Scaled here rather than by a handler: not every objective is linear in the densities of its sites.
@@ -172,9 +224,10 @@ class Run:
         value = loss.loss_and_grads(*args, **kwargs)
         grads = [p.grad for p in self._weights().values() if p.grad is not None]
         torch._foreach_mul_(grads, self._factor)
+        self.optimisation.before_step(float(value), grads, together=self.world > 1)
         return value
 
-    def _parts(self, batch: Batch, scale: float) -> Iterator[tuple[Batch, float]]:
+    def _parts(self, batch: Batch, scale: float) -> Generator[tuple[Batch, float]]:
         """What is run through SVI one after the other, each with its scale; as many in every process."""
         if not self.truncate:
             yield batch, scale
@@ -184,27 +237,31 @@ class Run:
             counts = torch.tensor(count, device=batch.x.device)
             distributed.all_reduce(counts, distributed.ReduceOp.MAX)
             most = int(counts)
-        for part in chunks(self.model, self.guide, batch, self.truncate):
-            yield part, scale
+        with closing(chunks(self.model, self.guide, batch, self.truncate)) as parts:
+            for part in parts:
+                yield part, scale
         # Where another process has longer sequences, this one takes part in its steps with gradients of zero.
         for _ in range(most - count):
             yield part, 0.0
 
-    def _record(self, frames: int) -> None:
+    def _record(self, part: Batch, *, counts: bool) -> None:
         loss = self.loss
         if not isinstance(loss, RecordingELBO):
             return
-        squares = loss.squared_error * loss.entries if loss.entries else 0.0
-        terms = [-loss.reconstruction, loss.kl, float(frames), squares, loss.entries] if frames else [0.0] * 5
+        terms = [0.0] * 6
+        if counts:
+            squares = loss.squared_error * loss.entries if loss.entries else 0.0
+            frames = [float(part.num_frames), _observed_frames(part)]
+            terms = [-loss.reconstruction, loss.kl, *frames, squares, loss.entries]
         if self.world > 1:
             # What a schedule makes of the terms has to be the same in every process.
             summed = torch.tensor(terms, dtype=torch.float64, device=self.model._like.device)
             distributed.all_reduce(summed)
             terms = summed.tolist()
-        reconstruction, kl, total, squares, entries = terms
+        reconstruction, kl, total, _, squares, entries = terms
         if entries:
             self.kl.observe(reconstruction / total, kl / total, squares / entries)
-        for i, value in enumerate((reconstruction, kl, total)):
+        for i, value in enumerate(terms[:4]):
             self.sums[i] += value
 
     def _average_weights(self) -> None:
@@ -224,75 +281,109 @@ class Run:
             **{f"guide.{k}": p for k, p in self.guide.named_parameters()},
         }
 
+    def _snapshot(self) -> dict[str, Tensor]:
+        """A copy of the weights that would be kept now: the average where there is one, and the buffers as they are."""
+        tensors = {name: t.detach().clone() for name, t in pair_tensors(self.model, self.guide).items()}
+        if self.average:
+            first: dict[Tensor, str] = {}
+            for prefix, module in (("model", self.model), ("guide", self.guide)):
+                # A parameter that is used twice has two names in the state, of which the average knows the first.
+                for name, p in module.named_parameters(prefix, remove_duplicate=False):
+                    tensors[name] = self.average[first.setdefault(p, name)].clone()
+        return tensors
+
+    @torch.no_grad()
     def _put(self, values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, p in self._weights().items():
-                if name in values:
-                    p.copy_(values[name])
+        for name, tensor in pair_tensors(self.model, self.guide).items():
+            if name in values:
+                tensor.copy_(values[name])
 
     # One epoch.
 
     def end_epoch(self, seconds: float) -> bool:
-        """Validates, keeps the best weights; returns whether to go on."""
-        h = self.history
-        self.epoch, self.batch = self.epoch + 1, 0
+        """Validates, chooses what is kept and writes it; returns whether to go on."""
         self.close()
-        frames = self.sums[2] or math.nan
+        self.check()
+        epoch = self.epoch + 1
+        record = self._summary(epoch, seconds)
+        candidate = Kept(self._snapshot(), epoch)
+        if self.valid is not None and (epoch % self.valid_every == 0 or epoch == self.epochs):
+            record |= self._validate(candidate)
+        with uninterrupted():
+            self._advance(record, candidate)
+            self.keep()
+        return not self.history.stopped_early
+
+    def _summary(self, epoch: int, seconds: float) -> dict[str, Any]:
+        reconstruction, kl, frames, observed = self.sums
         record: dict[str, Any] = {
-            "epoch": self.epoch,
-            "reconstruction": _number(self.sums[0] / frames),
-            "kl": _number(self.sums[1] / frames),
-            "kl_weight": self.kl.weight(self.epoch - 1 / self.num_batches),
+            "epoch": epoch,
+            "reconstruction": _ratio(reconstruction, frames),
+            "kl": _ratio(kl, frames),
+            "kl_weight": self.kl.weight(epoch - 1 / self.num_batches),
             "seconds": round(seconds, 3),
         }
+        if frames and observed != frames:
+            record["reconstruction_per_observed_frame"] = _ratio(reconstruction, observed)
         record |= {name: _number(value) for name, value in self.kl.log().items()}
-        if isinstance(self.optimizer, ClippedNormAdam):
-            record |= {"lr": self.optimizer.lr, "grad_norm": _number(self.optimizer.grad_norm)}
-        self.sums = [0.0, 0.0, 0.0]
-        if self.valid is not None and (self.epoch % self.valid_every == 0 or self.epoch == self.epochs):
-            self._validate(record)
-        h.epochs.append(record)
-        if self.valid is None:
-            h.best_epoch = self.epoch
-            self._save_pair()
-        if self.patience is not None and self.epoch - h.best_epoch >= self.patience * self.valid_every:
-            h.stopped_early = True
-        h.stopped_early = self.agree(h.stopped_early)
-        return not h.stopped_early
+        figures = {"lr": self.optimisation.lr, "grad_norm": self.optimisation.grad_norm}
+        return record | {name: _number(value) for name, value in figures.items() if value is not None}
 
-    def _validate(self, record: dict[str, Any]) -> None:
+    def _validate(self, candidate: Kept) -> dict[str, float | None]:
         assert self.valid is not None
         own = {name: p.detach().clone() for name, p in self._weights().items()} if self.average else {}
         self._put(self.average)
-        score = evaluate(
-            self.model, self.guide, self.valid, num_particles=self.valid_particles, batch_size=self.batch_size
-        )
-        record["valid"] = score.elbo.nats_per_step
-        if record["valid"] < self.history.best_valid:
-            self.history.best_valid, self.history.best_epoch = record["valid"], self.epoch
-            self.best = {name: p.detach().clone() for name, p in self._weights().items()}
-            self._save_pair(valid_nats_per_step=record["valid"])
-        self._put(own)
+        try:
+            score = bounds(
+                self.model, self.guide, self.valid, num_particles=self.valid_particles, batch_size=self.batch_size
+            )
+        finally:
+            self._put(own)
+        bad = score.elbo.not_finite()
+        if bad:
+            others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise FloatingPointError(
+                f"Sequence {bad[0]} of valid has a bound of {float(score.elbo.nats[bad[0]])}{others} at epoch "
+                f"{candidate.epoch}: no weights can be chosen by that. Lower the learning rate, or look at the data; "
+                "the weights of the epoch that was kept are in place."
+            )
+        found: dict[str, float | None] = {"valid": score.elbo.nats_per_step}
+        if score.elbo.hides:
+            found["valid_per_observed_frame"] = _number(score.elbo.nats_per_observed_frame)
+        return found
 
-    def _save_pair(self, **extra: Any) -> None:
-        if self.folder is not None and self.rank == 0:
-            save(self.folder / "best.safetensors", self.model, self.guide, epoch=self.epoch, **extra)
+    def _advance(self, record: dict[str, Any], candidate: Kept) -> None:
+        """Everything that changes with a finished epoch."""
+        h, bound = self.history, record.get("valid")
+        self.epoch, self.batch, self.sums = candidate.epoch, 0, [0.0, 0.0, 0.0, 0.0]
+        h.epochs.append(record)
+        if bound is not None and bound < h.best_valid:
+            h.best_valid, h.best_epoch = bound, self.epoch
+            self.kept = Kept(candidate.tensors, self.epoch, {"valid_nats_per_step": bound})
+        elif h.best_valid == math.inf:
+            # Nothing has been validated so far.
+            h.best_epoch, self.kept = self.epoch, candidate
+        self.optimisation.end_epoch(bound)
+        if self.patience is not None and self.epoch - h.best_epoch >= self.patience * self.valid_every:
+            h.stopped_early = True
+        h.stopped_early = self.agree(h.stopped_early)
 
     # What is kept.
 
     def keep(self) -> None:
-        """Writes the state of training, whole or not at all."""
+        """Writes the state of training and the pair that is kept, each whole or not at all."""
+        self.check()
         if self.folder is None or self.rank != 0:
             return
-        state = self.optimizer.get_state()
-        if not isinstance(self.optimizer, ClippedNormAdam):
-            state = {plain_name(k): v for k, v in state.items()}
-        optimizer, shape = flatten(state)
+        optimizer, shape = flatten(self.optimisation.state())
+        # At the end of the epoch that is kept, what is kept follows from the rest.
+        follows = self.batch == 0 and self.kept.epoch == self.epoch
+        best = {} if follows or self.kept.epoch == 0 else self.kept.tensors
         tensors = {
             **pair_tensors(self.model, self.guide),
             **{f"optimizer/{k}": v for k, v in optimizer.items()},
             **{f"average/{k}": v for k, v in self.average.items()},
-            **{f"best/{k}": v for k, v in self.best.items()},
+            **{f"best/{k}": v for k, v in best.items()},
         }
         metadata = {
             "progress": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "sums": self.sums},
@@ -302,9 +393,33 @@ class Run:
             "optimizer": shape,
         }
         write_tensors(self.folder / "last.safetensors", tensors, metadata)
+        self._written = (self.epoch, self.batch)
+        self._write_kept()
         lines = "".join(json.dumps(record) + "\n" for record in self.history.epochs)
         with atomic_write(self.folder / "log.jsonl") as file:
             file.write(lines.encode())
+
+    def _write_kept(self) -> None:
+        """Writes ``best.safetensors``, where it holds something else."""
+        kept = self.kept
+        if self.folder is None or self.rank != 0 or kept.epoch == 0 or kept is self._saved:
+            return
+        path = self.folder / "best.safetensors"
+        write_pair(path, self.model, self.guide, kept.tensors, {"epoch": kept.epoch, **kept.extra})
+        self._saved = kept
+
+    def finish(self) -> None:
+        """However the run has ended: puts the weights in place that are kept, and sees to it that the files say so."""
+        with uninterrupted():
+            try:
+                if self.batch == 0 and (self.epoch, 0) != self._written:
+                    # An epoch was finished, but could not be written; the error of that is on its way.
+                    with suppress(OSError):
+                        self.keep()
+                else:
+                    self._write_kept()
+            finally:
+                self._put(self.kept.tensors)
 
     def _plan(self) -> dict[str, Any]:
         return {
@@ -316,6 +431,19 @@ class Run:
             "optimizer": type(self.optimizer).__name__,
             "kl": self.kl._plan(),
         }
+
+    def begin(self, *, resume: bool) -> None:
+        """Goes on from the folder's checkpoint, or starts from scratch."""
+        if self.folder is not None and self.rank == 0:
+            for name in FILES:
+                remove_leftovers(self.folder / name)
+        self.optimisation.forget()
+        with uninterrupted():
+            if resume:
+                self.resume()
+            else:
+                self.start_anew()
+        self.synchronise()
 
     def start_anew(self) -> None:
         """Removes what an earlier run left in the folder."""
@@ -337,29 +465,32 @@ class Run:
                 "another folder, or resume=False to start anew."
             )
         load_pair(self.model, self.guide, tensors)
-        state = unflatten(take(tensors, "optimizer/"), metadata["optimizer"])
-        if not isinstance(self.optimizer, ClippedNormAdam):
-            state = {self._full_name(k): v for k, v in state.items()}
-        self.optimizer.set_state(state)
         like = self.model._like
         self.average = {k: v.to(like.device) for k, v in take(tensors, "average/").items()}
-        self.best = {k: v.to(like.device) for k, v in take(tensors, "best/").items()}
+        self.optimisation.load(unflatten(take(tensors, "optimizer/"), metadata["optimizer"]))
         progress = metadata["progress"]
         self.epoch, self.batch, self.step = progress["epoch"], progress["batch"], progress["step"]
+        self._written = (self.epoch, self.batch)
         self.sums = [math.nan if v is None else v for v in progress["sums"]]
+        # An older checkpoint does not count the observed frames.
+        self.sums += [math.nan] * (4 - len(self.sums))
         history = metadata["history"]
         history["best_valid"] = math.inf if history["best_valid"] is None else history["best_valid"]
         self.history = History(**history)
         self.kl.load_state_dict(metadata["kl"])
+        self._resume_kept({k: v.to(like.device) for k, v in take(tensors, "best/").items()})
 
-    def _full_name(self, plain: str) -> str:
-        """The name that Pyro's store has in this process for a parameter."""
-        for program in (self.model, self.guide):
-            root = program._pyro_name
-            head = plain_name(f"{root}.")[:-1]
-            if plain[: len(head)] == head and plain[len(head) :][:1] in (".", "$"):
-                return root + plain[len(head) :]
-        return plain
+    def _resume_kept(self, best: dict[str, Tensor]) -> None:
+        h = self.history
+        extra = {} if h.best_valid == math.inf else {"valid_nats_per_step": h.best_valid}
+        if best:
+            # An older checkpoint has parameters alone.
+            self.kept = Kept({**self._snapshot(), **best}, h.best_epoch, extra)
+        elif self.epoch:
+            self.kept = Kept(self._snapshot(), self.epoch, extra)
+        assert self.folder is not None
+        if read_metadata(self.folder / "best.safetensors").get("extra", {}).get("epoch") == self.kept.epoch:
+            self._saved = self.kept
 
     def agree(self, value: bool) -> bool:  # noqa: FBT001
         """The first process's answer, so that all of them stop together."""
@@ -372,9 +503,20 @@ class Run:
     def synchronise(self) -> None:
         """Starts every process from the first one's weights."""
         if self.world > 1:
-            for p in self._weights().values():
-                distributed.broadcast(p.data, 0)
+            for tensor in pair_tensors(self.model, self.guide).values():
+                distributed.broadcast(tensor, 0)
 
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _ratio(total: float, count: float) -> float | None:
+    return _number(total / count) if count else None
+
+
+def _observed_frames(batch: Batch) -> float:
+    """Frames, each of which counts as the share of its entries that is observed."""
+    if batch.mask is None:
+        return float(batch.num_frames)
+    return float(observed_entries(batch).sum()) / batch.x.shape[-1]

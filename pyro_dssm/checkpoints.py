@@ -32,7 +32,13 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         tensors: By name.
         metadata: Anything that JSON can hold.
     """
-    values = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    values: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, t in tensors.items():
+        value = t.detach().cpu().contiguous()
+        # The format has no two names for one memory, as of a parameter that is used twice.
+        values[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
     with atomic_write(path) as file:
         file.write(serialize(values, metadata={"format": FORMAT, "metadata": json.dumps(metadata)}))
 
@@ -186,6 +192,21 @@ def save(path: str | os.PathLike[str], model: DSSM, guide: Guide, **extra: Any) 
     check_pair(model, guide)
     for name, value in extra.items():
         _check_json(name, value)
+    write_pair(path, model, guide, pair_tensors(model, guide), extra)
+
+
+def write_pair(
+    path: str | os.PathLike[str], model: DSSM, guide: Guide, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]
+) -> None:
+    """Writes a pair with a state that need not be the one in place.
+
+    Args:
+        path: The file.
+        model: The model.
+        guide: Its guide.
+        tensors: As from :func:`pair_tensors`.
+        extra: JSON-able values that are kept with them.
+    """
     metadata = {
         "model": describe(model),
         "guide": describe(guide),
@@ -193,7 +214,23 @@ def save(path: str | os.PathLike[str], model: DSSM, guide: Guide, **extra: Any) 
         "dtype": str(model._like.dtype).removeprefix("torch."),
         "extra": extra,
     }
-    write_tensors(path, pair_tensors(model, guide), metadata)
+    write_tensors(path, tensors, metadata)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What :func:`write_tensors` wrote next to the tensors; empty where there is no such file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The metadata.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {})["metadata"]))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return {}
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Any, Any]:

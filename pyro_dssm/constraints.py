@@ -82,8 +82,9 @@ class Constraint(KLSchedule):
 
     .. math:: \lambda \leftarrow \mathrm{clamp}(\lambda \cdot \mathrm{clamp}(\exp(g(\lambda, \delta))))
 
-    where :meth:`exponent` is :math:`g`. The weight of the KL terms is :math:`\beta = 1 / \lambda`. An object remembers
-    where it is: use a new one for each run.
+    where :meth:`exponent` is :math:`g`. The weight of the KL terms is :math:`\beta = 1 / \lambda`. After
+    :func:`~pyro_dssm.fit` an object is where the run has ended; a new run starts it from :math:`\lambda_0` again,
+    unless the run goes on from a checkpoint. Where you call :meth:`observe` yourself, use a new object for each run.
 
     Args:
         bound: :math:`\epsilon`, in the units of ``measure``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,13 @@ from pyro import poutine
 from torch import Tensor
 
 from ._checks import positive
+from ._measuring import observed_entries
 from ._program import evaluating
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
 from .dssm import DSSM
 from .guides import Guide, check_pair
 
-__all__ = ["Bound", "Score", "evaluate", "log_weights"]
+__all__ = ["Bound", "Score", "bounds", "evaluate", "log_weights"]
 
 FRAMES_AT_ONCE = 60_000
 
@@ -29,15 +31,29 @@ class Bound:
     The properties are *negative* log-likelihoods, so smaller is better and the truth is at most that large.
 
     With missing values it is a bound on what is observed, under the law in which a hidden value is a zero wherever
-    another one depends on it (see :class:`DSSM`); steps count whether they are observed or not.
+    another one depends on it (see :class:`DSSM`). Steps count whether they are observed or not, so the more is hidden,
+    the fewer nats there are per step; :attr:`nats_per_observed_frame` counts what is observed alone.
 
     Attributes:
         nats: The bound of each sequence, shape ``(N,)``.
         lengths: Length of each sequence, shape ``(N,)``.
+        observed: Observed frames of each sequence, shape ``(N,)``, of which one counts as the share of its entries that
+            is observed; ``None`` where nothing is hidden.
+
+    Example:
+        >>> bound = Bound(torch.tensor([-4.0, -2.0]), torch.tensor([4.0, 2.0]), torch.tensor([2.0, 1.0]))
+        >>> bound.nats_per_step, bound.nats_per_observed_frame
+        (1.0, 2.0)
     """
 
     nats: Tensor
     lengths: Tensor
+    observed: Tensor | None = None
+
+    @property
+    def hides(self) -> bool:
+        """Whether anything is hidden."""
+        return self.observed is not None and not torch.equal(self.observed, self.lengths)
 
     @property
     def nats_per_step(self) -> float:
@@ -47,11 +63,28 @@ class Bound:
     @property
     def standard_error(self) -> float:
         """Of :attr:`nats_per_step` as a ratio of means over sequences."""
+        return self._error_of_ratio(self.nats_per_step, self.lengths)
+
+    @property
+    def nats_per_observed_frame(self) -> float:
+        """Summed over everything and divided by the number of observed frames; nan where nothing is observed."""
+        return float(-self.nats.sum() / self._observed.sum()) if self._observed.sum() > 0 else math.nan
+
+    @property
+    def standard_error_per_observed_frame(self) -> float:
+        """Of :attr:`nats_per_observed_frame` as a ratio of means over sequences."""
+        return self._error_of_ratio(self.nats_per_observed_frame, self._observed)
+
+    @property
+    def _observed(self) -> Tensor:
+        return self.lengths if self.observed is None else self.observed
+
+    def _error_of_ratio(self, ratio: float, counts: Tensor) -> float:
         n = len(self.nats)
         if n < 2:
             return math.nan
-        residuals = -self.nats - self.nats_per_step * self.lengths
-        return float((residuals.square().sum() * n / (n - 1)).sqrt() / self.lengths.sum())
+        residuals = -self.nats - ratio * counts
+        return float((residuals.square().sum() * n / (n - 1)).sqrt() / counts.sum())
 
     @property
     def nats_per_step_by_sequence(self) -> float:
@@ -69,11 +102,17 @@ class Bound:
         """The mean over sequences of each one's nats."""
         return float(-self.nats.mean())
 
+    def not_finite(self) -> list[int]:
+        """The sequences whose bound is infinite or no number."""
+        return (~torch.isfinite(self.nats)).nonzero().flatten().tolist()
+
     def to_dict(self) -> dict[str, float]:
         """The figures, for JSON."""
         return {
             "nats_per_step": self.nats_per_step,
             "standard_error": self.standard_error,
+            "nats_per_observed_frame": self.nats_per_observed_frame,
+            "standard_error_per_observed_frame": self.standard_error_per_observed_frame,
             "nats_per_step_by_sequence": self.nats_per_step_by_sequence,
             "standard_error_by_sequence": self.standard_error_by_sequence,
             "nats_per_sequence": self.nats_per_sequence,
@@ -102,14 +141,20 @@ class Score:
             "num_particles": self.num_particles,
             "num_sequences": len(self.elbo.nats),
             "num_frames": int(self.elbo.lengths.sum()),
+            "num_observed_frames": float(self.elbo._observed.sum()),
         }
 
     def __str__(self) -> str:
+        hides = self.elbo.hides
         lines = [f"{'bound, nats':<12}{'per step, flat':>20}{'per step, by sequence':>24}{'per sequence':>15}"]
+        lines[0] += f"{'per observed frame':>22}" if hides else ""
         for name, b in (("ELBO", self.elbo), (f"IWAE-{self.num_particles}", self.iwae)):
             flat = f"{b.nats_per_step:.3f} ± {b.standard_error:.3f}"
             by_sequence = f"{b.nats_per_step_by_sequence:.3f} ± {b.standard_error_by_sequence:.3f}"
             lines.append(f"{name:<12}{flat:>20}{by_sequence:>24}{b.nats_per_sequence:>15.1f}")
+            if hides:
+                observed = f"{b.nats_per_observed_frame:.3f} ± {b.standard_error_per_observed_frame:.3f}"
+                lines[-1] += f"{observed:>22}"
         return "\n".join(lines)
 
 
@@ -170,6 +215,9 @@ def evaluate(
     Raises:
         ValueError: If a number is not positive or the data do not fit the model.
 
+    Warns:
+        UserWarning: If the bound of a sequence is not finite.
+
     Reference:
         Burda, Grosse, Salakhutdinov. Importance Weighted Autoencoders. 2015. arXiv:1509.00519.
 
@@ -181,6 +229,22 @@ def evaluate(
         >>> score.iwae.nats_per_step < score.elbo.nats_per_step
         True
     """
+    score = bounds(model, guide, data, num_particles=num_particles, batch_size=batch_size, seed=seed)
+    bad = score.elbo.not_finite()
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        warnings.warn(
+            f"data: expected sequences with a finite bound, got {float(score.elbo.nats[bad[0]])} for sequence {bad[0]}"
+            f"{more} of {len(data)}; means over sequences are not finite either.",
+            stacklevel=2,
+        )
+    return score
+
+
+def bounds(
+    model: DSSM, guide: Guide, data: SequenceDataset, *, num_particles: int = 1, batch_size: int = 20, seed: int = 0
+) -> Score:
+    """What :func:`evaluate` returns, finite or not."""
     check_pair(model, guide)
     positive("num_particles", num_particles)
     if not isinstance(data, SequenceDataset):
@@ -189,7 +253,7 @@ def evaluate(
         raise ValueError(f"data: expected frames of size {model.x_dim} like the model, got {data.dim}.")
     like = model._like
     data.check_dtype(like.dtype)
-    elbos, iwaes, lengths = [], [], []
+    elbos, iwaes, lengths, observed = [], [], [], []
     devices = [like.device] if like.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), evaluating(model, guide), torch.no_grad():
         torch.manual_seed(seed)
@@ -205,7 +269,9 @@ def evaluate(
             elbos.append(log_w.mean(0).cpu())
             iwaes.append((log_w.logsumexp(0) - math.log(num_particles)).cpu())
             lengths.append(batch.lengths.cpu().double())
+            observed.append(observed_entries(batch).flatten(1).sum(1).cpu().double() / data.dim)
     # Batches are of similar length; the results are in the order of the data.
     order = torch.tensor([i for group in groups for i in group]).argsort()
-    elbo, iwae, n = (torch.cat(parts)[order] for parts in (elbos, iwaes, lengths))
-    return Score(Bound(elbo, n), Bound(iwae, n), num_particles)
+    elbo, iwae, n, seen = (torch.cat(parts)[order] for parts in (elbos, iwaes, lengths, observed))
+    counts = (n, None if data.masks is None else seen)
+    return Score(Bound(elbo, *counts), Bound(iwae, *counts), num_particles)

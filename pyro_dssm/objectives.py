@@ -55,7 +55,8 @@ class KLSchedule:
     """The weight of the KL terms during training: the base class of all schedules.
 
     A schedule that looks at the training itself overrides :meth:`observe`, and keeps what it remembers in
-    :meth:`state_dict`.
+    :meth:`state_dict`. :func:`~pyro_dssm.fit` undoes what an earlier run has changed in it (the state, and plain
+    attributes: numbers, strings, tensors, and containers of them), unless the run goes on from a checkpoint.
     """
 
     def weight(self, epoch: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -24,6 +25,10 @@ class ClippedNormAdam(PyroOptim):
     Where the gradient :math:`g` of all parameters together is longer than ``clip_norm``, it is scaled to that
     length. (``pyro.optim.ClippedAdam`` clamps each element of it instead.) With ``torch.distributed``
     initialised, gradients are averaged over the processes first.
+
+    A step whose gradient is not finite leaves the parameters and their moments as they are. On a GPU they are masked
+    there, so that a step does not wait for the gradient where nobody asks for :attr:`grad_norm` (as in
+    :func:`~pyro_dssm.fit`, which raises the error when it next reads something back).
 
     Args:
         options: ``lr``, ``betas``, ``eps`` and ``weight_decay`` of :class:`torch.optim.AdamW`, and ``clip_norm``
@@ -62,10 +67,20 @@ class ClippedNormAdam(PyroOptim):
             raise ValueError(f"weight_decay: expected a number of at least 0, got {decay!r}.")
         super().__init__(torch.optim.AdamW, options)
         self.lr = lr
-        self.grad_norm = 0.0
+        self._norm: Tensor | float = 0.0
         self._adam: torch.optim.AdamW | None = None
         self._names: dict[Tensor, str] = {}
         self._waiting: dict[str, dict[str, Tensor]] = {}
+        # Whether somebody else reads the masks back, and what is to be read: 1 from the first masked step on, and the
+        # number of steps before it.
+        self._deferred = False
+        self._masked: Tensor | None = None
+        self._good: Tensor | None = None
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last gradient, before clipping."""
+        return float(self._norm)
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """One step for parameters that have gradients.
@@ -88,40 +103,84 @@ class ClippedNormAdam(PyroOptim):
         ordered = [p for _, p in named]
         self._admit(named)
         _average_gradients(ordered)
-        norm = torch.nn.utils.clip_grad_norm_(
+        self._norm = torch.nn.utils.clip_grad_norm_(
             ordered, float("inf") if self.clip_norm is None else self.clip_norm, foreach=True
         )
-        self.grad_norm = float(norm)
-        if not math.isfinite(self.grad_norm):
-            raise FloatingPointError(
-                f"The norm of the gradient is {self.grad_norm}; the parameters were left as they are."
-            )
-        if self._adam is not None:
-            for group in self._adam.param_groups:
-                group["lr"] = self.lr
+        if self._adam is None:
+            return
+        masks = self._mask(ordered)
+        if not (masks and self._deferred):
+            self.check()
+        if not masks:
+            self._step(ordered)
+
+    def _mask(self, ordered: list[Tensor]) -> bool:
+        """One step with a mask on the device, where the device has such a step."""
+        if not ordered or not _masks_there(ordered[0]):
+            return False
+        assert self._adam is not None
+        assert isinstance(self._norm, Tensor)
+        bad = (~torch.isfinite(self._norm)).float()
+        # All that follows a masked step is masked as well, until it has been read.
+        self._masked = bad if self._masked is None else torch.maximum(self._masked, bad)
+        self._good = (1 - self._masked) + (0 if self._good is None else self._good)
+        self._adam.found_inf = self._masked  # type: ignore[attr-defined]
+        self._step(ordered)
+        return True
+
+    def _step(self, ordered: list[Tensor]) -> None:
+        assert self._adam is not None
+        for group in self._adam.param_groups:
+            group["lr"] = self.lr
+        given = set(ordered)
+        with _without_gradients([p for p in self._names if p not in given]):
             self._adam.step()
+
+    def check(self) -> None:
+        """Reads back whether the gradients were finite.
+
+        Raises:
+            FloatingPointError: If one was not; ``good`` is the number of steps since the last time that were.
+        """
+        if self._masked is None:
+            good = None if math.isfinite(self.grad_norm) else 0
+        else:
+            good = int(self._good) if bool(self._masked) else None  # type: ignore[arg-type]
+        self._masked = self._good = None
+        if good is not None:
+            what = f"is {self.grad_norm}" if not math.isfinite(self.grad_norm) else "was not finite"
+            error = FloatingPointError(f"The norm of the gradient {what}; the parameters were left as they are.")
+            error.good = good  # type: ignore[attr-defined]
+            raise error
 
     def _admit(self, named: list[tuple[str, Tensor]]) -> None:
         new = [(name, p) for name, p in named if p not in self._names]
         if not new:
             return
         if self._adam is None:
-            self._adam = torch.optim.AdamW([p for _, p in new], foreach=True, **self.pt_optim_args)  # type: ignore[arg-type]
+            how = "fused" if _masks_there(new[0][1]) else "foreach"
+            self._adam = torch.optim.AdamW([p for _, p in new], **{how: True}, **self.pt_optim_args)  # type: ignore[arg-type]
         else:
             self._adam.add_param_group({"params": [p for _, p in new]})
         for name, p in new:
             self._names[p] = name
             if name in self._waiting:
                 state = self._waiting.pop(name)
+                # Where AdamW is not fused, its count of steps stays on the CPU.
+                stays = () if _masks_there(p) else ("step",)
                 self._adam.state[p] = {
-                    k: v.clone() if k == "step" else v.to(p.device, copy=True) for k, v in state.items()
+                    k: v.clone() if k in stays else v.to(p.device, copy=True) for k, v in state.items()
                 }
 
     def get_state(self) -> dict[str, dict[str, Tensor]]:
         """The moments of every parameter, by name (without the serial number of its module)."""
+        return self._state_of(self._names)
+
+    def _state_of(self, params: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
         state = dict(self._waiting)
         if self._adam is not None:
-            state |= {name: dict(self._adam.state[p]) for p, name in self._names.items() if p in self._adam.state}
+            found = {self._names[p]: p for p in params if p in self._names}
+            state |= {name: dict(self._adam.state[p]) for name, p in found.items() if p in self._adam.state}
         return state
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
@@ -133,10 +192,42 @@ class ClippedNormAdam(PyroOptim):
         self._adam, self._names = None, {}
         self._waiting = dict(state_dict)
 
+    def _forget(self, params: Iterable[Tensor]) -> None:
+        """Drops some parameters and their moments."""
+        gone = {p for p in params if p in self._names}
+        self._masked = self._good = None
+        if self._adam is None or not gone:
+            return
+        for group in self._adam.param_groups:
+            group["params"] = [p for p in group["params"] if p not in gone]
+        for p in gone:
+            del self._names[p]
+            self._adam.state.pop(p, None)
+        if not self._names:
+            self._adam = None
+
 
 def plain_name(name: str) -> str:
     """A parameter's name without its module's serial number, which differs from process to process."""
     return re.sub(r"_\d+(?=[.$])", "", name, count=1)
+
+
+def _masks_there(p: Tensor) -> bool:
+    """Whether AdamW has a step on the parameter's device that a number there masks."""
+    return p.is_cuda and p.is_floating_point()
+
+
+@contextmanager
+def _without_gradients(params: list[Tensor]) -> Iterator[None]:
+    """Hides the gradients of parameters that take no part in a step."""
+    hidden = [(p, p.grad) for p in params if p.grad is not None]
+    for p, _ in hidden:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in hidden:
+            p.grad = grad
 
 
 def _distributed() -> bool:

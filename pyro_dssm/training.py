@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from tqdm import tqdm
 
 from ._checks import positive, share
 from ._extras import require
-from ._files import remove_leftovers
-from ._run import FILES, History, Run, world
+from ._fresh import remembering
+from ._optimisation import check_scheduler
+from ._program import modes_kept
+from ._run import History, Run, world
+from ._scale import warn_of_scale
 from .data.sequences import Batch, SequenceDataset
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -77,6 +80,8 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
             f"loss: expected a RecordingELBO, which tells a {type(kl).__name__} the terms of each step, "
             f"got {type(loss).__name__}."
         )
+    batches = options["epochs"] * math.ceil(len(options["train"]) / options["batch_size"])
+    check_scheduler(options["optimizer"], validated=options["valid"] is not None, batches=batches)
     if world()[1] > 1 and not isinstance(options["optimizer"], ClippedNormAdam):
         raise ValueError(
             "optimizer: expected ClippedNormAdam, which averages gradients, where processes train together."
@@ -117,7 +122,17 @@ def fit(
     """Trains a model and its guide with :class:`pyro.infer.SVI`.
 
     The loss is the bound in nats per frame. With a validation set, the weights of the epoch with the best
-    un-annealed validation bound are in place when it returns (and in ``best.safetensors``); without one, the last.
+    un-annealed validation bound are in place when it returns; without one, those of the last epoch that was finished;
+    with ``averaging``, the average that was validated, or the last one. ``best.safetensors`` holds the same to the bit.
+
+    That is so however it ends: after Ctrl-C or an error (which is raised all the same) what has been chosen so far is
+    in place, or, within the first epoch, the weights as they came; the error's ``history`` is what has happened, as
+    ``log.jsonl`` is. Always, the modes (training or evaluation) and gradients of model and guide are as before the
+    call, and so are the generators.
+
+    A run starts from scratch unless it goes on from a checkpoint: whatever an earlier run has left in ``kl`` (a
+    multiplier, say) or in ``optimizer`` (moments and rates of these parameters) is undone first. Afterwards both hold
+    their final state. An object of your own as ``augment`` is left as it is.
 
     Everything random follows from ``seed`` and the number of the step, so a run that was interrupted, at whatever
     moment, and is called again with the same arguments ends with the same weights as one that was not. The device
@@ -139,7 +154,9 @@ def fit(
         kl: Schedule of the weight of the KL terms, or a constraint that sets it (:mod:`pyro_dssm.constraints`);
             constantly 1 by default. Where the weight is above 1, the gradient is divided by it.
         optimizer: Any Pyro optimiser, in place of :class:`ClippedNormAdam`; then ``lr``, ``lr_schedule``,
-            ``weight_decay`` and ``clip_norm`` do not apply.
+            ``weight_decay`` and ``clip_norm`` do not apply. One of Pyro's schedulers is stepped after each epoch;
+            ``ReduceLROnPlateau`` after each validation, with the bound; ``OneCycleLR`` and ``CyclicLR``, which
+            torch defines per batch, after each batch.
         loss: Any Pyro ELBO; by default, one with analytic KL terms where the guide is Gaussian.
         averaging: Decay of a running average of the weights, which is what is validated and kept; 0 for none.
         augment: Changes each training batch, drawing what it needs from torch's generator.
@@ -147,8 +164,8 @@ def fit(
         valid_every: Epochs between validations.
         valid_particles: Latent paths per validation sequence.
         patience: Validations without improvement after which to stop.
-        checkpoint: Folder for ``best.safetensors`` (the pair that is kept, for :func:`load`; without a validation
-            set, the last), ``last.safetensors`` (to go on from) and ``log.jsonl``.
+        checkpoint: Folder for ``best.safetensors`` (the pair that is kept, for :func:`load`), ``last.safetensors``
+            (to go on from) and ``log.jsonl``.
         checkpoint_seconds: Time between checkpoints within an epoch; there is one after each epoch too.
         resume: Goes on from the folder's last checkpoint; ``False`` removes what is there and starts anew.
         max_seconds: Stops after the epoch in which this time is over.
@@ -164,7 +181,11 @@ def fit(
 
     Raises:
         ValueError: If an argument is out of its range, or the folder holds another run.
-        FloatingPointError: If the loss is no longer finite.
+        FloatingPointError: If the loss, the gradient, or the validation bound of a sequence is no longer finite. A step
+            with such a gradient changes neither weights nor moments, and nothing is written after it.
+
+    Warns:
+        UserWarning: If the frames are continuous and far from unit scale.
 
     Example:
         >>> import pyro_dssm as pd
@@ -206,22 +227,41 @@ def fit(
         augment=augment,
         **options,
     )
-    if run.folder is not None and run.rank == 0:
-        for name in FILES:
-            remove_leftovers(run.folder / name)
-    if resume:
-        run.resume()
-    else:
-        run.start_anew()
-    run.synchronise()
+    if run.rank == 0:
+        warn_of_scale(model, train)
     devices = [model._like.device] if model._like.is_cuda else []
-    with torch.random.fork_rng(devices=devices), closing(run), _writer(tensorboard, run.rank) as write:
-        _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
-    if run.best:
-        run._put(run.best)
-    elif run.average:
-        run._put(run.average)
+    with _left_alone(run), torch.random.fork_rng(devices=devices):
+        try:
+            run.begin(resume=resume)
+            with closing(run), _writer(tensorboard, run.rank) as write:
+                _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
+        except BaseException as error:
+            # The weights stay, so what is known about them must not get lost either.
+            with suppress(AttributeError):
+                error.history = run.history  # type: ignore[attr-defined]
+            raise
+        finally:
+            run.finish()
     return run.history
+
+
+@contextmanager
+def _left_alone(run: Run) -> Iterator[None]:
+    """What belongs to the caller is as it was, however a run ends; what belongs to a run starts from scratch."""
+    programs = run.model, run.guide
+    loss: Any = run.loss
+    nesting = loss.max_plate_nesting
+    grads = [(p, p.grad) for program in programs for p in program.parameters()]
+    with modes_kept(*programs), remembering(run.kl), run.optimisation.running():
+        try:
+            for p, _ in grads:
+                p.grad = None
+            yield
+        finally:
+            for p, grad in grads:
+                p.grad = grad
+            # A loss guesses it from the first pair that it sees.
+            loss.max_plate_nesting = nesting
 
 
 def _run(run: Run, *, progress: bool, max_seconds: float | None, report: Callable[[dict[str, Any]], None]) -> None:
@@ -236,11 +276,11 @@ def _run(run: Run, *, progress: bool, max_seconds: float | None, report: Callabl
             epoch_begun = time.monotonic()
             while run.batch < run.num_batches:
                 run.train_step()
-                if time.monotonic() - saved > run.checkpoint_seconds:
+                # Not after the last batch: the epoch's end, which comes next, needs a step of this process.
+                if run.batch < run.num_batches and time.monotonic() - saved > run.checkpoint_seconds:
                     run.keep()
                     saved = time.monotonic()
             going = run.end_epoch(time.monotonic() - epoch_begun) and run.epoch < run.epochs
-            run.keep()
             saved = time.monotonic()
             record = run.history.epochs[-1]
             report(record)

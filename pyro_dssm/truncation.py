@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ def _future_states(model: DSSM, guide: Guide, batch: Batch) -> Tensor | None:
     return reverse(along, batch.lengths)
 
 
-def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Iterator[Batch]:
+def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Generator[Batch]:
     """Cuts a batch of long sequences into chunks that carry the states of all memories on.
 
     While a chunk is out, the model and the guide start from the states that the chunk before ended with, and the
