@@ -429,7 +429,9 @@ class DSSM(Generation, Program):
             z = pyro.sample("z", PriorPath(self, inputs, self._zeta_site(inputs)))
             before, after = self.memories.along_z(z, inputs)
             fn = self.emission_from(self.memories.along_x(inputs)[0], after)
-            x = pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x)
+            # For credit per step: each frame depends on the latents up to its step, and on no later ones.
+            follows: Any = {"along": "z"}
+            x = pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x, infer=follows)
         self._check_given(x, inputs)
         return z
 
@@ -506,6 +508,10 @@ class PriorPath(Path):
         self.model, self.inputs = model, inputs
         self.first = model.first_law(zeta, inputs)
         super().__init__(inputs.batch_shape, inputs.num_steps, model.z_dim, inputs.valid)
+
+    def blank(self) -> Tensor:
+        """Zeros like the frames."""
+        return self.inputs.x.new_zeros(self.batch_shape + self.event_shape)
 
     def start(self, batch: torch.Size) -> Any:
         """The states of the model's memories."""

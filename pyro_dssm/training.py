@@ -11,18 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, RenyiELBO
+from pyro import poutine
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_MMD,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
+)
 from pyro.optim import PyroOptim
+from pyro.poutine.util import prune_subsample_sites
 from tqdm import tqdm
 
 from ._checks import positive, share
 from ._extras import require
 from ._fresh import remembering
 from ._optimisation import check_scheduler
-from ._program import modes_kept
+from ._program import evaluating, modes_kept
 from ._run import History, Run, world
 from ._scale import warn_of_scale
-from .data.sequences import Batch, SequenceDataset
+from .data.sequences import Batch, SequenceDataset, collate
 from .dssm import DSSM
 from .guides import Guide, check_pair
 from .objectives import ConstantKL, KLSchedule, RecordingELBO
@@ -42,6 +52,37 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)) + 1e-4,
     "one-cycle": _one_cycle,
 }
+
+
+# Pyro's losses whose gradient for the guide is right only where all of its latents are reparameterised. That of a Rényi
+# bound is the gradient of its limit of infinitely many particles.
+REPARAMETERISED_ONLY = (TraceMeanField_ELBO, RenyiELBO, TraceTailAdaptive_ELBO, Trace_MMD, TraceTMC_ELBO)
+
+
+def _check_estimator(
+    model: DSSM, guide: Guide, loss: ELBO, train: SequenceDataset, augment: Callable[[Batch], Batch] | None
+) -> None:
+    """Raises ``ValueError`` where the loss does not have the right gradient for the guide's kind of latents."""
+    if isinstance(loss, ReweightedWakeSleep):
+        raise ValueError("loss: expected one bound for model and guide, got ReweightedWakeSleep, which has two losses.")
+    if isinstance(loss, RecordingELBO) or not isinstance(loss, REPARAMETERISED_ONLY):
+        return
+    like = model._like
+    with (
+        torch.random.fork_rng(devices=[like.device] if like.is_cuda else []),
+        evaluating(model, guide),
+        torch.no_grad(),
+    ):
+        batch = collate([train[0]]).to(like)
+        x, lengths, *others = batch if augment is None else augment(batch)
+        mask, controls = (None if value is None else value[:, :2] for value in others)
+        trace = poutine.trace(guide).get_trace(x[:, :2], lengths.clamp(max=2), mask, controls=controls)
+    sites = prune_subsample_sites(trace).nonreparam_stochastic_nodes
+    if sites:
+        raise ValueError(
+            "loss: expected a RecordingELBO (the default) or a Trace_ELBO for a guide whose latents cannot be "
+            f"reparameterised, like its site {min(sites)!r}, got {type(loss).__name__}, whose gradient would be wrong."
+        )
 
 
 def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
@@ -82,6 +123,7 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
         )
     batches = options["epochs"] * math.ceil(len(options["train"]) / options["batch_size"])
     check_scheduler(options["optimizer"], validated=options["valid"] is not None, batches=batches)
+    _check_estimator(model, guide, loss, options["train"], options["augment"])
     if world()[1] > 1 and not isinstance(options["optimizer"], ClippedNormAdam):
         raise ValueError(
             "optimizer: expected ClippedNormAdam, which averages gradients, where processes train together."
@@ -157,7 +199,9 @@ def fit(
             ``weight_decay`` and ``clip_norm`` do not apply. One of Pyro's schedulers is stepped after each epoch;
             ``ReduceLROnPlateau`` after each validation, with the bound; ``OneCycleLR`` and ``CyclicLR``, which
             torch defines per batch, after each batch.
-        loss: Any Pyro ELBO; by default, one with analytic KL terms where the guide is Gaussian.
+        loss: Any Pyro ELBO; by default a :class:`RecordingELBO`, with analytic KL terms where they have a closed form,
+            and the score-function gradient where the guide's latents cannot be reparameterised. For those, losses that
+            are right for reparameterised ones alone are refused; several particles lower the noise.
         averaging: Decay of a running average of the weights, which is what is validated and kept; 0 for none.
         augment: Changes each training batch, drawing what it needs from torch's generator.
         truncate: Frames per chunk of truncated back-propagation; ``None`` for whole sequences.
@@ -216,7 +260,7 @@ def fit(
         "seed": seed,
         "num_workers": num_workers,
     }
-    _check_options(model, guide, {**options, "train": train})
+    _check_options(model, guide, {**options, "train": train, "augment": augment})
     run = Run(
         model,
         guide,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor, nn
 
 from .._checks import event, guide_kind, one_of, positive
@@ -318,7 +319,8 @@ class Guide(Program):
             context: A step of :meth:`encode`, shape ``(*, any)`` with the same leading dimensions.
 
         Returns:
-            A distribution with event shape ``(z_dim,)``.
+            A distribution with event shape ``(z_dim,)``. If it cannot be reparameterised (a Bernoulli, a mixture), it
+            is trained by the score function: see :class:`~pyro_dssm.RecordingELBO`.
         """
 
     # The program.
@@ -398,6 +400,27 @@ class Guide(Program):
         return f"{type(self).__name__}({type(self.model).__name__}): {self.factorisation()}"
 
 
+def _scorable(fn: Any) -> Any:
+    """Returns a distribution whose density at a draw has its own gradient, as the score function needs it.
+
+    A flow that remembers how it came to a value answers for its inverse with that memory, which has no gradient where
+    the draw has none.
+    """
+    base = fn
+    while isinstance(base, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution):
+        base = base.base_dist
+    if isinstance(base, torch.distributions.TransformedDistribution) and any(map(_remembers, base.transforms)):
+        raise ValueError(
+            "step: expected a distribution that can be reparameterised inside of a flow, got "
+            f"{type(base.base_dist).__name__}, whose draws pass no gradient on."
+        )
+    return fn
+
+
+def _remembers(transform: Any) -> bool:
+    return transform._cache_size > 0 or any(map(_remembers, getattr(transform, "parts", ())))
+
+
 class GuidePath(Path):
     """The law of the latent path under a guide."""
 
@@ -422,6 +445,10 @@ class GuidePath(Path):
         self.carrying = self._memory is not None and (self._shares or "carried" in guide._transient)
         super().__init__(inputs.batch_shape, inputs.num_steps, guide.model.z_dim, inputs.valid)
 
+    def blank(self) -> Tensor:
+        """Zeros like the frames."""
+        return self._inputs.x.new_zeros(self.batch_shape + self.event_shape)
+
     def start(self, batch: torch.Size) -> Any:
         """The state of the memory of the latents."""
         self._states = []
@@ -437,7 +464,8 @@ class GuidePath(Path):
     def _step(self, past: Tensor | None, context: Tensor) -> Any:
         if past is not None:
             context = context.expand(*past.shape[:-1], -1)
-        return event("step", self.guide.step(past, context), self.guide.model.z_dim)
+        fn = event("step", self.guide.step(past, context), self.guide.model.z_dim)
+        return fn if fn.has_rsample else _scorable(fn)
 
     def advance(self, state: Any, z: Tensor, t: int) -> Any:
         """The memory after one more latent variable."""
