@@ -90,7 +90,12 @@ class TestMeanField(PairContract):
         return model, pd.MeanField(model, rnn_dim=5, hidden_dim=6)
 
 
-@pytest.mark.parametrize("name", pd.ZOO)
+BY_DEFAULT = ("DMM", "SRNN", "VRNN", "SVGLP", "RNN")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in pd.ZOO]
+)
 def test_zoo(name):
     """Every named model, in single precision as users have it."""
     cls = pd.ZOO[name]
