@@ -30,15 +30,16 @@ def draw(
     horizon: int,
     static: tuple[int, ...] = (),
     code_dim: int = 0,
+    unit: str = "",
 ) -> None:
-    """Writes all figures that the data allow, of the test sequences."""
+    """Writes all figures that the data allow, of the test sequences, whose frames are in some unit."""
     with common.optional("the figures"):
-        curves(folder / "curves.png", history)
+        curves(folder / "curves.png", history, "standardised units" if model.standardise is not None else unit)
         states(folder, model, guide, parts, static=static, code_dim=code_dim)
-        prediction(folder, model, guide, parts.test, known=known, horizon=horizon)
+        prediction(folder, model, guide, parts.test, known=known, horizon=horizon, unit=unit)
 
 
-def curves(path: Path, history: pd.History) -> None:
+def curves(path: Path, history: pd.History, unit: str) -> None:
     """How the training went, and how the constraint was met."""
     from matplotlib.figure import Figure
 
@@ -50,7 +51,7 @@ def curves(path: Path, history: pd.History) -> None:
     plot_curves(history, axes[0])
     if constrained:
         plot_multiplier(history, axes[1])
-        axes[1, 1].set_ylabel("squared error per entry")
+        axes[1, 1].set_ylabel(labelled("squared error per entry", squared(unit)))
         low, high = axes[1, 0].get_ylim()
         if high < 10 * low:
             axes[1, 0].set_yscale("linear")
@@ -106,9 +107,17 @@ def colours(data: pd.Trajectories, static: tuple[int, ...]) -> list[tuple[str, T
     return found + [(names[i] + UNITS.get(names[i], ""), data.states[..., i], False, True) for i in moving]
 
 
+def labelled(what: str, unit: str) -> str:
+    return f"{what} ({unit})" if unit else what
+
+
+def squared(unit: str) -> str:
+    return f"{unit}, squared" if unit else ""
+
+
 @torch.no_grad()
 def prediction(
-    folder: Path, model: pd.DSSM, guide: pd.Guide, test: pd.Trajectories, *, known: int, horizon: int
+    folder: Path, model: pd.DSSM, guide: pd.Guide, test: pd.Trajectories, *, known: int, horizon: int, unit: str
 ) -> None:
     """What the model makes of the first test sequence from its beginning alone, and of all by horizon."""
     from matplotlib.figure import Figure
@@ -118,7 +127,8 @@ def prediction(
     ahead = open_loop(model, guide, test.dataset(), known=known, horizon=horizon, noise=False)
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     title = f"Predictions from {known} frames{'' if test.controls is None else ' and the controls'}"
-    plot_open_loop({type(model).__name__: ahead}, figure.subplots(), title=title)
+    ylabel = labelled("squared error per entry", squared(unit))
+    plot_open_loop({type(model).__name__: ahead}, figure.subplots(), title=title, ylabel=ylabel)
     common.savefig(figure, folder / "open_loop.png")
 
     like, one = model._like, systems.cut(test[:1], known + horizon)
@@ -132,7 +142,8 @@ def prediction(
         figure = Figure(figsize=(8, 2.0 * count + 0.4), layout="constrained")
         for i, ax in enumerate(figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0]):
             known_part, truth = one.x[0, :known, i], one.x[0, known:, i]
-            plot_forecast(future[..., i], ax, known=known_part, truth=truth, ylabel=f"channel {i + 1}")
+            label = f"channel {i + 1}" + (f"\n({unit})" if unit else "")
+            plot_forecast(future[..., i], ax, known=known_part, truth=truth, ylabel=label)
             ax.label_outer()
             if i > 0:
                 ax.get_legend().remove()

@@ -58,14 +58,13 @@ def parse() -> argparse.Namespace:
     return common.parse(parser, SMOKE)
 
 
-def load(args: argparse.Namespace) -> tuple[systems.Parts, float]:
-    """The data, and the unit that their frames are divided by."""
+def load(args: argparse.Namespace) -> systems.Parts:
     if args.data is not None:
         return systems.own(pd.Trajectories.load_npz(args.data), args.length or 50)
     if args.system == "mocap":
-        return systems.walking(args.data_dir, length=args.length or 50), 1.0
+        return systems.walking(args.data_dir, length=args.length or 50)
     horizon = 12 if args.smoke else 100
-    return systems.SYSTEMS[args.system].parts(args.seed, count=args.count, length=args.length, horizon=horizon), 1.0
+    return systems.SYSTEMS[args.system].parts(args.seed, count=args.count, length=args.length, horizon=horizon)
 
 
 def build(args: argparse.Namespace, data: pd.Trajectories, scale: float) -> tuple[pd.DSSM, pd.Guide]:
@@ -85,11 +84,14 @@ def build(args: argparse.Namespace, data: pd.Trajectories, scale: float) -> tupl
         code_dim=code_dim,
         convolutional=args.convolutional,
         guide_options={"kind": args.kind} if args.kind else {},
+        standardise=args.data is not None and ("shared" if data.image_shape else True),
         **{name: value for name in ("bound", "initial") if (value := getattr(args, name)) is not None},
     )
 
 
-def train(args: argparse.Namespace, parts: systems.Parts, scale: float, device: Any) -> tuple[Any, Any, pd.History]:
+def train(
+    args: argparse.Namespace, parts: systems.Parts, scale: float, units: pd.Standardise | None, device: Any
+) -> tuple[Any, Any, pd.History]:
     data, length = parts.train, parts.train.x.shape[1]
     splits = pd.Splits(*(systems.cut(part, length).dataset() for part in parts))
     batch_size = min(args.batch_size, max(1, len(data) // 6))  # a small set gives six steps an epoch too
@@ -101,7 +103,8 @@ def train(args: argparse.Namespace, parts: systems.Parts, scale: float, device: 
     def kl() -> pd.KLSchedule:
         if args.strategy == "annealed":
             return pd.LinearKL(args.kl_start, 1.0, epochs=args.kl_epochs or args.epochs / 2)
-        return systems.schedule(args.strategy, data, scale, epochs=args.epochs, share=args.share)
+        chosen = {"epochs": args.epochs, "share": args.share, "standardise": units}
+        return systems.schedule(args.strategy, data, scale, **chosen)
 
     begun = time.monotonic()
     # A run that goes on reads its weights from the checkpoint.
@@ -125,35 +128,40 @@ def train(args: argparse.Namespace, parts: systems.Parts, scale: float, device: 
 def main() -> None:
     args = parse()
     device = common.start(args)
-    parts, unit = load(args)
+    parts = load(args)
+    # Of your own data, the scale is in standardised units.
+    units = None if args.data is None else systems.units(parts.train)
     vectors = args.data is not None or args.system == "mocap"
     scale = (0.0 if vectors else 0.05) if args.scale is None else args.scale
-    scale = scale or pd.moderate_scale(parts.train.dataset())
+    scale = scale or pd.moderate_scale(parts.train.dataset(), standardise=units)
     known, horizons = systems.horizons(parts.test)
-    model, guide, history = train(args, parts, scale, device)
+    model, guide, history = train(args, parts, scale, units, device)
     common.log.info("Measuring with the weights of epoch %d.", history.best_epoch)
     static = () if args.data is not None else systems.SYSTEMS[args.system].static
     code_dim = model.code_dim if isinstance(model, pd.EKVAE) and model.code_dim < model.state_dim else 0
     shown: dict[str, Any] = {"static": static, "code_dim": code_dim, "known": known}
     scores = {
-        name: systems.measure(model, guide, parts.train, part, horizons=horizons, unit=unit, **shown)
+        name: systems.measure(model, guide, parts.train, part, horizons=horizons, **shown)
         for name, part in (("valid", parts.valid), ("test", parts.test))
     }
-    hidden = systems.cut(parts.test[:100], parts.train.x.shape[1]).dataset()
-    with systems.fitted_scale(model, guide, systems.cut(parts.valid, parts.train.x.shape[1])) as left_over:
-        filled = imputation(model, guide, hidden, 0.5, mean_frame=parts.train.dataset().mean_frame(), seed=args.seed)
+    short, hidden = (systems.cut(part[:100], parts.train.x.shape[1]).dataset() for part in (parts.valid, parts.test))
+    calibration = pd.calibrate(model, guide, short, seed=args.seed)
+    pd.save(args.out / "calibrated.safetensors", model, guide)
+    filled = imputation(model, guide, hidden, 0.5, mean_frame=parts.train.dataset().mean_frame(), seed=args.seed)
     print(f"Test set\n{systems.told(scores['test'])}\n\nHalf of the frames hidden, and filled in\n{filled}")
-    print(f"The intervals are those of a scale of {left_over:.2g}, which is what validation frames leave over.")
-    settings = {"scale": scale, "scale_of_intervals": left_over, "known": known, "horizons": horizons, "unit": unit}
+    print(f"\nThe intervals are calibrated on the validation set.\n{calibration}")
+    settings = {"scale": scale, "known": known, "horizons": horizons}
     common.write_metrics(
         args,
         valid=scores["valid"],
         test={**scores["test"], "imputation": filled.to_dict()},
         settings=settings,
+        calibration=calibration.to_dict(),
         data={name: repr(part) for name, part in parts._asdict().items()},
         **common.describe(model, guide, history),
     )
-    drawings.draw(args.out, model, guide, history, parts, horizon=max(horizons), **shown)
+    unit = "units of the data" if units else "standard deviations" if vectors else ""
+    drawings.draw(args.out, model, guide, history, parts, horizon=max(horizons), unit=unit, **shown)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -69,46 +68,55 @@ def walking(folder: str | None, *, length: int = 50, horizon: int = 50) -> Parts
     return Parts(found.train.windows(length, length // 2), found.valid.windows(long), found.test.windows(long))
 
 
-def own(data: Trajectories, length: int) -> tuple[Parts, float]:
+def own(data: Trajectories, length: int) -> Parts:
     """A user's own trajectories: 60 % to train on, in windows that overlap, 20 % to choose with, 20 % to report.
 
-    They are centred at the mean frame of the training part and divided by one number, the deviation of its entries from
-    it, which is returned too: networks expect numbers around one, whatever the units of a sensor or a pixel. Columns of
-    the true states that do not vary in one of the parts are left out: of a constant, nothing can be told.
+    They stay in their own units; the model standardises them (`units`). Columns of the true states that do not vary in
+    one of the parts are left out: of a constant, nothing can be told.
     """
     if data.lengths is not None:
         got = f"{int(data.lengths.min())} to {int(data.lengths.max())}"
         raise ValueError(f"lengths: expected sequences of one length, got {got}; cut them first: Trajectories.windows.")
     if data.x.shape[1] < 2:
         raise ValueError("x: expected sequences of at least 2 frames, got 1.")
-    train = data.split()[0].dataset()
-    unit = pd.error_bound(train, share=1.0) ** 0.5
-    data = replace(data, x=(data.x - train.mean_frame()) / unit)
     train, valid, test = data.split()
     length = min(length, data.x.shape[1])
     parts = Parts(train.windows(length, max(1, length // 2)), valid, test)
     if data.states is None:
-        return parts, unit
+        return parts
     names = data.state_names
     if len(set(names)) < len(names):
         raise ValueError(f"state_names: expected different names, got {list(names)}.")
     ranges = [cut(part, length).states.flatten(0, 1).aminmax(dim=0) for part in parts]  # type: ignore[union-attr]
     varies = torch.stack([low < high for low, high in ranges]).all(0)
     if not varies.any():
-        return Parts(*(replace(part, states=None, state_names=()) for part in parts)), unit
+        return Parts(*(replace(part, states=None, state_names=()) for part in parts))
     kept = tuple(name for name, ok in zip(names, varies.tolist(), strict=True) if ok)
-    return Parts(*(replace(part, states=part.states[..., varies], state_names=kept) for part in parts)), unit
+    return Parts(*(replace(part, states=part.states[..., varies], state_names=kept) for part in parts))
 
 
-def schedule(strategy: str, data: Trajectories, scale: float, *, epochs: int, share: float) -> pd.KLSchedule:
+def units(train: Trajectories) -> pd.Standardise:
+    """What a user's own frames are standardised by: all pixels by one number, channels each by its own."""
+    return pd.Standardise(train.x.shape[-1], shared=train.image_shape is not None).fit(train.dataset())
+
+
+def schedule(
+    strategy: str,
+    data: Trajectories,
+    scale: float,
+    *,
+    epochs: int,
+    share: float,
+    standardise: pd.Standardise | None = None,
+) -> pd.KLSchedule:
     """The weight of the KL terms: constantly 1, annealed, or ruled by the constraint."""
     if strategy == "elbo":
         return pd.ConstantKL()
     if strategy == "annealed":
         return pd.LinearKL(0.0, 1.0, epochs=max(1.0, epochs / 2))
     # It starts as if the scale were the moderate one, so that dynamics come before details.
-    start = pd.first_multiplier(data.dataset(), scale)
-    return pd.Lagrangian(pd.error_bound(data.dataset(), share=share), start=start)
+    start = pd.first_multiplier(data.dataset(), scale, standardise=standardise)
+    return pd.Lagrangian(pd.error_bound(data.dataset(), share=share, standardise=standardise), start=start)
 
 
 # The models.
@@ -221,13 +229,11 @@ def measure(
     code_dim: int = 0,
     horizons: tuple[int, ...] = (25, 100),
     known: int = KNOWN,
-    unit: float = 1.0,
 ) -> dict[str, Any]:
     """Bounds, R² of the true states, which part of the state tells what, and open-loop errors.
 
     Frames beyond the length of the training sequences are used for the open-loop errors alone: means over the first
-    frames of the future, ``open_loop_mse``, and errors at one frame, ``open_loop_mse_at``. They are in the data's own
-    units, of which those of the frames are ``unit``.
+    frames of the future, ``open_loop_mse``, and errors at one frame, ``open_loop_mse_at``, in the units of the data.
     """
     length = min(fit.x.shape[1], test.x.shape[1])
     short = cut(test, length)
@@ -248,29 +254,9 @@ def measure(
         ahead = open_loop(model, guide, test.dataset(), known=known, horizon=max(horizons), noise=False)
         found["known"] = known
         for name, errors in (("open_loop_mse", ahead.model), ("copy_last_mse", ahead.copy_last)):
-            found[name] = {str(h): errors.mean_to(h) * unit**2 for h in horizons}
-            found[f"{name}_at"] = {str(h): errors.at(h) * unit**2 for h in horizons}
+            found[name] = {str(h): errors.mean_to(h) for h in horizons}
+            found[f"{name}_at"] = {str(h): errors.at(h) for h in horizons}
     return found
-
-
-@contextmanager
-def fitted_scale(model: pd.DSSM, guide: pd.Guide, data: Trajectories) -> Iterator[float]:
-    """For a while, the emission's scale is what the frames of some sequences differ by from their reconstructions.
-
-    The scale that a model is trained with says how much details count; intervals need what is left over.
-    """
-    net: Any = model.emission_net
-    before = net.scale
-    means = model.reconstruct(guide, data.x, mask=data.mask, controls=data.controls, num_samples=1)
-    errors = (means - data.x).square()
-    if data.mask is not None:
-        mask = data.mask if data.mask.dim() == 3 else data.mask.unsqueeze(-1)
-        errors = errors[mask.expand_as(errors)]
-    net.scale = float(errors.mean().sqrt())
-    try:
-        yield net.scale
-    finally:
-        net.scale = before
 
 
 def horizons(data: Trajectories) -> tuple[int, tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """Deep state-space models in Pyro."""
 
+from .calibration import Calibration, calibrate
 from .checkpoints import load, save
 from .constraints import (
     GECO,
@@ -39,6 +40,7 @@ from .kalman_vae import KalmanVAE
 from .kvae import KVAE
 from .objectives import ConstantKL, CyclicKL, KLSchedule, LinearKL, RecordingELBO, kl_weight
 from .optim import ClippedNormAdam
+from .standardise import Standardise
 from .structure import Order, Structure
 from .training import History, fit
 from .truncation import chunks
@@ -72,6 +74,7 @@ __all__ = [
     "ArSSM",
     "Batch",
     "Bound",
+    "Calibration",
     "ClippedNormAdam",
     "ConstantKL",
     "Constraint",
@@ -118,12 +121,14 @@ __all__ = [
     "Score",
     "SequenceDataset",
     "Splits",
+    "Standardise",
     "Structure",
     "Trajectories",
     "VRNN",
     "ZOO",
     "ZooModel",
     "autoencoder_error",
+    "calibrate",
     "chunks",
     "error_bound",
     "evaluate",

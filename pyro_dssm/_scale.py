@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .data.sequences import SequenceDataset
 from .dssm import DSSM
+from .standardise import Standardise
 
 __all__ = ["channel_scales", "warn_of_scale"]
 
@@ -65,8 +66,8 @@ def _spread(count: int, most: int) -> list[int]:
 def warn_of_scale(model: DSSM, data: SequenceDataset) -> None:
     """Warns where networks are given continuous frames that are far from unit scale.
 
-    Nothing is said about powers, which are read as logarithms, about zeros and ones, and where the model standardises.
-    Of images and spectra, and of frames within -1 to 1, a channel may vary as little as it likes if another one varies.
+    Nothing is said about powers, which are read as logarithms, and about zeros and ones; to a model that standardises,
+    only where the data are not like those that it was fitted on. Of images and spectra, and of frames within -1 to 1, a channel may vary as little as it likes if another one varies.
 
     Args:
         model: The model.
@@ -77,9 +78,12 @@ def warn_of_scale(model: DSSM, data: SequenceDataset) -> None:
     """
     emission: Any = getattr(model, "emission_net", None)
     flags = any(getattr(emission, name, False) for name in ("binary", "positive"))
-    if emission is None or flags or getattr(model, "standardise", None):
+    if emission is None or flags:
         return
     mean, std, largest = channel_scales(data)
+    if model.standardise is not None:
+        _warn_of_other_data(model.standardise, mean, std)
+        return
     low, high = STD_RANGE
     varies = std > 1e-6 * largest
     far = (varies & (std > high)) | (mean.abs() > MEAN_LIMIT * std.clamp(min=1.0))
@@ -99,6 +103,18 @@ def warn_of_scale(model: DSSM, data: SequenceDataset) -> None:
             f"standard deviation of at most {float(std[varies].max()):.3g}: next to that, "
             f"{'nothing in the frames counts' if ratio < 1 else 'the KL terms do not count'}. Scale the frames, or "
             "choose another scale (emission_options)."
+        )
+
+
+def _warn_of_other_data(part: Standardise, mean: Tensor, std: Tensor) -> None:
+    """The same for frames in the units of a part that was fitted on others."""
+    loc, scale = part.loc.cpu().double(), part.scale.cpu().double()
+    mean, std = (mean - loc) / scale, std / scale
+    far = (mean.abs() > MEAN_LIMIT) | (std > STD_RANGE[1])
+    if far.any():
+        _warn(
+            "train: expected frames like those that `model.standardise` was fitted on, got "
+            f"{_channels(mean, std, far)} in standardised units."
         )
 
 

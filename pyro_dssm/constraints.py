@@ -29,6 +29,10 @@ How to set it up
        cannot be met drives :math:`\lambda` to its cap and the KL terms out of the loss: then there is a
        :class:`ConstraintWarning`.
 
+A model that standardises its frames (:class:`~pyro_dssm.Standardise`) has its squared error, like the scale of its
+emission, in standardised units: there a channel of large numbers counts as much as any other. So does the bound; give
+``standardise=model.standardise`` to the functions that choose it.
+
 Wherever :math:`\lambda < 1`, :func:`~pyro_dssm.fit` scales the gradient by it, so that the loss is
 :math:`\lambda D + R` and clipping sees gradients of the usual size. Distortion and rate are normalised alike, both in
 nats per frame.
@@ -49,6 +53,7 @@ from .data.sequences import SequenceDataset, batches
 from .dssm import DSSM
 from .guides import Guide, check_pair
 from .objectives import ConstantKL, KLSchedule, RecordingELBO
+from .standardise import InDataUnits, Standardise
 from .training import fit
 
 if TYPE_CHECKING:
@@ -88,8 +93,8 @@ class Constraint(KLSchedule):
 
     Args:
         bound: :math:`\epsilon`, in the units of ``measure``.
-        measure: What is bounded: ``"squared_error"`` (of the observed entries to the mean of their law, per entry) or
-            ``"nats"`` (the negative log-likelihood per frame).
+        measure: What is bounded: ``"squared_error"`` (of the observed entries to the mean of their law, per entry, in
+            standardised units where the model standardises) or ``"nats"`` (the negative log-likelihood per frame).
         relative: Whether :math:`\delta` is relative to the bound; otherwise it is :math:`\hat C - \epsilon`.
         start: :math:`\lambda_0`.
         smoothing: :math:`\alpha`, from 0 to below 1.
@@ -159,6 +164,7 @@ class Constraint(KLSchedule):
         self.factors, self.limits, self.every = _pair(factors), _pair(limits), every
         self.initial, self.initial_weight, self.initial_patience = initial, float(initial_weight), initial_patience
         self.floor = bool(floor)
+        self._in_data_units = isinstance(bound, InDataUnits)
         self._multiplier, self._average, self._steps = self.start, math.nan, 0
         self._met = self._warned_cap = self._warned_initial = False
 
@@ -253,6 +259,21 @@ class Constraint(KLSchedule):
 
     def _warn(self, message: str) -> None:
         warnings.warn(message, ConstraintWarning, stacklevel=2)
+
+    def check(self, model: DSSM) -> None:
+        """Raises ``ValueError`` where the bound cannot be meant for this model.
+
+        Args:
+            model: The model that is about to be trained.
+        """
+        if model.standardise is None or self.measure != "squared_error":
+            return
+        if self._in_data_units or self.bound >= 1:
+            got = f"{self.bound:.4g}{' in the units of the data' if self._in_data_units else ''}"
+            raise ValueError(
+                "kl: expected a bound on the squared error in standardised units, in which all there is is 1, got "
+                f"{got}; error_bound(train, standardise=model.standardise) gives one."
+            )
 
     def log(self) -> dict[str, float]:
         """``multiplier``, ``constraint`` (the average) and ``constraint_bound``."""
@@ -414,18 +435,19 @@ def _check_range(name: str, values: Any) -> None:
 # How the bound is chosen.
 
 
-def error_bound(train: SequenceDataset, share: float = 0.025) -> float:
+def error_bound(train: SequenceDataset, share: float = 0.025, *, standardise: Standardise | None = None) -> float:
     """A bound for the squared error per entry: a share of the variance of the entries around their mean frame.
 
     Args:
         train: The sequences; hidden entries are left out.
         share: The share, above 0.
+        standardise: That of the model, where it has one, for a bound in standardised units; fitted.
 
     Returns:
         The bound.
 
     Raises:
-        ValueError: If the share is not positive, or the data do not vary.
+        ValueError: If the share is not positive, the data do not vary, or ``standardise`` is not fitted.
 
     Example:
         >>> data = SequenceDataset([torch.tensor([[0.0, 1.0], [2.0, 1.0]])])
@@ -434,22 +456,26 @@ def error_bound(train: SequenceDataset, share: float = 0.025) -> float:
     """
     if not (is_number(share) and share > 0):
         raise ValueError(f"share: expected a positive number, got {share!r}.")
-    mean, squares, count = train.mean_frame().double(), 0.0, 0.0
+    mean, squares, count, scale = train.mean_frame().cpu().double(), 0.0, 0.0, 1.0
+    if standardise is not None:
+        standardise.need_fitted()
+        scale = standardise.scale.cpu().double()  # type: ignore[assignment]
     for item in train:  # type: ignore[attr-defined]
-        terms = (item.x.double() - mean).square()
+        terms = ((item.x.cpu().double() - mean) / scale).square()
         if item.mask is not None:
             mask = item.mask if item.mask.dim() == 2 else item.mask.unsqueeze(-1)
-            mask = mask.expand_as(terms)
+            mask = mask.cpu().expand_as(terms)
             terms, count = torch.where(mask, terms, 0.0), count + float(mask.sum())
         else:
             count += terms.numel()
         squares += float(terms.sum())
     if not squares > 0:
         raise ValueError("train: expected data that vary, got the same frame everywhere.")
-    return share * squares / count
+    bound = share * squares / count
+    return InDataUnits(bound) if standardise is None else bound
 
 
-def moderate_scale(train: SequenceDataset, nats: float = 11.0) -> float:
+def moderate_scale(train: SequenceDataset, nats: float = 11.0, *, standardise: Standardise | None = None) -> float:
     r"""An emission scale at which all that varies in a frame is worth so many nats: neither ignored nor overrated.
 
     .. math:: \sigma^2 = \frac{D \operatorname{Var}(x)}{2 \cdot \mathrm{nats}}
@@ -458,12 +484,13 @@ def moderate_scale(train: SequenceDataset, nats: float = 11.0) -> float:
         train: The sequences, with frames of ``D`` entries; hidden entries are left out.
         nats: What the mean frame's squared error costs, per frame. 11 served well for images of a pendulum, where 2
             let the guide ignore the frames.
+        standardise: That of the model, where it has one, for a scale in standardised units; fitted.
 
     Returns:
         The standard deviation.
 
     Raises:
-        ValueError: If the number is not positive, or the data do not vary.
+        ValueError: If the number is not positive, the data do not vary, or ``standardise`` is not fitted.
 
     Example:
         >>> data = SequenceDataset([torch.tensor([[0.0, 1.0], [2.0, 1.0]])])
@@ -472,16 +499,20 @@ def moderate_scale(train: SequenceDataset, nats: float = 11.0) -> float:
     """
     if not (is_number(nats) and nats > 0):
         raise ValueError(f"nats: expected a positive number, got {nats!r}.")
-    return math.sqrt(train.dim * error_bound(train, share=1.0) / (2 * nats))
+    scale = math.sqrt(train.dim * error_bound(train, share=1.0, standardise=standardise) / (2 * nats))
+    return InDataUnits(scale) if standardise is None else scale
 
 
-def first_multiplier(train: SequenceDataset, scale: float, nats: float = 11.0) -> float:
+def first_multiplier(
+    train: SequenceDataset, scale: float, nats: float = 11.0, *, standardise: Standardise | None = None
+) -> float:
     r"""The :math:`\lambda_0` at which an emission of a fixed scale counts as one of a moderate scale, at most 1.
 
     Args:
         train: The sequences.
         scale: The emission's standard deviation.
         nats: As in :func:`moderate_scale`.
+        standardise: As in :func:`moderate_scale`.
 
     Returns:
         :math:`\min(1, \sigma^2 / \sigma_\mathrm{moderate}^2)`.
@@ -496,7 +527,7 @@ def first_multiplier(train: SequenceDataset, scale: float, nats: float = 11.0) -
     """
     if not (is_number(scale) and scale > 0):
         raise ValueError(f"scale: expected a positive number, got {scale!r}.")
-    return min(1.0, (scale / moderate_scale(train, nats)) ** 2)
+    return min(1.0, (scale / moderate_scale(train, nats, standardise=standardise)) ** 2)
 
 
 def autoencoder_error(
@@ -540,6 +571,7 @@ def autoencoder_error(
         if name in options:
             raise ValueError(f"{name}: expected no such option, got {options[name]!r}.")
     model, guide = copy.deepcopy((model, guide))
+    model.uncalibrate()
     fit(model, guide, train, kl=ConstantKL(0.0), seed=seed, **{"progress": False, **options})
     loss, squares, count = RecordingELBO(), 0.0, 0.0
     model.eval()

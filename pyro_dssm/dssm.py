@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import pyro
@@ -20,7 +20,8 @@ from .initial import INITIALS, Initial, fix_start
 from .inputs import Inputs, prepare
 from .memories import CELLS, Cell, Memories, States
 from .nn import MLP, GatedTransition, NormalHead, join, normal
-from .paths import Path, with_first
+from .paths import Path, normal_of, with_first
+from .standardise import KINDS, InDataUnits, Standardise, in_own_units
 from .structure import Order, Structure
 
 __all__ = ["DSSM", "plates"]
@@ -69,7 +70,8 @@ class DSSM(Generation, Program):
         transition_net: ``"mlp"`` or ``"gated"`` (that of the deep Markov model).
         emission: ``"bernoulli"``, ``"gaussian"`` or ``"autoregressive"``; of power spectra, ``"itakura-saito"``,
             ``"gamma"``, ``"log-normal"`` or ``"power-gaussian"``.
-        emission_options: More arguments of the emission, for example ``{"scale": 0.1}``.
+        emission_options: More arguments of the emission, for example ``{"scale": 0.1}``; with ``standardise``, in
+            standardised units.
         control_dim: Size of a control; 0 for none. The control of frame ``t`` drives the transition into
             ``t + 1``, so the last one is used only by :meth:`forecast`.
         skip: Offers the last value beside the RNN state on each full edge.
@@ -77,9 +79,13 @@ class DSSM(Generation, Program):
         initial: The law of :math:`z_1`: ``"transition"`` from a learned start, a learned ``"gaussian"``, or
             ``"hierarchical"``, a Gaussian given a further latent variable, the site ``zeta``.
         sites: ``"path"`` or ``"step"``; may be changed at any time.
+        standardise: Lets all networks read and write frames of mean 0 and standard deviation 1, whatever the units of
+            the data, which stay those of all that comes in or goes out; ``"shared"`` divides all entries by one
+            number. See :class:`~pyro_dssm.Standardise`, the part of that name. The numbers have to be fitted:
+            :func:`~pyro_dssm.fit` does it, or ``model.standardise.fit(train)``.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or the emission's frames cannot be standardised.
 
     Reference:
         Tang, Feng, Yu, Dong, Qin. A Hierarchical Taxonomy for Deep State Space Models.
@@ -91,6 +97,7 @@ class DSSM(Generation, Program):
     """
 
     structure: Structure
+    calibration: Tensor | None
 
     def __init__(
         self,
@@ -110,6 +117,7 @@ class DSSM(Generation, Program):
         dropout: float = 0.0,
         initial: Literal["transition", "gaussian", "hierarchical"] = "transition",
         sites: Literal["path", "step"] = "path",
+        standardise: bool | Literal["shared"] = False,
     ) -> None:
         super().__init__()
         if not isinstance(structure, Structure):
@@ -130,6 +138,8 @@ class DSSM(Generation, Program):
         one_of("rnn", rnn, CELLS)
         one_of("transition_net", transition_net, ("mlp", "gated"))
         one_of("initial", initial, ("transition", *INITIALS))
+        if not any(standardise is kind or standardise == kind == "shared" for kind in KINDS):
+            raise ValueError(f"standardise: expected True, False or 'shared', got {standardise!r}.")
         full = Order.FULL
         if shared and not (structure.x_from_z is full and structure.x_from_x is full):
             raise ValueError(
@@ -139,6 +149,8 @@ class DSSM(Generation, Program):
         self.structure = structure
         self.x_dim, self.z_dim, self.control_dim = x_dim, z_dim, control_dim
         self.shared, self.skip, self.sites = shared, skip, sites
+        self.register_buffer("calibration", None)
+        self.standardise = Standardise(x_dim, shared=standardise == "shared") if standardise else None
         self.memories = Memories(
             structure,
             x_dim=x_dim,
@@ -205,9 +217,23 @@ class DSSM(Generation, Program):
             )
         try:
             in_dim = sum(self.emission_dims) if in_dim is None else in_dim
-            return EMISSIONS[kind](in_dim, self.x_dim, mlp_dims, dropout=dropout, **options)
+            net = EMISSIONS[kind](in_dim, self.x_dim, mlp_dims, dropout=dropout, **options)
         except TypeError as error:
             raise ValueError(f"emission_options: {kind!r} does not take {options!r} ({error}).") from error
+        if self.standardise is not None:
+            if net.binary or net.positive:
+                what = "zeros and ones (or lie between)" if net.binary else "positive"
+                raise ValueError(
+                    f"standardise: expected False with the emission {kind!r}, whose frames are {what}, got True."
+                )
+            if isinstance(options.get("scale"), InDataUnits):
+                raise ValueError(
+                    "emission_options: expected a scale in standardised units, got one of the data; "
+                    "moderate_scale(train, standardise=...) gives it."
+                )
+            # A tuple hides the part from torch, which would list its numbers twice.
+            net.units = (self.standardise,)
+        return net
 
     # What a subclass may override.
 
@@ -297,17 +323,63 @@ class DSSM(Generation, Program):
         of_z, of_x = self.memories.emission_reads
         z = self.memories.read(after, of_z)
         assert z is not None
-        return event("emission", self.emission(z, self.memories.read(before, of_x)), self.x_dim)
+        return self.frames_from(self.emission(z, self.memories.read(before, of_x)))
+
+    def frames_from(self, fn: Any) -> Any:
+        """The distribution of frames, in the data's units, from what :meth:`emission` has returned."""
+        fn = event("emission", fn, self.x_dim)
+        if self.calibration is not None and self._transient.get("calibrated", False):
+            base = normal_of(fn)
+            if base is None:
+                raise ValueError(f"emission: expected independent Gaussian entries as calibrated, got {fn!r}.")
+            fn = normal(base.loc, self.calibration * base.scale)
+        return fn if self.standardise is None else self.standardise.undo_distribution(fn)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether frames are drawn with a scale that :func:`~pyro_dssm.calibrate` has fitted."""
+        return self.calibration is not None
+
+    def uncalibrate(self) -> None:
+        """Lets frames be drawn with the scale of training again."""
+        self.calibration = None
+
+    @contextmanager
+    def calibrated_frames(self, calibrated: bool = True) -> Iterator[None]:  # noqa: FBT001, FBT002
+        """For a while, frames have the calibrated scale, where there is one; otherwise, that of training.
+
+        Args:
+            calibrated: ``False`` for that of training.
+
+        Yields:
+            Nothing.
+        """
+        before = self._transient.get("calibrated", False)
+        self._transient["calibrated"] = calibrated
+        try:
+            yield
+        finally:
+            self._transient["calibrated"] = before
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Models are built without a calibration, whether or not the state that they are given has one.
+        found = state_dict.get(f"{prefix}calibration")
+        self.calibration = None if found is None else self._like.new_ones(self.x_dim)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def read(self, x: Tensor) -> Tensor:
-        """Frames as all networks read them, shape ``(*, x_dim)``: an affair of the emission."""
+        """Frames as all networks read them, shape ``(*, x_dim)``: standardised, and in the form of the emission."""
         net = getattr(self, "emission_net", None)
+        x = x if self.standardise is None else self.standardise(x)
         return net.read(x) if isinstance(net, Emission) else x
 
     def read_mean(self, fn: Any) -> Tensor:
         """What networks read in the place of a frame of which only the law is known, shape ``(*, x_dim)``."""
         net = getattr(self, "emission_net", None)
-        return net.read_mean(fn) if isinstance(net, Emission) else expected(fn)
+        own = fn if self.standardise is None else in_own_units(fn)
+        if own is None:
+            return self.read(expected(fn))
+        return net.read_mean(own) if isinstance(net, Emission) else expected(own)
 
     def states(self, z: Tensor, inputs: Inputs) -> Tensor:
         """What the frame and the future read of the latents, along a path: the state of the system.
@@ -372,7 +444,10 @@ class DSSM(Generation, Program):
         """
         handed = self._transient.pop("handed", None)
         key = [torch.is_grad_enabled(), self.training, id(self._carried)]
-        reading = getattr(self, "emission_net", self.memories).buffers()
+        reading = [*getattr(self, "emission_net", self.memories).buffers()]
+        if self.standardise is not None:
+            self.standardise.need_fitted()
+            reading += self.standardise.buffers()
         key += [_state_of(t) for t in (x, lengths, mask, controls, *self.memories.parameters(), *reading)]
         if handed is not None and not by_guide and handed[0] == key:
             return handed[1]
@@ -385,11 +460,12 @@ class DSSM(Generation, Program):
             x_dim=self.x_dim,
             control_dim=self.control_dim,
             first=self._carried,
+            neutral=None if self.standardise is None else self.standardise.loc,
         )
         self._transient["last"] = inputs.last
         net = getattr(self, "emission_net", None)
         if isinstance(net, Emission):
-            net.check(inputs.x, inputs.observed)
+            net.check(inputs.x if self.standardise is None else self.standardise(inputs.x), inputs.observed)
         inputs.read = self.read
         # A guide that is called on its own, outside of any inference, may be differentiated on its own.
         if by_guide and am_i_wrapped():
@@ -410,7 +486,7 @@ class DSSM(Generation, Program):
             x: Observations, shape ``(*, B, T, x_dim)``.
             lengths: Length of each sequence, shape ``(B,)``; all ``T`` by default.
             mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``. A hidden value is replaced by zero
-                wherever the model conditions on it.
+                wherever the model conditions on it; by the mean, where it standardises.
             controls: Shape ``(B, T, control_dim)``.
 
         Returns:

@@ -127,11 +127,14 @@ class Score:
         elbo: The evidence lower bound, averaged over the particles.
         iwae: The importance-weighted bound with that many particles; tighter.
         num_particles: Latent paths per sequence.
+        calibrated: Whether the emission had its calibrated scale, or else that of training; ``None`` for a model that
+            has not been calibrated.
     """
 
     elbo: Bound
     iwae: Bound
     num_particles: int
+    calibrated: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, for JSON."""
@@ -142,6 +145,7 @@ class Score:
             "num_sequences": len(self.elbo.nats),
             "num_frames": int(self.elbo.lengths.sum()),
             "num_observed_frames": float(self.elbo._observed.sum()),
+            "calibrated": bool(self.calibrated),
         }
 
     def __str__(self) -> str:
@@ -155,6 +159,8 @@ class Score:
             if hides:
                 observed = f"{b.nats_per_observed_frame:.3f} ± {b.standard_error_per_observed_frame:.3f}"
                 lines[-1] += f"{observed:>22}"
+        if self.calibrated is not None:
+            lines.append(f"with the emission's {'calibrated' if self.calibrated else 'training'} scale")
         return "\n".join(lines)
 
 
@@ -192,6 +198,7 @@ def evaluate(
     num_particles: int = 1,
     batch_size: int = 20,
     seed: int = 0,
+    calibrated: bool = False,
 ) -> Score:
     r"""Bounds on the log-likelihood of every sequence of a data set, each frame from the first one scored.
 
@@ -208,6 +215,8 @@ def evaluate(
         num_particles: Latent paths per sequence, ``K``.
         batch_size: Sequences at a time.
         seed: Of the latent paths.
+        calibrated: Gives the emission the scale that :func:`~pyro_dssm.calibrate` has fitted, in place of that of
+            training.
 
     Returns:
         The bounds.
@@ -229,7 +238,8 @@ def evaluate(
         >>> score.iwae.nats_per_step < score.elbo.nats_per_step
         True
     """
-    score = bounds(model, guide, data, num_particles=num_particles, batch_size=batch_size, seed=seed)
+    options: dict[str, Any] = {"num_particles": num_particles, "batch_size": batch_size, "seed": seed}
+    score = bounds(model, guide, data, calibrated=calibrated, **options)
     bad = score.elbo.not_finite()
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -242,7 +252,14 @@ def evaluate(
 
 
 def bounds(
-    model: DSSM, guide: Guide, data: SequenceDataset, *, num_particles: int = 1, batch_size: int = 20, seed: int = 0
+    model: DSSM,
+    guide: Guide,
+    data: SequenceDataset,
+    *,
+    num_particles: int = 1,
+    batch_size: int = 20,
+    seed: int = 0,
+    calibrated: bool = False,
 ) -> Score:
     """What :func:`evaluate` returns, finite or not."""
     check_pair(model, guide)
@@ -251,11 +268,16 @@ def bounds(
         raise ValueError(f"data: expected a SequenceDataset, got {type(data).__name__}.")
     if data.dim != model.x_dim:
         raise ValueError(f"data: expected frames of size {model.x_dim} like the model, got {data.dim}.")
+    if calibrated and not model.calibrated:
+        raise ValueError(
+            "calibrated: expected False for a model that has not been calibrated (pd.calibrate), got True."
+        )
     like = model._like
     data.check_dtype(like.dtype)
     elbos, iwaes, lengths, observed = [], [], [], []
     devices = [like.device] if like.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), evaluating(model, guide), torch.no_grad():
+    modes = evaluating(model, guide), model.calibrated_frames(calibrated)
+    with torch.random.fork_rng(devices=devices), modes[0], modes[1], torch.no_grad():
         torch.manual_seed(seed)
         groups = batch_indices(data.lengths, batch_size)
         for group in groups:
@@ -274,4 +296,5 @@ def bounds(
     order = torch.tensor([i for group in groups for i in group]).argsort()
     elbo, iwae, n, seen = (torch.cat(parts)[order] for parts in (elbos, iwaes, lengths, observed))
     counts = (n, None if data.masks is None else seen)
-    return Score(Bound(elbo, *counts), Bound(iwae, *counts), num_particles)
+    scale = calibrated if model.calibrated else None
+    return Score(Bound(elbo, *counts), Bound(iwae, *counts), num_particles, scale)

@@ -49,6 +49,8 @@ class Generation:
     observe: Any
     read: Any
     read_mean: Any
+    standardise: Any
+    calibrated_frames: Any
     zeta_dim: Any
     zeta_law: Any
     first_law: Any
@@ -86,7 +88,9 @@ class Generation:
     def _generating(self, guide: Any = None) -> Iterator[None]:
         """The state of the model (and a guide) in which all of these methods run: without dropout."""
         programs = (self,) if guide is None else (self, guide)
-        with evaluating(*(cast(nn.Module, program) for program in programs)):
+        if self.standardise is not None:
+            self.standardise.need_fitted()
+        with evaluating(*(cast(nn.Module, program) for program in programs)), self.calibrated_frames():
             yield
 
     def _check_guide(self, guide: Any) -> None:
@@ -201,6 +205,7 @@ class Generation:
         controls: Tensor | None = None,
         num_samples: int = 100,
         num_rounds: int = 20,
+        means: bool = False,
     ) -> Tensor:
         """Draws what ``mask`` hides, given what it does not.
 
@@ -212,6 +217,7 @@ class Generation:
             controls: Shape ``(B, T, control_dim)``.
             num_samples: Number of draws, ``S``.
             num_rounds: As in :meth:`reconstruct`.
+            means: Returns the mean of each hidden frame given the latents drawn, instead of a draw.
 
         Returns:
             Shape ``(S, B, T, x_dim)``: the observed values as they are, draws of the hidden ones, zero in the padding.
@@ -225,9 +231,9 @@ class Generation:
         with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)
             if inputs.hidden is None:
-                return inputs.x.expand(num_samples, *inputs.x.shape)
-            xs = self._chain(guide, inputs, num_samples, num_rounds)[1]
-        return torch.where(inputs.hidden, torch.stack(xs, dim=-2), inputs.x)
+                return inputs.without_padding(inputs.x).expand(num_samples, *inputs.x.shape)
+            xs = self._chain(guide, inputs, num_samples, num_rounds)[0 if means else 1]
+        return inputs.without_padding(torch.where(inputs.hidden, torch.stack(xs, dim=-2), inputs.x))
 
     @torch.no_grad()
     def reconstruct(

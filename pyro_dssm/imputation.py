@@ -16,10 +16,12 @@ from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measurin
 from .data.sequences import Batch, SequenceDataset
 from .dssm import DSSM
 from .guides import Guide
+from .standardise import moments
 
-__all__ = ["Coverage", "Imputation", "coverage", "imputation"]
+__all__ = ["Coverage", "Imputation", "coverage", "imputation", "varying_entries"]
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
+VARIES = 0.01  # of the largest standard deviation of an entry
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,14 @@ class Imputation:
             ``model``, ``mean_frame``, ``interpolation`` and ``last_frame``.
         counts: Hidden entries of each sequence, shape ``(N,)``.
         coverage: Of the model's intervals.
+        varying: The same for the entries that vary alone (:func:`varying_entries`): intervals around what is always the
+            same, such as the background of images, hold it whatever their width.
     """
 
     squares: dict[str, Tensor]
     counts: Tensor
     coverage: Coverage
+    varying: Coverage
 
     @property
     def rmse(self) -> dict[str, float]:
@@ -175,6 +180,7 @@ class Imputation:
             "rmse": self.rmse,
             "standard_error": self.standard_error,
             "coverage": self.coverage.to_dict(),
+            "coverage_varying": self.varying.to_dict(),
             "num_entries": int(self.counts.sum()),
         }
 
@@ -183,7 +189,26 @@ class Imputation:
         lines = [
             f"{name.replace('_', ' '):<14} RMSE {value:.4g} ± {errors[name]:.2g}" for name, value in self.rmse.items()
         ]
-        return "\n".join([*lines, str(self.coverage)])
+        lines.append(str(self.coverage))
+        if not torch.equal(self.varying.counts, self.coverage.counts):
+            lines += ["Of the entries that vary:", str(self.varying)]
+        return "\n".join(lines)
+
+
+def varying_entries(model: DSSM, data: SequenceDataset) -> Tensor:
+    """Which entries of a frame vary, at least by a hundredth of what the one does that varies most.
+
+    Args:
+        model: The model; one that standardises compares standardised entries.
+        data: The sequences.
+
+    Returns:
+        Shape ``(x_dim,)``.
+    """
+    deviation = moments(data)[2].sqrt()
+    if model.standardise is not None:
+        deviation = deviation / model.standardise.scale.cpu().double()
+    return deviation >= VARIES * deviation.max()
 
 
 def imputation(
@@ -236,13 +261,14 @@ def imputation(
     positive("num_samples", num_samples)
     _check_levels(levels, num_samples)
     squares: dict[str, list[Tensor]] = {}
-    covered, groups = [], []
+    covered, of_varying, groups = [], [], []
     with measuring(model, guide, seed):
         visible = _hide_frames(check_data("data", data, model), share, seed)
         otherwise = _mean_visible(data, visible) if mean_frame is None else mean_frame
         if otherwise.shape != (model.x_dim,):
             raise ValueError(f"mean_frame: expected shape ({model.x_dim},), got {tuple(otherwise.shape)}.")
         otherwise = otherwise.to(model._like)
+        varies = varying_entries(model, data).to(otherwise.device)
         for group, batch in grouped(data, batch_size, model._like):
             seen = torch.nn.utils.rnn.pad_sequence([visible[i] for i in group], batch_first=True).to(batch.x.device)
             scored = observed_entries(batch) & ~seen.unsqueeze(-1)
@@ -262,14 +288,20 @@ def imputation(
                 squares.setdefault(name, []).append(errors.square().sum((-1, -2)).cpu())
             draws = _draws(model, guide, batch, seen, scored, num_samples, options)
             covered.append(_coverage(draws, batch.x[scored], tuple(levels), scored))
+            vary, truth = varies.expand_as(scored)[scored], batch.x[scored]
+            of_varying.append(_coverage(draws[:, vary], truth[vary], tuple(levels), scored & varies))
             groups.append(group)
-    inside, widths, counts = (
-        in_order(groups, [getattr(part, name) for part in covered]) for name in ("inside", "widths", "counts")
+    all_entries, varying = (
+        Coverage(
+            tuple(levels),
+            *(in_order(groups, [getattr(part, name) for part in parts]) for name in ("inside", "widths", "counts")),
+        )
+        for parts in (covered, of_varying)
     )
-    if not counts.any():
+    if not all_entries.counts.any():
         raise ValueError("data: expected sequences of which a frame can be hidden, got none with two observed frames.")
     sums = {name: in_order(groups, parts) for name, parts in squares.items()}
-    return Imputation(sums, counts, Coverage(tuple(levels), inside, widths, counts))
+    return Imputation(sums, all_entries.counts, all_entries, varying)
 
 
 def _hide_frames(data: SequenceDataset, share: float, seed: int) -> list[Tensor]:

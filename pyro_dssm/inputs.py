@@ -17,7 +17,8 @@ class Inputs:
     """A checked batch of sequences.
 
     Attributes:
-        x: Observations, shape ``(*, B, T, x_dim)``; zero where hidden and in the padding.
+        x: Observations, shape ``(*, B, T, x_dim)``; neutral where hidden and in the padding: zero, or the mean of data
+            that are standardised.
         lengths: Shape ``(B,)``, or ``None`` where all sequences have length ``T``.
         valid: Shape ``(B, T)``, True within each sequence; ``None`` where everywhere.
         observed: Shape ``(*, B, T, 1 or x_dim)``, True where x counts; ``None`` where everywhere.
@@ -59,6 +60,10 @@ class Inputs:
     def valid_at(self, t: int) -> Any:
         """Which sequences have a step ``t`` (from 0): a mask of shape ``(B,)``, or True for all."""
         return True if self.valid is None else self.valid[..., t]
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """Frames of shape ``(*, B, T, x_dim)``, zero in the padding."""
+        return values if self.valid is None else torch.where(self.valid.unsqueeze(-1), values, 0.0)
 
     def controls_at(self, t: int) -> Tensor | None:
         """The control that drives step ``t`` (from 0), shape ``(*, B, control_dim)``."""
@@ -157,6 +162,7 @@ def prepare(
     x_dim: int,
     control_dim: int,
     first: dict[str, Tensor] | None = None,
+    neutral: Tensor | None = None,
 ) -> Inputs:
     """Checks the arguments of a call and brings them into one form.
 
@@ -169,6 +175,7 @@ def prepare(
         x_dim: Size of a frame.
         control_dim: Size of a control; 0 for none.
         first: States of the memories before the first step, where not the learned ones, and the control before it.
+        neutral: What stands in the place of hidden frames and padding, shape ``(x_dim,)``; zero by default.
 
     Returns:
         The checked inputs.
@@ -197,7 +204,7 @@ def prepare(
         observed = mask if observed is None else mask & observed
     if observed is not None:
         # A hidden NaN would have a right density but a NaN gradient: fill first, mask later.
-        x = torch.where(observed, x, torch.zeros((), dtype=x.dtype, device=x.device))
+        x = torch.where(observed, x, torch.zeros((), dtype=x.dtype, device=x.device) if neutral is None else neutral)
     if not torch.isfinite(x).all():
         bad = (~torch.isfinite(x)).nonzero()[0].tolist()
         raise ValueError(

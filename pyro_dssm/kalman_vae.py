@@ -156,7 +156,7 @@ class KalmanVAE(DSSM):
             return super()._path_sites(inputs)
         with plates(inputs.batch_shape):
             a = pyro.sample("a", CodePath(self, inputs, self._zeta_site(inputs)))
-            pyro.sample("x", hide(self.emission_net(a), inputs.observed).to_event(1), obs=inputs.x)
+            pyro.sample("x", hide(self.frames_from(self.emission_net(a)), inputs.observed).to_event(1), obs=inputs.x)
         return a
 
     def _latent_site(self, t: int, fn: Any) -> Tensor:

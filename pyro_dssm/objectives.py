@@ -21,6 +21,7 @@ from torch.distributions import Independent, kl_divergence
 from ._checks import is_number
 from ._credit import Divergence, closed_sites, score_terms
 from .paths import Path, divergence_per_step
+from .standardise import deviation
 
 __all__ = ["ConstantKL", "CyclicKL", "KLSchedule", "LinearKL", "RecordingELBO", "kl_weight"]
 
@@ -85,6 +86,13 @@ class KLSchedule:
             kl: In nats per frame.
             squared_error: Between the observed entries and the mean of their law, per entry; nan where the law has
                 no mean.
+        """
+
+    def check(self, model: Any) -> None:
+        """Raises ``ValueError`` where it cannot be meant for a model.
+
+        Args:
+            model: The model that is about to be trained.
         """
 
     def log(self) -> dict[str, float]:
@@ -234,8 +242,8 @@ class RecordingELBO(TraceMeanField_ELBO):
     Attributes:
         reconstruction: :math:`\log p(x \mid z)` in nats, summed over the batch, a mean over the particles.
         kl: The divergence of guide and prior in nats, summed over the batch, a mean over the particles.
-        squared_error: Between the observed entries and the mean of their law, per entry; nan where a law has no mean,
-            or where nothing is observed.
+        squared_error: Between the observed entries and the mean of their law, per entry, in standardised units where
+            the model standardises; nan where a law has no mean, or where nothing is observed.
         entries: The number of observed entries; nan where the model has no observed sites but factors.
 
     Reference:
@@ -350,7 +358,7 @@ def _squares(site: Any) -> tuple[float, float]:
     fn, value = site["fn"], site["value"]
     observed = _observed(fn, site["mask"])
     try:
-        terms = (value - fn.mean).square()
+        terms = deviation(fn, value).square()
     except (AttributeError, NotImplementedError):
         return math.nan, float(value.numel())
     if observed is None:

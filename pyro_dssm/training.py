@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -123,7 +124,7 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
         )
     batches = options["epochs"] * math.ceil(len(options["train"]) / options["batch_size"])
     check_scheduler(options["optimizer"], validated=options["valid"] is not None, batches=batches)
-    _check_estimator(model, guide, loss, options["train"], options["augment"])
+    kl.check(model)
     if world()[1] > 1 and not isinstance(options["optimizer"], ClippedNormAdam):
         raise ValueError(
             "optimizer: expected ClippedNormAdam, which averages gradients, where processes train together."
@@ -175,6 +176,10 @@ def fit(
     A run starts from scratch unless it goes on from a checkpoint: whatever an earlier run has left in ``kl`` (a
     multiplier, say) or in ``optimizer`` (moments and rates of these parameters) is undone first. Afterwards both hold
     their final state. An object of your own as ``augment`` is left as it is.
+
+    A model that standardises (:class:`~pyro_dssm.Standardise`) takes the means and scales of ``train``, unless it has
+    some already. Frames that are far from unit scale without it are warned of. A model that is calibrated
+    (:func:`~pyro_dssm.calibrate`) loses its calibrated scale.
 
     Everything random follows from ``seed`` and the number of the step, so a run that was interrupted, at whatever
     moment, and is called again with the same arguments ends with the same weights as one that was not. The device
@@ -244,7 +249,7 @@ def fit(
             raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
         lr_schedule = LR_SCHEDULES[lr_schedule]
     adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
-    options = {
+    options: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
         "valid": valid,
@@ -260,7 +265,13 @@ def fit(
         "seed": seed,
         "num_workers": num_workers,
     }
-    _check_options(model, guide, {**options, "train": train, "augment": augment})
+    _check_options(model, guide, {**options, "train": train})
+    if model.calibrated:
+        model.uncalibrate()
+        warnings.warn("fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=2)
+    if model.standardise is not None and not model.standardise.fitted:
+        model.standardise.fit(train)
+    _check_estimator(model, guide, options["loss"], train, augment)
     run = Run(
         model,
         guide,

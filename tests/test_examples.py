@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import math
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ FILES = {
     "taxonomy": ["VRNN/best.safetensors", "AR-HMM-○●/best.safetensors"],
     "custom_guide": ["GatedGuide/best.safetensors", "PartialAlignment/best.safetensors"],
     "distributed": ["best.safetensors", "last.safetensors"],
-    "pendulum": ["best.safetensors", "last.safetensors", "log.jsonl"],
+    "pendulum": ["best.safetensors", "calibrated.safetensors", "last.safetensors", "log.jsonl"],
     "system_identification": ["table.md", "cells/EKVAE-elbo-friendly-0.json", "cells/DKS-constrained-friendly-0.json"],
 }
 FILES |= {
@@ -251,6 +252,8 @@ def check_prediction(found, horizons):
     assert found["test"]["imputation"]["rmse"]["model"] > 0
     assert found["chosen_by"]["epoch"] >= 1
     assert found["settings"]["scale"] > 0
+    assert len(found["test"]["imputation"]["coverage_varying"]["share"]) == 4
+    assert {"factor", "before", "after"} <= set(found["calibration"])
 
 
 def test_pendulum_reports_what_it_found(smoke):
@@ -260,6 +263,9 @@ def test_pendulum_reports_what_it_found(smoke):
     assert list(found["test"]["r2"]) == ["sin φ", "cos φ", "φ̇"]
     assert set(found["test"]["disentanglement"]) >= {"static_from_first", "dynamic_from_rest"}
     assert f"φ̇: {found['test']['r2']['φ̇']:.4f}" in done.stdout
+    assert "The intervals are calibrated on the validation set." in done.stdout
+    assert pd.load(folder / "calibrated.safetensors")[0].calibrated
+    assert not pd.load(folder / "best.safetensors")[0].calibrated
     assert "music21" not in found["versions"]
 
 
@@ -283,6 +289,7 @@ def test_pendulum_with_images_of_ones_own(call, tmp_path, trajectories):
     check_prediction(found, ["6"])
     assert list(found["test"]["r2"]) == ["sin φ", "cos φ", "φ̇"]
     assert found["settings"]["known"] == 3
+    assert pd.load(tmp_path / "best.safetensors")[0].standardise.shared
     if is_installed("matplotlib"):
         assert [name for name in PORTRAIT + FILM if not (tmp_path / name).is_file()] == []
 
@@ -292,9 +299,28 @@ def test_pendulum_with_vectors_of_ones_own(call, tmp_path, trajectories):
     found = metrics(tmp_path)
     check_prediction(found, ["16"])
     assert "r2" not in found["test"]
+    model = pd.load(tmp_path / "best.safetensors")[0]
+    assert model.standardise.fitted
+    assert not model.standardise.shared
     if is_installed("matplotlib"):
         assert (tmp_path / "forecast.png").is_file()
         assert not any((tmp_path / name).exists() for name in [*FILM, "identified.png"])
+
+
+def test_pendulum_is_right_in_any_unit(call, tmp_path, trajectories, monkeypatch):
+    """Vectors in other units: the same run, with errors in those units."""
+    x = pd.Trajectories.load_npz(trajectories / "vectors.npz").x.double()
+    pd.Trajectories(1000 + 64 * x).save_npz(tmp_path / "other.npz")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    found = []
+    for name, file in (("one", trajectories / "vectors.npz"), ("other", tmp_path / "other.npz")):
+        assert call("pendulum", "--smoke", "--data", file, "--out", tmp_path / name) is None
+        found.append(metrics(tmp_path / name))
+    assert found[1]["settings"]["scale"] == pytest.approx(found[0]["settings"]["scale"], rel=1e-4)
+    one, other = (f["test"]["open_loop_mse"]["16"] for f in found)
+    assert other == pytest.approx(64**2 * one, rel=0.02)
+    one, other = (f["test"]["bounds"]["elbo"]["nats_per_step"] for f in found)
+    assert other == pytest.approx(one + 2 * math.log(64), abs=0.05)
 
 
 def test_pendulum_with_hidden_frames(call, tmp_path, trajectories, monkeypatch):

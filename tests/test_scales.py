@@ -23,10 +23,10 @@ def images():
     return torch.rand(6, 20, 64, generator=torch.Generator().manual_seed(0)) * brightness
 
 
-def found(x, masks=None, emission="gaussian", standardise=None, **options):
+def found(x, masks=None, emission="gaussian", **options):
     model = pd.DMM(x_dim=x.shape[-1], z_dim=2, mlp_dims=(4,), emission=emission, **options)
-    if standardise is not None:
-        model.standardise = standardise
+    if model.standardise is not None:
+        model.standardise.fit(pd.SequenceDataset(x, masks=masks))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warn_of_scale(model, pd.SequenceDataset(x, masks=masks))

@@ -15,6 +15,7 @@ class Emission(nn.Module):
 
     binary = False  # whether frames are zeros and ones
     positive = False  # whether they are positive
+    units: tuple[Any, ...] = ()  # the model's `Standardise`, where it has one
 
     def check(self, x: Tensor, observed: Tensor | None) -> None:
         """Raises ``ValueError`` where an observed value cannot come from this emission.
@@ -59,8 +60,25 @@ class Emission(nn.Module):
         """Starts the emission at the mean frame of the training data, shape ``(x_dim,)``.
 
         Args:
-            mean: The mean frame.
+            mean: The mean frame, in the units of the data.
         """
+
+    def own_units(self, frames: Tensor) -> Tensor:
+        """Frames in the units that the emission has: standardised ones, in a model that standardises.
+
+        Args:
+            frames: Shape ``(*, x_dim)``.
+
+        Returns:
+            The same shape.
+
+        Raises:
+            ValueError: If the model's means and scales have not been fitted yet.
+        """
+        for part in self.units:
+            part.need_fitted()
+            frames = part(frames.to(part.loc))
+        return frames
 
 
 def expected(fn: Any) -> Tensor:

@@ -24,7 +24,8 @@ class GaussianEmission(Emission):
         x_dim: Size of a frame.
         hidden_dims: Widths of the hidden layers.
         dropout: Probability of dropping a hidden unit.
-        scale: Standard deviation of every entry; ``None`` learns it from the features.
+        scale: Standard deviation of every entry; ``None`` learns it from the features. In a model that standardises, it
+            is in standardised units.
         image_shape: Channels, height and width of frames that are images, for a
             :class:`~pyro_dssm.images.ConvDecoder` in the place of the MLP.
         channels: Channels of its feature maps, from the largest to the smallest.
@@ -74,4 +75,4 @@ class GaussianEmission(Emission):
     def init_bias(self, mean: Tensor) -> None:
         """Starts the loc at the mean frame."""
         with torch.no_grad():
-            output_bias(self.parameters_of_x)[: self.x_dim].copy_(mean)
+            output_bias(self.parameters_of_x)[: self.x_dim].copy_(self.own_units(mean))

@@ -90,7 +90,11 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
         # An emission of one's own may be of any kind.
         with torch.random.fork_rng(devices=devices_of(model)):
             drawn = model.sample(num_sequences, length, controls=controls)
-        x = x if _looks_real(drawn) else drawn
+        if not _looks_real(drawn):
+            return Batch(drawn, lengths, None, controls)
+    if model.standardise is not None:
+        model.standardise.need_fitted()
+        x = model.standardise.undo(x)
     return Batch(x, lengths, None, controls)
 
 
