@@ -12,6 +12,7 @@ from .constraints import (
     first_multiplier,
     moderate_scale,
 )
+from .data.gaps import RandomGaps
 from .data.sequences import Batch, SequenceDataset, Splits
 from .data.trajectories import Trajectories
 from .dssm import DSSM
@@ -113,6 +114,7 @@ __all__ = [
     "RNN",
     "RSSM",
     "RVAE",
+    "RandomGaps",
     "RecordingELBO",
     "SRNN",
     "STORN",

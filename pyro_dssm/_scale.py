@@ -67,7 +67,8 @@ def warn_of_scale(model: DSSM, data: SequenceDataset) -> None:
     """Warns where networks are given continuous frames that are far from unit scale.
 
     Nothing is said about powers, which are read as logarithms, and about zeros and ones; to a model that standardises,
-    only where the data are not like those that it was fitted on. Of images and spectra, and of frames within -1 to 1, a channel may vary as little as it likes if another one varies.
+    only where the data are not like those that it was fitted on. Of images and spectra, and of frames within -1 to 1,
+    a channel may vary as little as it likes if another one varies.
 
     Args:
         model: The model.

@@ -211,6 +211,10 @@ class Combiner(nn.Module):
     .. math:: h = \tfrac{1}{2} (\tanh(W v_{t-1} + b) + \tanh(U c_t)), \qquad
               q = \mathcal{N}(\mathrm{linear}(h), \mathrm{softplus}(\mathrm{linear}(h)))
 
+    This is how the authors combine the two; the mean is then a sum of a function of :math:`v_{t-1}` and one of
+    :math:`c_t`, so that what a frame says of :math:`z_t` is the same wherever the state was. With ``joint``, the hidden
+    layer is that of a perceptron of both, :math:`h = \tanh(W v_{t-1} + U c_t + b)`.
+
     :math:`U c_t` does not depend on the latents: :meth:`project` does it for the whole path at once, and only
     the rest is left in the loop over time. With ``gated`` the loc becomes
     :math:`g \odot m(h) + (1 - g) \odot V v_{t-1}`, with a gate from :math:`h`. What is linear
@@ -225,6 +229,7 @@ class Combiner(nn.Module):
             ``context_dim``.
         dropout: Probability of dropping a feature of the context.
         gated: Adds the gate.
+        joint: Whether one perceptron reads both.
 
     Reference:
         Krishnan, Shalit, Sontag. Structured Inference Networks for Nonlinear State Space Models. 2017.
@@ -246,21 +251,32 @@ class Combiner(nn.Module):
         direct_dim: int = 0,
         dropout: float = 0.0,
         gated: bool = False,
+        joint: bool = False,
     ) -> None:
         super().__init__()
+        self.joint = joint
         self.sizes = (context_dim, direct_dim) if direct_dim else (context_dim,)
         self.context = nn.Linear(context_dim, hidden_dim)
         self.direct = nn.Linear(direct_dim, 2 * z_dim, bias=False) if direct_dim else None
-        self.past = nn.Linear(past_dim, hidden_dim) if past_dim else None
+        # One bias is enough for a joint layer; by the other one, files with and without it are told apart.
+        self.past = nn.Linear(past_dim, hidden_dim, bias=not joint) if past_dim else None
         self.dropout = nn.Dropout(dropout)
         self.head = NormalHead(hidden_dim, z_dim)
         self.gate = nn.Linear(hidden_dim, z_dim) if gated and past_dim else None
         self.carry = nn.Linear(past_dim, z_dim) if gated and past_dim else None
 
+    def make_additive(self) -> None:
+        """Turns a joint combiner into one that averages, with other weights."""
+        if self.joint and self.past is not None:
+            self.past = nn.Linear(self.past.in_features, self.past.out_features).to(self.past.weight)
+        self.joint = False
+
     def project(self, context: Tensor) -> Tensor:
         """What the context says alone: its share of the hidden layer, and of the law where it has a direct one."""
         seen, *direct = self.dropout(context).split(self.sizes, dim=-1)
-        hidden = torch.tanh(self.context(seen))
+        hidden = self.context(seen)
+        if not self.joint:
+            hidden = torch.tanh(hidden)
         return hidden if self.direct is None else torch.cat([hidden, self.direct(*direct)], dim=-1)
 
     def forward(self, past: Tensor | None, projected: Tensor) -> dist.Distribution:
@@ -268,7 +284,10 @@ class Combiner(nn.Module):
         width = self.context.out_features
         hidden = projected[..., :width]
         if self.past is not None and past is not None:
-            hidden = 0.5 * (torch.tanh(self.past(past)) + hidden)
+            of_past = self.past(past)
+            hidden = of_past + hidden if self.joint else 0.5 * (torch.tanh(of_past) + hidden)
+        if self.joint:
+            hidden = torch.tanh(hidden)
         out = self.head.linear(hidden)
         if self.direct is not None:
             out = out + projected[..., width:]

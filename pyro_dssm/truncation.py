@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,18 +12,18 @@ from ._checks import positive
 from .data.sequences import Batch
 from .dssm import DSSM
 from .guides import Guide, check_pair
+from .inputs import Inputs
 from .nn import join, reverse
 
 __all__ = ["chunks"]
 
 
 @torch.no_grad()
-def _future_states(model: DSSM, guide: Guide, batch: Batch) -> Tensor | None:
+def _future_states(guide: Guide, inputs: Inputs, batch: Batch) -> Tensor | None:
     """States of the backward RNN that have read the frames from each one to the end, shape (B, T, state_dim)."""
     network = guide.backward_rnn
     if network is None:
         return None
-    inputs = model.observe(batch.x, batch.lengths, batch.mask, batch.controls)
     frames = reverse(join(guide._frames(inputs), inputs.controls), batch.lengths)
     state = network.start(frames.shape[:-2])
     if network.cell == "lstm":
@@ -41,10 +42,13 @@ def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Generator[Ba
     """Cuts a batch of long sequences into chunks that carry the states of all memories on.
 
     While a chunk is out, the model and the guide start from the states that the chunk before ended with, and the
-    guide's backward RNN from the state that it has after the frames still to come. No gradient passes a cut, but
-    the bounds of the chunks add up to that of the sequences. Each chunk must be run through guide and model once,
-    by ``svi.step`` with one particle for example, before the next is asked for. Sequences that have ended are left
-    out. Needs path sites.
+    guide's backward RNN from the state that it has after the frames still to come; a hierarchical start is inferred
+    from the first frames of the whole sequences, however short the chunks are. No gradient of the states passes a cut,
+    but the bounds of the chunks add up to that of the sequences. (A :class:`~pyro_dssm.KalmanGuide` of kind
+    ``"smoothing"`` smooths within each chunk, so what its bounds add up to is the bound of such a guide; with
+    ``bound="collapsed"``, and for ``"filtering"``, there is no difference.) Each chunk must be run through guide and
+    model once, by ``svi.step`` with one particle for example, before the next is asked for. Sequences that have ended
+    are left out. Needs path sites.
 
     Args:
         model: The model.
@@ -79,7 +83,8 @@ def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Generator[Ba
     positive("length", length)
     if model.sites != "path":
         raise ValueError(f"model: expected path sites for truncated back-propagation, got {model.sites!r}.")
-    future = _future_states(model, guide, batch)
+    whole = model.observe(batch.x, batch.lengths, batch.mask, batch.controls)
+    future = _future_states(guide, replace(whole, cache={}), batch)
     active = torch.arange(len(batch.lengths), device=batch.x.device)
     carried: dict[str, Tensor] | None = None
     for_guide: dict[str, Tensor] = {}
@@ -101,13 +106,13 @@ def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Generator[Ba
                 for_guide["backward"] = start
             # The control that drives a chunk's first step is the last one of the chunk before.
             model._transient.update(carried=carried, last={})
-            guide._transient.update(carried=for_guide, last={})
+            guide._carry(for_guide, whole if a == 0 else None)
             yield _cut(batch, active, a, b)
             carried = {k: v.detach() for k, v in model._transient["last"].items()}
             for_guide = {k: v.detach() for k, v in guide._last.items()}
     finally:
-        for program in (model, guide):
-            program._transient.clear()
+        model._transient.clear()
+        guide._carry(None)
 
 
 def _cut(batch: Batch, active: Tensor, a: int, b: int) -> Batch:
@@ -115,4 +120,4 @@ def _cut(batch: Batch, active: Tensor, a: int, b: int) -> Batch:
     b = a + int(lengths.max())
     mask = None if batch.mask is None else batch.mask[active, a:b]
     controls = None if batch.controls is None else batch.controls[active, a:b]
-    return Batch(batch.x[active, a:b], lengths, mask, controls)
+    return batch._replace(x=batch.x[active, a:b], lengths=lengths, mask=mask, controls=controls)

@@ -1,5 +1,6 @@
 """Data: sequences in batches, and the sets that the examples use."""
 
+from .gaps import RandomGaps
 from .mocap import load_mocap
 from .music import load_music
 from .sequences import Batch, Item, SequenceDataset, Splits, batches, collate
@@ -9,6 +10,7 @@ from .trajectories import Trajectories
 __all__ = [
     "Batch",
     "Item",
+    "RandomGaps",
     "SequenceDataset",
     "SpeechDataset",
     "SpeechSplits",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 
-from .._checks import positive, probability
+from .._checks import one_of, positive, probability
 from ..dssm import DSSM
 from ..memories import Cell
 from ..nn import Combiner
@@ -28,7 +28,11 @@ __all__ = [
 
 
 class GaussianGuide(Guide):
-    """A guide whose steps are diagonal Gaussians from a :class:`~pyro_dssm.nn.Combiner`.
+    r"""A guide whose steps are diagonal Gaussians from a :class:`~pyro_dssm.nn.Combiner`.
+
+    By default it combines what is known of the latents and of the frames as Krishnan et al. do, by the average of two
+    hidden layers: the mean of :math:`z_t` is a function of :math:`v_{t-1}` plus one of :math:`c_t`. The alignments of
+    the taxonomy are published in this form. With ``combiner="joint"``, one perceptron reads both.
 
     Args:
         model: The model whose latents it infers.
@@ -45,9 +49,15 @@ class GaussianGuide(Guide):
         channels: Channels of the feature maps, from the largest to the smallest.
         skip: Lets :math:`x_t` itself, or its features where it is encoded, act on the law directly, beside the
             combiner's hidden layer, whose tanh lets little detail of a frame through.
+        reads_mask: Reads beside each frame which of its entries are observed.
+        combiner: ``"additive"``, the average of two hidden layers, or ``"joint"``, one perceptron.
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Reference:
+        Krishnan, Shalit, Sontag. Structured Inference Networks for Nonlinear State Space Models. 2017.
+        arXiv:1609.09869.
     """
 
     def __init__(
@@ -66,7 +76,10 @@ class GaussianGuide(Guide):
         image_shape: Sequence[int] | None = None,
         channels: Sequence[int] = (16, 32),
         skip: bool = False,
+        reads_mask: bool = False,
+        combiner: Literal["additive", "joint"] = "additive",
     ) -> None:
+        one_of("combiner", combiner, ("additive", "joint"))
         super().__init__(
             model,
             latents=latents,
@@ -78,6 +91,7 @@ class GaussianGuide(Guide):
             image_shape=image_shape,
             channels=channels,
             skip=skip,
+            reads_mask=reads_mask,
         )
         positive("hidden_dim", hidden_dim)
         probability("dropout", dropout)
@@ -90,7 +104,14 @@ class GaussianGuide(Guide):
             direct_dim=direct,
             dropout=dropout,
             gated=gated,
+            joint=combiner == "joint",
         )
+
+    def _adapt(self, tensors: Mapping[str, Tensor]) -> None:
+        super()._adapt(tensors)
+        # In version 0.1 there was no other combiner, and the arguments in its files name none.
+        if "combiner.past.bias" in tensors and isinstance(self.combiner, Combiner):
+            self.combiner.make_additive()
 
     def encode(self, context: Tensor) -> Tensor:
         """The context's share of the combiner."""

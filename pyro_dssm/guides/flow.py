@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pyro.distributions import TransformedDistribution
-from pyro.distributions.transforms import (
-    AffineAutoregressive,
-    ConditionalAffineAutoregressive,
-)
+from pyro.distributions.transforms import AffineAutoregressive, ConditionalAffineAutoregressive
+from pyro.distributions.transforms.utils import clamp_preserve_gradients
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
 from .._checks import guide_kind, positive
-from .guide import Guide
-from .kalman import KalmanGuide
+from ..inputs import Inputs
+from ..paths import Path
+from .guide import Guide, GuidePath
 
-__all__ = ["FlowGuide"]
+__all__ = ["FlowGuide", "FlowPath"]
+
+# What a wrapper runs itself, since it draws or scores latents. All else that a guide has is the wrapped guide's.
+RUN_BY_WRAPPER = ("__call__", "forward", "draw", "states", "_path_site", "_step_sites")
+# How a path is drawn and scored by its steps.
+BY_STEPS = (
+    "rsample",
+    "sample",
+    "log_prob",
+    "log_prob_per_step",
+    "conditionals",
+    "expand",
+    "_draw_at_once",
+    "_draw_in_turn",
+    "_keep",
+)
+
+
+def _own_methods(thing: Any, names: tuple[str, ...], *known: type) -> list[str]:
+    """Which of these methods a thing has of its own, rather than from one of the known classes."""
+    own = [n for n in names if all(getattr(type(thing), n, None) is not getattr(c, n, None) for c in known)]
+    return own + [n for n in names if n in vars(thing) and n not in own]
 
 
 class FlowGuide(Guide):
@@ -26,6 +48,13 @@ class FlowGuide(Guide):
     :math:`f_\phi` is a chain of affine inverse autoregressive layers shared by all steps; each layer sees the
     variables in the reverse order of the one before. A sample and its density are computed together, in one pass.
 
+    Whatever the wrapped guide reads, it reads itself: its path (:meth:`Guide.path`) is run, with its context, its
+    memory of the latents and its start, and only the distribution of each step is pushed through the flows. So a guide
+    of your own may override anything that says what a step depends on. A guide that overrides how latents are drawn
+    (``forward``, ``draw``, ``states``), or whose path is not drawn step by step, is refused.
+
+    To change how a step is pushed, override :meth:`push`.
+
     Args:
         guide: The guide that is wrapped.
         num_flows: Number of layers.
@@ -33,7 +62,8 @@ class FlowGuide(Guide):
         conditional: Lets the layers also depend on the context of the step.
 
     Raises:
-        ValueError: If a number is not positive, or the latent variable has one dimension only.
+        ValueError: If the guide draws latents in a way of its own, a number is not positive, or the latent variable
+            has one dimension only.
 
     Reference:
         Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling. Improving Variational Inference with Inverse
@@ -48,10 +78,18 @@ class FlowGuide(Guide):
     def __init__(self, guide: Guide, num_flows: int = 3, hidden_dim: int = 20, *, conditional: bool = False) -> None:
         if not isinstance(guide, Guide):
             raise ValueError(f"guide: expected a Guide, got {guide_kind(guide)}.")
-        if isinstance(guide, KalmanGuide):
-            raise ValueError("guide: expected one with a law of each step, got a KalmanGuide, which draws whole paths.")
+        own = _own_methods(guide, RUN_BY_WRAPPER, Guide)
+        if own:
+            names = ", ".join(f"`{name}`" for name in own)
+            raise ValueError(
+                f"guide: expected one with a law of each step, got a {type(guide).__name__}, which draws whole paths "
+                f"in a way of its own: it overrides {names}."
+            )
+        self._check_subclass()
         positive("num_flows", num_flows)
         positive("hidden_dim", hidden_dim)
+        if not isinstance(conditional, bool):
+            raise ValueError(f"conditional: expected True or False, got {conditional!r}.")
         z_dim = guide.model.z_dim
         if z_dim < 2:
             raise ValueError(f"guide: expected a model with z_dim of at least 2, got {z_dim}.")
@@ -60,44 +98,186 @@ class FlowGuide(Guide):
         if guide._pyro_context.used:
             raise ValueError("guide: expected a guide that has not been called yet; wrap it first.")
         self.base = guide
-        self._model = guide._model
-        self.latents, self.past, self.future, self.skip = guide.latents, guide.past, guide.future, guide.skip
-        self.past_dim, self.context_dim, self.frame_dim = guide.past_dim, guide.context_dim, guide.frame_dim
         self.flows = nn.ModuleList(self._build(z_dim, hidden_dim, i, conditional=conditional) for i in range(num_flows))
+
+    def _check_subclass(self) -> None:
+        """What the wrapped guide is asked for would be overridden here to no effect."""
+        for name in ("step", *(n for n in vars(Guide) if isinstance(vars(FlowGuide).get(n), _OfBase))):
+            if getattr(type(self), name) is not getattr(FlowGuide, name):
+                raise TypeError(
+                    f"{type(self).__name__} overrides `{name}`, which the wrapped guide is asked for: override it "
+                    "there, or `push`, which changes the distribution of a step."
+                )
 
     def _build(
         self, z_dim: int, hidden_dim: int, layer: int, *, conditional: bool
     ) -> AffineAutoregressive | ConditionalAffineAutoregressive:
-        like = self._model[0]._like
+        like = next(self.base.parameters(), self.base.model._like)
         order: Any = torch.arange(z_dim) if layer % 2 == 0 else torch.arange(z_dim).flip(0)
         hidden = [hidden_dim, hidden_dim]
         if conditional:
-            width = self.base.encode(like.new_zeros(1, 1, self.context_dim)).shape[-1]
+            width = self.base.encode(like.new_zeros(1, 1, self.base.context_dim)).shape[-1]
             network = ConditionalAutoRegressiveNN(z_dim, width, hidden, permutation=order)
             return ConditionalAffineAutoregressive(network).to(like)
         return AffineAutoregressive(AutoRegressiveNN(z_dim, hidden, permutation=order)).to(like)
 
-    # What is read is the wrapped guide's affair.
-
     def __getattr__(self, name: str) -> Any:
-        if name in ("memory", "forward_rnn", "backward_rnn", "frame_encoder", "zeta_net"):
-            return getattr(self.base, name)
+        # What the wrapped guide holds (sizes, networks) is found here as well; methods that only it has are not, since
+        # they would know nothing of the flows.
+        if not any(name in self.__dict__.get(kind, ()) for kind in ("_modules", "_parameters", "_buffers")):
+            guide = self.__dict__.get("_modules", {}).get("base")
+            while isinstance(guide, FlowGuide):
+                guide = guide.base
+            held = (vars(guide), guide._modules, guide._parameters, guide._buffers) if guide is not None else ()
+            if any(name in kind for kind in held):
+                return getattr(guide, name)
         return super().__getattr__(name)
 
-    def encode(self, context: Tensor) -> Any:
-        """What the wrapped guide makes of the context."""
-        return self.base.encode(context)
+    def path(self, inputs: Inputs) -> FlowPath:
+        """The wrapped guide's distribution of the latent path, each step of it pushed through the flows."""
+        return FlowPath(self, self.base.path(inputs))
 
     def step(self, past: Tensor | None, context: Tensor) -> TransformedDistribution:
         """The wrapped guide's step, pushed through the flows."""
+        return self.push(self.base.step(past, context), context)
+
+    def push(self, fn: Any, context: Tensor | None) -> TransformedDistribution:
+        """Pushes the distribution of a step, or of all steps, through the flows.
+
+        Args:
+            fn: Event shape ``(z_dim,)``.
+            context: The encoded context of the step, which conditional flows depend on.
+
+        Returns:
+            A distribution of the same shapes.
+        """
         # Fresh transforms for each law: they remember their last pass, which no other law must be answered with.
         flows = [
-            f.condition(context) if isinstance(f, ConditionalAffineAutoregressive) else AffineAutoregressive(f.arn)
+            _Affine(f.condition(context).arn if isinstance(f, ConditionalAffineAutoregressive) else f.arn)
             for f in self.flows
         ]
-        return TransformedDistribution(self.base.step(past, context), flows)
+        return TransformedDistribution(fn, flows)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the flows depend on the context of the step."""
+        return isinstance(self.flows[0], ConditionalAffineAutoregressive)
+
+    def _adapt(self, tensors: Mapping[str, Tensor]) -> None:
+        of_base = {name.removeprefix("base."): t for name, t in tensors.items() if name.startswith("base.")}
+        before = getattr(getattr(self.base, "combiner", None), "joint", False)
+        self.base._adapt(of_base)
+        if before and not self.base.combiner.joint:
+            warnings.warn(
+                f"path: in version 0.1, flows around a {type(self.base).__name__} let every step read all later "
+                "frames; here each reads what the wrapped guide reads, so the bound of this pair is another. Train it "
+                "again.",
+                stacklevel=3,
+            )
 
     def __repr__(self) -> str:
         inner = self.base.factorisation().replace("z_t |", "u_t |")
-        name = f"{type(self.base).__name__}({type(self.model).__name__})"
-        return f"FlowGuide({name}): z_t = f_{len(self.flows)}(u_t), {inner}"
+        name, count = f"{type(self.base).__name__}({type(self.model).__name__})", len(self.flows)
+        guide: Any = self.base
+        while isinstance(guide, FlowGuide):
+            count, guide = count + len(guide.flows), guide.base
+            name = name.replace("(", f"({type(guide).__name__}(") + ")"
+        return f"{type(self).__name__}({name}): z_t = f_{count}(u_t), {inner}"
+
+
+class _OfBase(property):
+    """What a wrapper takes from the guide that it wraps."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(lambda wrapper: getattr(wrapper.base, name))
+
+
+# Not a list of names: what the base class gains one day is the wrapped guide's as well.
+for _name in vars(Guide):
+    if not _name.startswith("__") and _name not in vars(FlowGuide) and _name not in RUN_BY_WRAPPER:
+        setattr(FlowGuide, _name, _OfBase(_name))
+
+
+class FlowPath(Path):
+    """The distribution of the latent path under a :class:`FlowGuide`: another one's, whose steps flows push.
+
+    Args:
+        guide: The guide with the flows.
+        inner: The wrapped guide's.
+
+    Raises:
+        ValueError: If that one is not drawn step by step, or has no context that conditional flows could depend on.
+    """
+
+    def __init__(self, guide: FlowGuide, inner: Any) -> None:
+        name = type(guide.base).__name__
+        own = _own_methods(inner, BY_STEPS, Path, GuidePath, FlowPath) if isinstance(inner, Path) else ["rsample"]
+        if own:
+            raise ValueError(
+                f"guide: expected one whose path is drawn step by step, got a {name}, whose path is a "
+                f"{type(inner).__name__} with a way of its own to draw or score it."
+            )
+        self.guide, self.inner = guide, inner
+        self._context: Tensor | None = getattr(inner, "_context", None)
+        if guide.is_conditional and self._context is None:
+            raise ValueError(
+                f"guide: expected one whose path has a context for conditional flows, got a {name}, whose path is a "
+                f"{type(inner).__name__}."
+            )
+        self._contexts = None if self._context is None else self._context.unbind(-2)
+        self.memoryless, self.carrying = inner.memoryless, inner.carrying
+        super().__init__(inner.batch_shape, inner.event_shape[0], inner.event_shape[1], inner.valid)
+
+    def blank(self) -> Tensor:
+        """Zeros like the wrapped guide's."""
+        return self.inner.blank()
+
+    def start(self, batch: torch.Size) -> Any:
+        """The wrapped guide's state before the first step."""
+        return self.inner.start(batch)
+
+    def at(self, state: Any, t: int) -> Any:
+        """The wrapped guide's step, pushed through the flows."""
+        return self._pushed(self.inner.at(state, t), None if self._contexts is None else self._contexts[t])
+
+    def advance(self, state: Any, z: Tensor, t: int) -> Any:
+        """The wrapped guide's state after one more latent variable."""
+        return self.inner.advance(state, z, t)
+
+    def along(self, z: Tensor) -> Any:
+        """All steps at once."""
+        return self._pushed(self.inner.along(z), self._context)
+
+    def finish(self, state: Any) -> None:
+        """Keeps the state for the next chunk."""
+        self.inner.finish(state)
+
+    def hand_over(self, z: Tensor) -> None:
+        """Keeps for the model what was computed of the path that has just been drawn."""
+        if isinstance(self.inner, GuidePath | FlowPath):
+            self.inner.hand_over(z)
+
+    def _keep(self, z: Tensor, densities: list[Any]) -> None:
+        super()._keep(z, densities)
+        self.hand_over(z)
+
+    def _pushed(self, fn: Any, context: Tensor | None) -> Any:
+        if not fn.has_rsample:
+            raise ValueError(
+                f"guide: expected steps that can be reparameterised, which flows can push, got a {type(self.guide.base).__name__} with "
+                f"{type(fn).__name__} steps."
+            )
+        return self.guide.push(fn, context)
+
+
+class _Affine(AffineAutoregressive):
+    """Inverts in the dtype of what it is given, whatever the default is."""
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x = list(torch.zeros_like(y).unbind(-1))
+        for i in self.arn.permutation:
+            mean, log_scale = self.arn(torch.stack(x, dim=-1))
+            log_scale = clamp_preserve_gradients(log_scale, self.log_scale_min_clip, self.log_scale_max_clip)
+            x[i] = (y[..., i] - mean[..., i]) * (-log_scale[..., i]).exp()
+        self._cached_log_scale = log_scale
+        return torch.stack(x, dim=-1)

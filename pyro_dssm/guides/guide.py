@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pyro
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from .._checks import event, guide_kind, one_of, positive
 from .._program import Program
 from ..dssm import DSSM, plates
-from ..images import frame_encoder, positive_integers
+from ..images import check_image_shape, frame_encoder, positive_integers
 from ..inputs import Inputs
 from ..memories import CELLS, Cell, Last, Memory, Recurrent
 from ..nn import MLP, NormalHead, join, reverse, shift
@@ -24,7 +25,7 @@ from ..structure import Order
 
 __all__ = ["Guide", "GuidePath", "check_pair"]
 
-START_FRAMES = 5  # that a hierarchical start is inferred from
+START_FRAMES = 5  # that a hierarchical start is inferred from, where later frames may be read
 
 Latents = Literal["none", "last", "model", "own"]
 Frames = Literal["none", "now", "last", "model", "own"]
@@ -71,6 +72,14 @@ class Guide(Program):
     are the features of these frames (zero before the first). The model's RNNs read the frames as the model does
     (:meth:`DSSM.read`).
 
+    With ``reads_mask``, the guide's own networks read beside each frame which of its entries are observed: ones and
+    zeros, zero in the padding, as many as the frame has entries. They are more entries of the frame, or of the image
+    more channels, for an encoder, whose features are followed by the fraction of the frame that is observed. Where the
+    context does not hold the frame itself (``past`` of ``"none"``, ``"model"`` or ``"own"`` without ``skip``), they
+    enter it directly, so that every step knows. What is not observed is zero in such frames, whatever has been put
+    there. The RNNs of the model read as ever. A guide learns to make use of it from data with gaps, such as
+    :class:`~pyro_dssm.RandomGaps` makes.
+
     The RNNs are built here, and :attr:`past_dim` and :attr:`context_dim` say how much arrives in :meth:`step`.
     The guide keeps a reference to its model that is no submodule: its ``state_dict`` and ``parameters`` are its
     own alone.
@@ -87,11 +96,15 @@ class Guide(Program):
             :class:`~pyro_dssm.images.ConvEncoder`.
         channels: Channels of its feature maps, from the largest to the smallest.
         skip: Offers :math:`x_t` itself beside the RNN states over the frames, at the end of the context.
+        reads_mask: Whether it reads which entries of a frame are observed.
+        start_frames: Number of frames that the ``zeta`` of a hierarchical start is inferred from; by default five,
+            and :math:`x_1` alone where no later frames are read (``future=False``), so that such a guide is causal.
 
     Attributes:
-        frame_dim: Size of a frame as the guide reads it: of its features, where it is encoded.
+        frame_dim: Size of a frame as the guide reads it: of its features, where it is encoded; with what is read of
+            the mask.
         past_dim: Size of ``past`` in :meth:`step`; 0 where nothing is read of the latents.
-        context_dim: Size of what :meth:`encode` is given.
+        context_dim: Size of what :meth:`encode` is given, with what is read of the mask.
 
     Raises:
         ValueError: If the model is no :class:`DSSM`, a source or a cell has no such name, a size is not positive, or
@@ -124,6 +137,8 @@ class Guide(Program):
         image_shape: Sequence[int] | None = None,
         channels: Sequence[int] = (16, 32),
         skip: bool = False,
+        reads_mask: bool = False,
+        start_frames: int | None = None,
     ) -> None:
         super().__init__()
         if type(self).step is Guide.step:
@@ -136,17 +151,25 @@ class Guide(Program):
                 raise ValueError(f"{name}: expected one of {list(names)}, got {value!r}.")
         # A tuple hides the model from torch, which would list its tensors in the guide's state_dict as well.
         self._model = (model,)
-        if not isinstance(skip, bool):
-            raise ValueError(f"skip: expected True or False, got {skip!r}.")
+        for name, flag in (("skip", skip), ("reads_mask", reads_mask)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name}: expected True or False, got {flag!r}.")
         self.latents, self.past, self.future, self.skip = latents, past, future, skip
-        self.frame_encoder, self.frame_dim = None, model.x_dim
+        self.reads_mask = reads_mask
+        mask_dim = model.x_dim if reads_mask else 0
+        self.frame_encoder, self.frame_dim = None, model.x_dim + mask_dim
         encoder_dims = positive_integers("encoder_dims", encoder_dims)
         if encoder_dims or image_shape is not None:
             if self._past_source in ("none", "model") and not (future or skip):
                 name = "encoder_dims" if encoder_dims else "image_shape"
                 raise ValueError(f"{name}: expected none, since this guide reads no frames but through the model.")
-            self.frame_encoder = frame_encoder(model.x_dim, encoder_dims, image_shape, channels)
-            self.frame_dim = self.frame_encoder.out_dim
+            if image_shape is not None and reads_mask:
+                first, height, width = check_image_shape(image_shape, model.x_dim)
+                image_shape = (2 * first, height, width)
+            self.frame_encoder = frame_encoder(self.frame_dim, encoder_dims, image_shape, channels)
+            mask_dim = 1 if reads_mask else 0
+            self.frame_dim = self.frame_encoder.out_dim + mask_dim
+        self._mask_dim = mask_dim
         in_dim = self.frame_dim + model.control_dim
         self.memory = self._build_memory(rnn_dim, rnn)
         self.forward_rnn = Recurrent(in_dim, rnn_dim, rnn) if self._past_source == "own" else None
@@ -155,14 +178,38 @@ class Guide(Program):
         self.past_dim = z_memory.out_dim if z_memory is not None else 0
         self.context_dim = self._count_context()
 
-        self.zeta_net: nn.Module | None = None
-        if model.zeta_dim:
-            self.zeta_net = nn.Sequential(
-                MLP(START_FRAMES * model.x_dim, (rnn_dim,)), NormalHead(rnn_dim, model.zeta_dim)
-            )
+        if start_frames is not None:
+            positive("start_frames", start_frames)
+        self.start_frames = (START_FRAMES if future else 1) if start_frames is None else start_frames
+        self.zeta_net: nn.Module | None = self._build_zeta_net(rnn_dim) if model.zeta_dim else None
+
+    # What is read of the first frames.
+
+    def _build_zeta_net(self, hidden_dim: int) -> nn.Sequential:
+        size = self.start_frames * (self.model.x_dim + self._mask_dim)
+        return nn.Sequential(MLP(size, (hidden_dim,)), NormalHead(hidden_dim, self.model.zeta_dim))
+
+    def first_frames(self, inputs: Inputs) -> Tensor:
+        """The first :attr:`start_frames` frames of each sequence, as the model reads them; zero where there is none.
+
+        Args:
+            inputs: A checked batch.
+
+        Returns:
+            Shape ``(*, B, start_frames, x_dim)``, with ``reads_mask`` followed by what is read of the mask.
+        """
+        count = self.start_frames
+        frames = self._with_mask(inputs.frames, inputs)[..., :count, :]
+        if inputs.valid is not None:
+            # What networks read of the zeros in the padding need not be zero.
+            frames = torch.where(inputs.valid[..., :count].unsqueeze(-1), frames, 0.0)
+        return nn.functional.pad(frames, (0, 0, 0, count - frames.shape[-2]))
 
     def zeta_law(self, inputs: Inputs) -> Any:
-        r"""The law :math:`q(\zeta \mid x_{1:k})` of the hierarchical start's latent variable, from the first frames.
+        r"""The distribution :math:`q(\zeta \mid x_{1:k})` of the hierarchical start's latent variable.
+
+        Where a long sequence is cut into chunks (:func:`~pyro_dssm.chunks`), this is called for the first one, with
+        the whole sequences.
 
         Args:
             inputs: A checked batch.
@@ -171,9 +218,12 @@ class Guide(Program):
             A diagonal Gaussian of batch shape ``(*, B)``.
         """
         assert self.zeta_net is not None
-        x = inputs.frames[..., :START_FRAMES, :]
-        missing = START_FRAMES - x.shape[-2]
-        return self.zeta_net(nn.functional.pad(x, (0, 0, 0, missing)).flatten(-2))
+        return self.zeta_net(self.first_frames(inputs).flatten(-2))
+
+    def _zeta_of(self, inputs: Inputs) -> Any:
+        """The same for a batch that may be the first chunk of longer sequences."""
+        whole = self._transient.get("whole")
+        return self.zeta_law(inputs if whole is None else whole)
 
     @property
     def model(self) -> DSSM:
@@ -248,14 +298,46 @@ class Guide(Program):
             total += model.control_dim
         if total == 0:
             raise ValueError("past, future: expected a guide that reads something of x, got neither.")
+        total += 0 if self._frame_in_context else self._mask_dim
         return total + (self.frame_dim if self._skips else 0)
+
+    @property
+    def _frame_in_context(self) -> bool:
+        """Whether the context holds the frame itself, and so what is read of its mask."""
+        return self._past_source in ("now", "last") or self._skips
+
+    def _observed(self, inputs: Inputs) -> Tensor:
+        """One where an entry is observed, else zero, shape ``(*, B, T, x_dim)``."""
+        x = inputs.x
+        return torch.ones_like(x) if inputs.observed is None else inputs.observed.to(x.dtype).expand(x.shape)
+
+    def _mask_features(self, inputs: Inputs) -> Tensor | None:
+        """What is read of the mask beside a frame (or its features): its entries, or the fraction of them."""
+        if not self.reads_mask:
+            return None
+        observed = self._observed(inputs)
+        return observed if self.frame_encoder is None else observed.mean(-1, keepdim=True)
+
+    def _with_mask(self, frames: Tensor, inputs: Inputs) -> Tensor:
+        return join(frames * self._observed(inputs), self._mask_features(inputs)) if self.reads_mask else frames
 
     def _frames(self, inputs: Inputs) -> Tensor:
         """The frames as the guide's own networks read them, shape ``(*, B, T, frame_dim)``."""
-        return inputs.frames if self.frame_encoder is None else self.frame_encoder(inputs.frames)
+        if self.frame_encoder is None:
+            return self._with_mask(inputs.frames, inputs)
+        if not self.reads_mask:
+            return self.frame_encoder(inputs.frames)
+        observed = self._observed(inputs)
+        features = self.frame_encoder(join(inputs.frames * observed, observed))
+        return join(features, self._mask_features(inputs))
+
+    @property
+    def skips_hidden(self) -> bool:
+        """Whether nothing at all is read of what is put in the place of hidden frames."""
+        return self.reads_mask and self._past_source != "model" and not self._reads_shared
 
     def _context(self, inputs: Inputs) -> Tensor:
-        model, parts = self.model, []
+        model, parts = self.model, list[Tensor | None]()
         encoded = self._frames(inputs)
         frames = join(encoded, inputs.controls)
         source = self._past_source
@@ -275,16 +357,24 @@ class Guide(Program):
             parts.append(reverse(backwards, inputs.lengths))
         if self.forward_rnn is None and self.backward_rnn is None and inputs.controls is not None:
             parts.append(inputs.controls)
+        if self.reads_mask and not self._frame_in_context:
+            parts.append(self._mask_features(inputs))
         if self._skips:
             parts.append(encoded)
         return join(*parts)
 
     def _previous(self, inputs: Inputs, encoded: Tensor) -> Tensor:
-        if self.frame_encoder is None and "x" in self.model.memories:
+        if self.frame_encoder is None and not self.reads_mask and "x" in self.model.memories:
             return self.model.memories.along_x(inputs)[0]["x"]
         start = self._carried.get("x", torch.zeros_like(encoded[..., 0, :]))
         self._last["x"] = encoded[..., -1, :]
         return shift(encoded, start)
+
+    def _carry(self, carried: dict[str, Tensor] | None, whole: Inputs | None = None) -> None:
+        """Lets a chunk start from carried states, the first one with its whole sequences; ``None``: no chunk."""
+        self._transient.clear()
+        if carried is not None:
+            self._transient.update(carried=carried, last={}, whole=whole)
 
     @property
     def _carried(self) -> dict[str, Tensor]:
@@ -350,7 +440,7 @@ class Guide(Program):
         inputs = self.model.observe(x, lengths, mask, controls, by_guide=True)
         with plates(inputs.batch_shape):
             if self.zeta_net is not None and inputs.first is None:
-                inputs.cache["zeta"] = pyro.sample("zeta", self.zeta_law(inputs))
+                inputs.cache["zeta"] = pyro.sample("zeta", self._zeta_of(inputs))
             path = self.path(inputs)
             return self._path_site(path) if self.model.sites == "path" else self._step_sites(path, inputs)
 
@@ -367,9 +457,34 @@ class Guide(Program):
                 zs.append(z)
         return torch.stack(zs, dim=-2)
 
-    def path(self, inputs: Inputs) -> GuidePath:
+    def path(self, inputs: Inputs) -> Any:
         """The law of the latent path given a checked batch."""
         return GuidePath(self, inputs)
+
+    # Files of earlier versions.
+
+    def _adapt(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the form of a file that an earlier version wrote, before its tensors are loaded.
+
+        In version 0.1, ``zeta`` was inferred from five frames by causal guides too.
+
+        Args:
+            tensors: Those of the file, by the names of the guide's ``state_dict``.
+        """
+        weight = tensors.get("zeta_net.0.0.weight")
+        if weight is None or not isinstance(self.zeta_net, nn.Sequential):
+            return
+        count, rest = divmod(weight.shape[-1], self.model.x_dim + self._mask_dim)
+        if rest or count == self.start_frames:
+            return
+        causal, self.start_frames = self.start_frames == 1, count
+        self.zeta_net = self._build_zeta_net(weight.shape[0])
+        if causal:
+            warnings.warn(
+                f"path: the start of this {type(self).__name__} is inferred from {count} frames, as in version 0.1, so "
+                "that it is not causal; one that is built now reads x_1 alone there.",
+                stacklevel=3,
+            )
 
     def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
         """Draws latent paths, shape ``(num_samples, *, B, T, z_dim)``."""
@@ -482,6 +597,10 @@ class GuidePath(Path):
 
     def _keep(self, z: Tensor, densities: list[Any]) -> None:
         super()._keep(z, densities)
+        self.hand_over(z)
+
+    def hand_over(self, z: Tensor) -> None:
+        """Keeps for the model what was computed of the path that has just been drawn."""
         if self._shares and self._memory is not None:
             # The model reads the same RNN along the same path: it need not run it again.
             after = torch.stack([self._memory.read(state) for state in self._states], dim=-2)

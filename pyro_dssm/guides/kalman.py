@@ -18,7 +18,7 @@ from ..kalman import Filtered, Smoothed, backward_conditionals, backward_log_pro
 from ..kalman_vae import KalmanVAE, frames_seen
 from ..nn import normal
 from ..paths import PathLaw, normal_of
-from .guide import Guide
+from .guide import START_FRAMES, Guide
 
 __all__ = ["KalmanGuide", "KalmanPath"]
 
@@ -43,6 +43,8 @@ class KalmanGuide(Guide):
         kind: ``"smoothing"`` or ``"filtering"``.
         encoder_dims: Widths of the encoder's hidden layers.
         image_shape: Channels, height and width of a frame, for a convolutional encoder.
+        reads_mask: Whether codes are read off a frame with its mask at hand, which matters where single entries are
+            hidden: the codes of hidden frames come from the filter.
 
     Raises:
         ValueError: If the model is of another kind, or an argument is out of its range.
@@ -64,12 +66,20 @@ class KalmanGuide(Guide):
         kind: str = "smoothing",
         encoder_dims: Sequence[int] = (128, 128),
         image_shape: Sequence[int] | None = None,
+        reads_mask: bool = False,
     ) -> None:
         if not isinstance(model, KalmanVAE):
             raise ValueError(f"model: expected an EKVAE or a KVAE, got {type(model).__name__}.")
         one_of("kind", kind, ("smoothing", "filtering"))
         super().__init__(
-            model, latents="none", past="now", future=False, encoder_dims=encoder_dims, image_shape=image_shape
+            model,
+            latents="none",
+            past="now",
+            future=False,
+            encoder_dims=encoder_dims,
+            image_shape=image_shape,
+            reads_mask=reads_mask,
+            start_frames=1 if kind == "filtering" else START_FRAMES,
         )
         self.kind = kind
         self.codes = nn.Linear(self.context_dim, 2 * model.code_dim)
@@ -80,8 +90,8 @@ class KalmanGuide(Guide):
 
     @property
     def skips_hidden(self) -> bool:
-        """Whether nothing at all is read of hidden frames."""
-        return self.zeta_net is None
+        """Whether nothing at all is read of what is put in the place of hidden frames."""
+        return self.zeta_net is None or self.reads_mask
 
     def _count_context(self) -> int:
         return super()._count_context() - self.model.control_dim
@@ -221,7 +231,7 @@ class KalmanPath(PathLaw):
         self.model: Any = guide.model
         self.zeta: Tensor | None = inputs.cache.get("zeta")
         if self.zeta is None and guide.zeta_net is not None and inputs.first is None:
-            self.zeta = guide.zeta_law(inputs).mean
+            self.zeta = guide._zeta_of(inputs).mean
         self.codes = event("step", guide.step(None, guide.encode(guide._context(inputs))), self.model.code_dim)
         if normal_of(self.codes) is None:
             raise ValueError(f"step: expected to return a diagonal Gaussian, got {type(self.codes).__name__}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,15 @@ __all__ = ["FusionGuide", "NoiseGuide"]
 class NoiseGuide(GaussianGuide):
     r"""Infers the noise that drives a state, :math:`q(w_t \mid z_{t-1}, x_t, u_{t-1})`; :math:`w_1` from all frames.
 
+    One perceptron reads the state, the frame and the control together: the noise that leads to where a frame says that
+    the system is depends on where it was.
+
     Args:
         model: A :class:`~pyro_dssm.DVBF`, or another model whose frames depend on an RNN state over its latents.
         rnn_dim: Size of the state of the backward RNN that the first step reads.
         rnn: Its cell.
+        combiner: ``"joint"``, that perceptron, or ``"additive"``, whose mean is a function of the state plus one of
+            frame and control (as in version 0.1; its files load with it).
         **options: Options of :class:`~pyro_dssm.GaussianGuide`.
 
     Raises:
@@ -43,11 +48,20 @@ class NoiseGuide(GaussianGuide):
         NoiseGuide(DVBF): q(z_t | h¹_{t-1}, x_t), t = 1 also g←_1
     """
 
-    def __init__(self, model: DSSM, *, rnn_dim: int = 128, rnn: Cell = "gru", **options: Any) -> None:
+    def __init__(
+        self,
+        model: DSSM,
+        *,
+        rnn_dim: int = 128,
+        rnn: Cell = "gru",
+        combiner: Literal["additive", "joint"] = "joint",
+        **options: Any,
+    ) -> None:
         check_model(model)
         if model.structure.x_from_z is not Order.FULL:
             raise ValueError(f"model: expected one whose frames depend on all latents, got {model.structure!r}.")
-        super().__init__(model, latents="model", past="now", future=True, rnn_dim=rnn_dim, rnn=rnn, **options)
+        options = {"rnn_dim": rnn_dim, "rnn": rnn, "combiner": combiner, **options}
+        super().__init__(model, latents="model", past="now", future=True, **options)
 
     def _count_context(self) -> int:
         # The backward RNN is read at the first step only, so controls do not reach the context through it.
@@ -82,7 +96,7 @@ class FusionGuide(Guide):
     Args:
         model: A model with Gaussian transition from :math:`z_{t-1}` and a learned ``initial`` law.
         hidden_dim: Width of the hidden layer over the encoded frame.
-        **options: ``encoder_dims``, ``image_shape``, ``channels`` of :class:`~pyro_dssm.Guide`.
+        **options: ``encoder_dims``, ``image_shape``, ``channels``, ``reads_mask`` of :class:`~pyro_dssm.Guide`.
 
     Raises:
         ValueError: If the model is of another kind, or an argument is out of its range.
