@@ -153,7 +153,7 @@ def _steps(value: Tensor, seen: Tensor | None, dtype: torch.dtype) -> tuple[Tens
             left = v.to(dtype).to(v.dtype).diff(dim=1).abs_()
             left = left if both is None else torch.where(both, left, 0.0)
             lost, bent = torch.where(left == 0, step, 0.0).sum(1), (step - left).abs().sum(1)
-        found.append(tuple(part.double() for part in (moved, lost, bent, size, count)))
+        found.append(tuple(part.cpu().double() for part in (moved, lost, bent, size, count)))
     return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
 

@@ -255,7 +255,9 @@ class Run:
             terms = [-loss.reconstruction, loss.kl, *frames, squares, loss.entries]
         if self.world > 1:
             # What a schedule makes of the terms has to be the same in every process.
-            summed = torch.tensor(terms, dtype=torch.float64, device=self.model._like.device)
+            # Gloo sums on the CPU; what has a backend of its own has float64 as well.
+            device = "cpu" if "gloo" in distributed.get_backend() else self.model._like.device
+            summed = torch.tensor(terms, dtype=torch.float64, device=device)
             distributed.all_reduce(summed)
             terms = summed.tolist()
         reconstruction, kl, total, _, squares, entries = terms

@@ -9,6 +9,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.functional import pad
+
+from .kalman._linalg import triangular
 
 __all__ = ["CodedState", "Sampled", "gaussian_log_prob"]
 
@@ -71,11 +74,11 @@ class CodedState(TorchDistribution):
             The mean, shape ``(*, d)``, and the lower Cholesky factor of the covariance, shape ``(*, d, d)``.
         """
         loc, d = self.code_loc(self.loc), self.code_scale.shape[-1]
-        variance, noise = self.scale.square().expand(self.loc.shape), self.code_scale.square()
+        scale, noise = self.scale.expand(self.loc.shape), self.code_scale
         if self.matrix is None:
-            return loc, torch.diag_embed((variance[..., :d] + noise).sqrt())
-        cov = (self.matrix * variance.unsqueeze(-2)) @ self.matrix.mT + torch.diag(noise)
-        return loc, torch.linalg.cholesky(cov)
+            return loc, torch.diag_embed(torch.hypot(scale[..., :d], noise))
+        shown = self.matrix * scale.unsqueeze(-2)
+        return loc, triangular(torch.cat([torch.diag_embed(noise).expand(*shown.shape[:-1], d), shown], dim=-1))
 
     def given_code(self, a: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""The law of the state given its code, :math:`p(z \mid a) \propto p(z)\, p(a \mid z)`.
@@ -88,22 +91,25 @@ class CodedState(TorchDistribution):
             The mean, shape ``(*, n)``, and the lower Cholesky factor of the covariance, shape ``(*, n, n)``.
         """
         n, d = self.loc.shape[-1], self.code_scale.shape[-1]
-        variance, noise = self.scale.square().expand(self.loc.shape), self.code_scale.square()
+        scale, noise = self.scale.expand(self.loc.shape), self.code_scale
         error = a - self.code_loc(self.loc)
         if self.matrix is None:
-            gain = variance[..., :d] / (variance[..., :d] + noise)
-            gain = torch.cat([gain, torch.zeros_like(variance[..., d:])], dim=-1)
+            # P (1 - P / (P + R)) is P R / (P + R), where nothing cancels, however sharp the code is.
+            total = torch.hypot(scale[..., :d], noise)
+            share, rest = scale[..., :d] / total, noise / total
             if hidden is not None:
-                gain = torch.where(hidden.unsqueeze(-1), 0.0, gain)
-            step = gain * torch.cat([error, error.new_zeros(*error.shape[:-1], n - d)], dim=-1)
-            return self.loc + step, torch.diag_embed((variance * (1 - gain)).sqrt())
+                share, rest = (torch.where(hidden.unsqueeze(-1), x, y) for x, y in ((0.0, share), (1.0, rest)))
+            step, seen = share.square() * error, scale[..., :d] * rest
+            loc = self.loc + torch.cat([step, step.new_zeros(*step.shape[:-1], n - d)], dim=-1)
+            return loc, torch.diag_embed(torch.cat([seen, scale[..., d:].expand(*seen.shape[:-1], n - d)], dim=-1))
         h = self.matrix if hidden is None else torch.where(hidden[..., None, None], 0.0, self.matrix)
-        cross = variance.unsqueeze(-1) * h.mT
-        factor = torch.linalg.cholesky(h @ cross + torch.diag(noise))
-        gain = torch.cholesky_solve(cross.mT, factor).mT
-        rest = torch.eye(n, dtype=a.dtype, device=a.device) - gain @ h
-        cov = (rest * variance.unsqueeze(-2)) @ rest.mT + (gain * noise) @ gain.mT
-        return self.loc + torch.matmul(gain, error.unsqueeze(-1)).squeeze(-1), torch.linalg.cholesky(cov)
+        # A square root of the joint covariance of code and state; made triangular, it holds the gain and the root.
+        shown = h * scale.unsqueeze(-2)
+        state = torch.diag_embed(scale).expand(*shown.shape[:-2], n, n)
+        noises = pad(torch.diag_embed(noise), (0, 0, 0, n)).expand(*shown.shape[:-2], d + n, d)
+        root = triangular(torch.cat([noises, torch.cat([shown, state], dim=-2)], dim=-1))
+        white = torch.linalg.solve_triangular(root[..., :d, :d], error.unsqueeze(-1), upper=False)
+        return self.loc + torch.matmul(root[..., d:, :d], white).squeeze(-1), root[..., d:, d:]
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws a state, then its code."""

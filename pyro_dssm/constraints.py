@@ -49,6 +49,7 @@ import torch
 
 from ._checks import is_number, one_of, positive
 from ._checks import share as check_share
+from ._devices import generators_kept, wide
 from .data.sequences import SequenceDataset, batches
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -456,12 +457,12 @@ def error_bound(train: SequenceDataset, share: float = 0.025, *, standardise: St
     """
     if not (is_number(share) and share > 0):
         raise ValueError(f"share: expected a positive number, got {share!r}.")
-    mean, squares, count, scale = train.mean_frame().cpu().double(), 0.0, 0.0, 1.0
+    mean, squares, count, scale = wide(train.mean_frame()), 0.0, 0.0, 1.0
     if standardise is not None:
         standardise.need_fitted()
-        scale = standardise.scale.cpu().double()  # type: ignore[assignment]
+        scale = wide(standardise.scale)  # type: ignore[assignment]
     for item in train:  # type: ignore[attr-defined]
-        terms = ((item.x.cpu().double() - mean) / scale).square()
+        terms = ((wide(item.x) - mean) / scale).square()
         if item.mask is not None:
             mask = item.mask if item.mask.dim() == 2 else item.mask.unsqueeze(-1)
             mask = mask.cpu().expand_as(terms)
@@ -576,8 +577,7 @@ def autoencoder_error(
     loss, squares, count = RecordingELBO(), 0.0, 0.0
     model.eval()
     guide.eval()
-    devices = [model._like.device] if model._like.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with generators_kept(model._like.device), torch.no_grad():
         torch.manual_seed(seed)
         for batch in batches(train if valid is None else valid, options.get("batch_size", 20)):
             batch = batch.to(model._like)

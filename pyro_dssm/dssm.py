@@ -13,6 +13,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from ._checks import event, one_of, probability
+from ._devices import generators_kept
 from ._program import Program, evaluating
 from .emissions import EMISSIONS, Emission, expected, hide
 from .generation import Generation
@@ -517,8 +518,7 @@ class DSSM(Generation, Program):
         A path that the guide has drawn is scored after the program has ended, where Pyro would bury an error.
         """
         if not self._transient.get("tried"):
-            devices = [inputs.x.device] if inputs.x.is_cuda else []
-            with poutine.block(), torch.no_grad(), torch.random.fork_rng(devices=devices), evaluating(self):
+            with poutine.block(), torch.no_grad(), generators_kept(inputs.x.device), evaluating(self):
                 self.transition_from(self.memories.first(inputs), inputs.controls_at(0))
             self._transient["tried"] = True
 

@@ -118,4 +118,5 @@ class EKVAE(KalmanVAE):
             return Linearised(mean, jacobian, noise)
 
         start = self.start(inputs, zeta, codes.shape[:-2])
-        return extended_filter(codes, start, linearise, self.code_dim, torch.diag(self.code_noise), mask=seen)
+        r, root = torch.diag(self.code_noise), self.square_root
+        return extended_filter(codes, start, linearise, self.code_dim, r, mask=seen, square_root=root)

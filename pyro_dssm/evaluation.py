@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ._checks import positive
+from ._devices import generators_kept, wide
 from ._measuring import observed_entries
 from ._program import evaluating
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
@@ -275,23 +276,22 @@ def bounds(
     like = model._like
     data.check_dtype(like.dtype)
     elbos, iwaes, lengths, observed = [], [], [], []
-    devices = [like.device] if like.device.type == "cuda" else []
     modes = evaluating(model, guide), model.calibrated_frames(calibrated)
-    with torch.random.fork_rng(devices=devices), modes[0], modes[1], torch.no_grad():
+    with generators_kept(like.device), modes[0], modes[1], torch.no_grad():
         torch.manual_seed(seed)
         groups = batch_indices(data.lengths, batch_size)
         for group in groups:
             batch = collate([data[i] for i in group]).to(like)
             at_once = max(1, FRAMES_AT_ONCE // batch.x[..., 0].numel())
             parts = [
-                log_weights(model, guide, batch, min(at_once, num_particles - k)).double()
+                log_weights(model, guide, batch, min(at_once, num_particles - k)).cpu().double()
                 for k in range(0, num_particles, at_once)
             ]
             log_w = torch.cat(parts)
-            elbos.append(log_w.mean(0).cpu())
-            iwaes.append((log_w.logsumexp(0) - math.log(num_particles)).cpu())
+            elbos.append(log_w.mean(0))
+            iwaes.append(log_w.logsumexp(0) - math.log(num_particles))
             lengths.append(batch.lengths.cpu().double())
-            observed.append(observed_entries(batch).flatten(1).sum(1).cpu().double() / data.dim)
+            observed.append(wide(observed_entries(batch).flatten(1).sum(1)) / data.dim)
     # Batches are of similar length; the results are in the order of the data.
     order = torch.tensor([i for group in groups for i in group]).argsort()
     elbo, iwae, n, seen = (torch.cat(parts)[order] for parts in (elbos, iwaes, lengths, observed))

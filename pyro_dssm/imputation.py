@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._checks import positive
+from ._devices import wide
 from ._gaps import interpolate, last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
 from .data.sequences import Batch, SequenceDataset
@@ -122,9 +123,9 @@ def _check_levels(levels: Sequence[float], num_samples: int) -> None:
 
 def _coverage(samples: Tensor, truth: Tensor, levels: tuple[float, ...], where: Tensor) -> Coverage:
     """The same for the entries that count, shapes ``(S, n)`` and ``(n,)``, and where they belong."""
+    samples, truth, where = wide(samples), wide(truth), where.cpu()
     rows = where.nonzero()[:, 0]
-    ranked = samples.double().sort(0).values
-    truth = truth.double()
+    ranked = samples.sort(0).values
 
     def quantile(q: float) -> Tensor:
         position = min(max(q * (len(ranked) + 1) - 1, 0.0), len(ranked) - 1.0)
@@ -132,7 +133,7 @@ def _coverage(samples: Tensor, truth: Tensor, levels: tuple[float, ...], where: 
         return torch.lerp(ranked[low], ranked[min(low + 1, len(ranked) - 1)], position - low)
 
     def by_row(values: Tensor) -> Tensor:
-        return values.new_zeros(len(where), dtype=torch.float64).index_add_(0, rows, values.double()).cpu()
+        return values.new_zeros(len(where), dtype=torch.float64).index_add_(0, rows, values.double())
 
     inside, widths = [], []
     for level in levels:
@@ -284,8 +285,8 @@ def imputation(
                 "last_frame": last_seen(batch.x, shown, otherwise),
             }
             for name, values in found.items():
-                errors = torch.where(scored, values.double() - batch.x.double(), 0.0)
-                squares.setdefault(name, []).append(errors.square().sum((-1, -2)).cpu())
+                errors = torch.where(scored.cpu(), wide(values) - wide(batch.x), 0.0)
+                squares.setdefault(name, []).append(errors.square().sum((-1, -2)))
             draws = _draws(model, guide, batch, seen, scored, num_samples, options)
             covered.append(_coverage(draws, batch.x[scored], tuple(levels), scored))
             vary, truth = varies.expand_as(scored)[scored], batch.x[scored]

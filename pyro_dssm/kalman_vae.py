@@ -54,6 +54,8 @@ class KalmanVAE(DSSM):
             ``"collapsed"`` integrates the state out with the filter: the evidence of the linearised model, with less
             variance. It is used only in training mode, so that :func:`~pyro_dssm.evaluate` is always honest, and with
             path sites.
+        square_root: Whether the filter, the smoother and the sampler keep square roots of the covariances: slower, and
+            exact in float32 also where codes are far sharper than the states are known.
         control_dim: Size of a control.
         **options: Other options of :class:`~pyro_dssm.DSSM`.
 
@@ -77,6 +79,7 @@ class KalmanVAE(DSSM):
         initial: Literal["gaussian", "hierarchical"] = "gaussian",
         noise: float = 1e-2,
         bound: Literal["joint", "collapsed"] = "joint",
+        square_root: bool = False,
         control_dim: int = 0,
         **options: Any,
     ) -> None:
@@ -85,11 +88,14 @@ class KalmanVAE(DSSM):
         mlp_dims = positive_integers("mlp_dims", mlp_dims)
         one_of("initial", initial, tuple(INITIALS))
         one_of("bound", bound, ("joint", "collapsed"))
+        if not isinstance(square_root, bool):
+            raise ValueError(f"square_root: expected True or False, got {square_root!r}.")
         if not (is_number(noise) and noise > VARIANCE_FLOOR):
             raise ValueError(f"noise: expected a variance above {VARIANCE_FLOOR}, got {noise!r}.")
         self.__dict__["state_dim"], self.__dict__["code_dim"] = state_dim, code_dim
         super().__init__(structure, x_dim, state_dim + code_dim, initial=initial, control_dim=control_dim, **options)
         self.state_dim, self.code_dim, self.bound = state_dim, code_dim, bound
+        self.square_root = square_root
         if emission == "gaussian":
             emission_options = {"scale": 0.1, **(emission_options or {})}
         self.emission_net = self._build_emission(emission, mlp_dims, 0.0, emission_options or {}, code_dim)

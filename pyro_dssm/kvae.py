@@ -12,6 +12,7 @@ from ._checks import positive
 from .codes import CodedState
 from .inputs import Inputs
 from .kalman import Filtered, kalman_filter
+from .kalman._online import Online
 from .kalman_vae import KalmanVAE
 from .memories import Recurrent, States
 from .structure import Structure
@@ -158,6 +159,7 @@ class KVAE(KalmanVAE):
             torch.diag(self.code_noise),
             offset=offset,
             mask=seen,
+            square_root=self.square_root,
         )
 
     def fill(
@@ -167,8 +169,10 @@ class KVAE(KalmanVAE):
         batch, memory = codes.shape[:-2], self.memories.get("hz")
         h = self.memories.first(inputs)["hz"].expand(*batch, -1)
         m, p = self.start(inputs, zeta, batch)
-        eye = torch.eye(self.state_dim, dtype=codes.dtype, device=codes.device)
-        r = torch.diag(self.code_noise)
+        n, d = self.state_dim, self.code_dim
+        eye = torch.eye(n, dtype=codes.dtype, device=codes.device)
+        online = Online(torch.diag(self.noise), torch.diag(self.code_noise), square_root=self.square_root)
+        belief, f = online.first(p.reshape(-1, n, n)), None
         filled = []
         for t, a in enumerate(codes.unbind(-2)):
             u = inputs.controls_at(t)
@@ -177,20 +181,22 @@ class KVAE(KalmanVAE):
                 if inputs.valid is not None:
                     going = inputs.valid[..., t].unsqueeze(-1)
                     moved, f = torch.where(going, moved, m), torch.where(going.unsqueeze(-1), f, eye)
-                m, p = moved, f @ p @ f.mT + torch.diag(self.noise)
-            c = self.mix(torch.softmax(self.weights(memory.read(h)), dim=-1), self.base_emission, self.code_dim)
+                m, f = moved, f.reshape(-1, n, n)
+            c = self.mix(torch.softmax(self.weights(memory.read(h)), dim=-1), self.base_emission, d).expand(
+                *batch, d, n
+            )
+            foreseen = online.foresee(belief, f, c.reshape(-1, d, n))
+            root, gain = foreseen.root.view(*batch, d, d), foreseen.gain.view(*batch, n, d)
             expected = torch.matmul(c, m.unsqueeze(-1)).squeeze(-1)
-            root = torch.linalg.cholesky(c @ p @ c.mT + r)
-            shown, drawn = seen[..., t].unsqueeze(-1), expected
+            shown, drawn, belief = seen[..., t].unsqueeze(-1), expected, foreseen.given
             if noise:
                 drawn = expected + torch.matmul(root, torch.randn_like(a).unsqueeze(-1)).squeeze(-1)
-            a = torch.where(shown, a, drawn)
-            gain = torch.cholesky_solve(c @ p, root).mT
-            if not noise:
+            else:
                 gain = torch.where(shown.unsqueeze(-1), gain, 0.0)
+                belief = belief.where(seen[..., t].expand(batch).reshape(-1), foreseen.without)
+            a = torch.where(shown, a, drawn)
             m = m + torch.matmul(gain, (a - expected).unsqueeze(-1)).squeeze(-1)
-            rest = eye - gain @ c
-            p = rest @ p @ rest.mT + gain @ r @ gain.mT
             h = memory.step(pad(a, (self.state_dim, 0)), h)
             filled.append(a)
+        online.lifts.report()
         return torch.stack(filled, dim=-2)

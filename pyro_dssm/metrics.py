@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ._checks import one_of, positive
+from ._devices import wide
 from ._extras import require
 
 __all__ = ["METRICS", "Scores", "estoi", "pesq", "score_speech", "si_sdr"]
@@ -157,7 +158,7 @@ def estoi(estimate: Tensor, reference: Tensor, rate: int = 16000) -> float:
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor, int], float]] = {
-    "si_sdr": lambda estimate, reference, rate: float(si_sdr(estimate.double(), reference.double())),
+    "si_sdr": lambda estimate, reference, rate: float(si_sdr(wide(estimate), wide(reference))),
     "pesq_wb": lambda estimate, reference, rate: pesq(estimate, reference, rate, band="wide"),
     "pesq_nb": lambda estimate, reference, rate: pesq(estimate, reference, rate, band="narrow"),
     "estoi": estoi,

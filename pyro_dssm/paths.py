@@ -12,6 +12,8 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
+from ._devices import generators_kept
+
 __all__ = ["Path", "PathLaw", "divergence_per_step", "draw_with_density", "normal_of", "with_first"]
 
 
@@ -290,7 +292,7 @@ class Path(PathLaw):
             return self._conditionals
         z = self.blank() if self._value is None else self._value
         # Whoever asks, what is computed of the batch on the way is kept for all, and dropout leaves no trace.
-        with torch.enable_grad(), torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
+        with torch.enable_grad(), generators_kept(z.device):
             return self.along(z)
 
     def blank(self) -> Tensor:

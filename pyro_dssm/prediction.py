@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import positive
+from ._devices import wide
 from ._gaps import last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
 from .data.sequences import Batch, SequenceDataset
@@ -205,9 +206,10 @@ def _predict(
 
 def _frame_errors(predicted: Tensor, truth: Tensor, observed: Tensor) -> Tensor:
     """Mean squared error over the observed entries of each frame, in float64."""
-    squares = torch.where(observed, predicted.double() - truth.double(), 0.0).square()
+    predicted, truth, observed = wide(predicted), wide(truth), observed.cpu()
+    squares = torch.where(observed, predicted - truth, 0.0).square()
     squares = torch.where(squares.isnan(), math.inf, squares)
-    return (squares.sum(-1) / observed.sum(-1)).cpu()
+    return squares.sum(-1) / observed.sum(-1)
 
 
 def _mean_of_beginnings(data: SequenceDataset, known: int) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ._checks import is_number, one_of, positive
+from ._devices import generators_kept
 from .audio import Spectrogram, griffin_lim
 from .data._speech_frames import FLOOR
 from .data.sequences import batch_indices, collate
@@ -280,8 +281,7 @@ def generate_speech(
 @contextmanager
 def _seeded(model: DSSM, seed: int) -> Iterator[None]:
     """Random numbers from a seed for a while; the generators are left as they were."""
-    device = model._like.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with generators_kept(model._like.device):
         torch.manual_seed(seed)
         yield
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, constraints
 
 from ._checks import positive
+from ._devices import wide
 from .data.sequences import SequenceDataset
 
 __all__ = ["Affine", "AffineNormal", "InDataUnits", "Standardise", "deviation", "in_own_units"]
@@ -171,7 +172,7 @@ class Standardise(nn.Module):
 
 def _same(a: Tensor, b: Tensor) -> bool:
     # Sums over the same data differ in their last digits between machines.
-    return bool(torch.allclose(a.double(), b.cpu().double(), rtol=1e-5, atol=0.0))
+    return bool(torch.allclose(wide(a), wide(b), rtol=1e-5, atol=0.0))
 
 
 def moments(data: SequenceDataset) -> tuple[Tensor, Tensor, Tensor]:

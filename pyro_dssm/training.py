@@ -27,6 +27,7 @@ from pyro.poutine.util import prune_subsample_sites
 from tqdm import tqdm
 
 from ._checks import positive, share
+from ._devices import generators_kept
 from ._extras import require
 from ._fresh import remembering
 from ._optimisation import check_scheduler
@@ -70,7 +71,7 @@ def _check_estimator(
         return
     like = model._like
     with (
-        torch.random.fork_rng(devices=[like.device] if like.is_cuda else []),
+        generators_kept(like.device),
         evaluating(model, guide),
         torch.no_grad(),
     ):
@@ -284,8 +285,7 @@ def fit(
     )
     if run.rank == 0:
         warn_of_scale(model, train)
-    devices = [model._like.device] if model._like.is_cuda else []
-    with _left_alone(run), torch.random.fork_rng(devices=devices):
+    with _left_alone(run), generators_kept(model._like.device):
         try:
             run.begin(resume=resume)
             with closing(run), _writer(tensorboard, run.rank) as write:

@@ -408,7 +408,7 @@ def test_discrete_steps_are_refused():
             return Independent(Bernoulli(logits=super().step(past, context).base_dist.loc), 1)
 
     flow = pd.FlowGuide(Coins(zoo("DMM"), **SIZES))
-    with pytest.raises(ValueError, match="^guide: expected continuous steps, .* got a Coins"):
+    with pytest.raises(ValueError, match="^guide: expected steps that can be reparameterised, .* got a Coins"):
         flow(torch.randn(B, T, X))
 
 

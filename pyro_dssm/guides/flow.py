@@ -264,8 +264,8 @@ class FlowPath(Path):
     def _pushed(self, fn: Any, context: Tensor | None) -> Any:
         if not fn.has_rsample:
             raise ValueError(
-                f"guide: expected steps that can be reparameterised, which flows can push, got a {type(self.guide.base).__name__} with "
-                f"{type(fn).__name__} steps."
+                "guide: expected steps that can be reparameterised, which flows can push, got a "
+                f"{type(self.guide.base).__name__} with {type(fn).__name__} steps."
             )
         return self.guide.push(fn, context)
 

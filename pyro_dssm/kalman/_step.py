@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
-from ._linalg import gain
+from ._linalg import gain, lifted, predicted_root, rotations
 
-__all__ = ["Roots", "Seen", "Stepped", "step"]
+__all__ = ["Roots", "Seen", "Stepped", "lift_noises", "step"]
 
 
 class Seen(NamedTuple):
@@ -22,7 +24,7 @@ class Seen(NamedTuple):
 
 
 class Roots(NamedTuple):
-    """Square roots of the covariances; the step is then made on them."""
+    """Lower triangular square roots of the covariances; the step is then made on them."""
 
     cov: Tensor
     noise: Tensor
@@ -30,12 +32,51 @@ class Roots(NamedTuple):
 
 
 class Stepped(NamedTuple):
-    """The filtered mean (``None`` without one), covariance and its root, and the predicted covariance."""
+    """What a step finds.
+
+    The filtered mean (``None`` without one) and covariance, the predicted covariance, and in the square-root form,
+    without gradients: the filtered covariance's root, the gain, the root of the innovation's covariance, and with a
+    matrix by how much of its variance rounding lifted an innovation, ``(B,)``.
+    """
 
     mean: Tensor | None
     cov: Tensor
     predicted_cov: Tensor
     root: Tensor | None
+    gain: Tensor | None
+    innovation: Tensor | None
+    lift: Tensor | None
+
+
+class LiftedNoises(NamedTuple):
+    """The transition's and the emission's noise, the lifts relative to what they lift, and where they did not help."""
+
+    noise: Tensor
+    emission_noise: Tensor
+    relative: Tensor
+    missing: Tensor
+
+
+def lift_noises(p: Tensor, f: Tensor, q: Tensor, r: Tensor, h: Tensor | None, seen: Seen | None) -> LiftedNoises:
+    """Adds to the noises what predicted and innovation covariances need to be positive definite."""
+    d = r.shape[-1]
+    with torch.no_grad():
+        prior = torch.baddbmm(q, torch.bmm(f, p), f.mT)
+        _, of_states, one, _ = lifted(prior)
+        prior = prior + torch.diag_embed(of_states)
+        s = r + (prior[:, :d, :d] if h is None else torch.bmm(torch.bmm(h, prior), h.mT))
+        if seen is not None:
+            s = s * seen.block + seen.rest
+        _, of_frames, other, missing = lifted(s, least=8 * torch.finfo(s.dtype).eps)
+        missing = missing & s.isfinite().all(-1).all(-1)
+    noises = q + torch.diag_embed(of_states), r + torch.diag_embed(of_frames)
+    return LiftedNoises(*noises, torch.maximum(one, other), missing)
+
+
+@lru_cache(maxsize=32)
+def _eye(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.eye(n, dtype=dtype, device=device)
 
 
 def _covariance_form(
@@ -50,28 +91,59 @@ def _covariance_form(
     if seen is not None:
         cross, s = whole * seen.row, s * seen.block + seen.rest
     k = gain(cross, s)
-    # Joseph's form A P A^T + K R K^T with A = I - K H, in two updates of rank d: right to first order for any K.
-    half = torch.baddbmm(prior, k, whole.mT, alpha=-1)
-    rest = torch.baddbmm(half[:, :, :d] if h is None else torch.bmm(half, h.mT), k, r, beta=-1)
-    post = torch.baddbmm(half, rest, k.mT, beta=0.5, alpha=0.5)
+    # Joseph's form, with A = I - K H written out: P - K (H P) would lose what is small beside P.
+    n = p.shape[-1]
+    eye = _eye(n, p.dtype, p.device)
+    a = eye - (pad(k, (0, n - d)) if h is None else torch.bmm(k, h))
+    post = torch.baddbmm(torch.bmm(torch.bmm(k, r), k.mT), torch.bmm(a, prior), a.mT, beta=0.5, alpha=0.5)
     return prior, post + post.mT, fp, k, s
 
 
-def _root_form(
-    p: Tensor, f: Tensor, r: Tensor, h: Tensor | None, seen: Seen | None, roots: Roots
-) -> tuple[Tensor, ...]:
+def _root_form(p: Tensor, f: Tensor, r: Tensor, h: Tensor | None, seen: Seen | None, roots: Roots) -> tuple[Any, ...]:
     d, n = r.shape[-1], p.shape[-1]
-    before = torch.linalg.qr(torch.cat([f @ roots.cov, roots.noise.expand_as(p)], -1).mT, mode="r")[1].mT
-    shown = before[:, :d] if h is None else h @ before
+    before = predicted_root(roots.noise.expand_as(p), f, roots.cov)
+    shown = before[:, :d] if h is None else torch.bmm(h, before)
     if seen is not None:
         shown = shown * seen.row.mT
     noise = roots.emission_noise.expand_as(r)
-    zero = p.new_zeros(p.shape[0], n, d)
-    array = torch.cat([torch.cat([noise, shown], -1), torch.cat([zero, before], -1)], -2)
-    after = torch.linalg.qr(array.mT, mode="r")[1].mT
-    innovation, last = after[:, :d, :d], after[:, d:, d:]
-    k = torch.linalg.solve_triangular(innovation, after[:, d:, :d], upper=False, left=False)
-    return before @ before.mT, last @ last.mT, f @ p, k, innovation @ innovation.mT, last
+    below, states = p.new_zeros(len(p), n, d), before
+    seen_rows: Tensor | float = 1.0 if seen is None else seen.row.mT
+    if h is None:
+        # What is shown is some state plus noise. All rotations end with nothing left of what is shown, so what is left
+        # of such a state is what is left of the noise: no rounding of the state's own size gets into it.
+        below = pad(-noise * seen_rows, (0, 0, 0, n - d))
+        states = torch.cat([before[:, :d] * (1.0 - seen_rows), before[:, d:]], -2)
+    # Rotating the noise into the last column first, then into those before it, leaves the rest triangular.
+    rest = torch.cat([torch.cat([noise, below], -2), torch.cat([shown, states], -2).flip(-1)], -1)
+    rounding = None
+    if h is not None:
+        # A matrix may subtract what is large. Rounding then counts as noise, which keeps the gain within reason.
+        rounding = 2 * torch.finfo(p.dtype).eps * torch.linalg.vector_norm(h.abs() @ before.abs(), dim=-1)
+        rounding = rounding if seen is None else rounding * seen.row.squeeze(-2)
+    found, lifts = [], []
+    for i in range(d):
+        if rounding is not None:
+            rest, added = _with_rounding(rest, rounding[:, i], i)
+            lifts.append(added)
+        column, rest = rotations(rest[:, :1])(rest)
+        found.append(pad(column, (i, 0)))
+        rest = rest[:, 1:]
+    columns = torch.stack(found, -1)
+    innovation, last = columns[:, :d], rest[..., d:].flip(-1)
+    if h is None:
+        columns[:, d : 2 * d] += innovation * seen_rows
+    k = torch.linalg.solve_triangular(innovation, columns[:, d:], upper=False, left=False)
+    lift = None if rounding is None else torch.stack(lifts, -1).amax(-1)
+    return before @ before.mT, last @ last.mT, torch.bmm(f, p), k, last, innovation, lift
+
+
+def _with_rounding(rest: Tensor, rounding: Tensor, i: int) -> tuple[Tensor, Tensor]:
+    """Adds to the noise of the first row what rounding adds to it, where that is not small; and by how much."""
+    size = torch.linalg.vector_norm(rest[:, 0], dim=-1)
+    added = torch.where(4 * rounding > size, rounding, 0.0)
+    rest = rest.clone()
+    rest[:, 0, i] = torch.hypot(rest[:, 0, i], added)
+    return rest, torch.where(added > 0, (added / size).square(), 0.0)
 
 
 class _Step(torch.autograd.Function):
@@ -93,13 +165,14 @@ class _Step(torch.autograd.Function):
         h: Tensor | None,
         seen: Seen | None,
         roots: Roots | None,
-    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Any, ...]:
         d = r.shape[-1]
+        lift: Tensor | None = None
         if roots is None:
             prior, post, fp, k, s = _covariance_form(p, f, q, r, h, seen)
-            last = None
         else:
-            prior, post, fp, k, s, last = _root_form(p, f, r, h, seen, roots)
+            prior, post, fp, k, last, innovation, lift = _root_form(p, f, r, h, seen, roots)
+            s = innovation
         mean = white = None
         if m is not None and y is not None:
             v = y - m[:, :d] if h is None else y
@@ -107,18 +180,21 @@ class _Step(torch.autograd.Function):
                 v = v * seen.row.squeeze(-2)
             mean = torch.baddbmm(m.unsqueeze(-1), k, v.unsqueeze(-1)).squeeze(-1)
             if ctx is not None:
-                white = gain(v.unsqueeze(-2), s)
+                white = gain(v.unsqueeze(-2), s) if roots is None else torch.cholesky_solve(v.unsqueeze(-1), s).mT
         if ctx is not None:
             ctx.save_for_backward(f, fp, k, h, white, None if h is None else post, None if h is None else prior)
             ctx.set_materialize_grads(False)
-            if last is not None:
-                ctx.mark_non_differentiable(last)
-        return mean, post, prior, last
+        if roots is None:
+            return mean, post, prior, None, None, None, None
+        if ctx is not None:
+            k = k.clone()
+            ctx.mark_non_differentiable(*(x for x in (last, k, innovation, lift) if x is not None))
+        return mean, post, prior, last, k, innovation, lift
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        by_mean, by_post, by_prior, _ = grads
+        by_mean, by_post, by_prior = grads[:3]
         f, fp, k, h, white, post, prior = ctx.saved_tensors
         needs = ctx.needs_input_grad
         d = k.shape[-1]
@@ -191,9 +267,11 @@ def step(
         roots: For the square-root form, the roots of p, q and of r where seen.
 
     Returns:
-        The filtered mean and covariance, and the predicted covariance.
+        The filtered mean and covariance, the predicted covariance, and the roots.
     """
     inputs = (m, y, p, f, q, r, h)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        return Stepped(*_Step.apply(*inputs, seen, roots))
-    return Stepped(*_Step.forward(None, *inputs, seen, roots))
+        mean, cov, prior, *rest = _Step.apply(*inputs, seen, roots)
+    else:
+        mean, cov, prior, *rest = _Step.forward(None, *inputs, seen, roots)
+    return Stepped(mean, cov, prior, *rest)

@@ -6,46 +6,108 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ._linalg import cholesky, matvec, symmetric, unexpanded
-from .filtered import Filtered
+from ._linalg import Lifts, cholesky, matvec, resolved, rotations, symmetric, triangular, unexpanded
+from ._values import gain_value, inverse_root, valued
+from .filtered import Filtered, RootFiltered
 
 __all__ = ["BackwardLaw", "backward_law"]
 
 
 class BackwardLaw(NamedTuple):
-    r"""The laws :math:`q(z_t | z_{t+1}, y_{1:t}) = N(G_t z_{t+1} + b_t, C_t)` of all steps.
+    r"""The laws :math:`q(z_t | z_{t+1}, y_{1:t}) = N(m_t + G_t (z_{t+1} - m^-_{t+1}), C_t)` of all steps.
 
     Attributes:
         gain: :math:`G_t`, ``(*, T, n, n)``; zero at the last step. Leading dimensions may be 1 where shared.
-        offset: :math:`b_t`, ``(*, T, n)``.
-        cov: :math:`C_t`, ``(*, T, n, n)``, likewise.
+        drift: :math:`G_t (m_{t+1} - m^-_{t+1})`, ``(*, T, n)``; zero at the last step. What deviates from the filtered
+            means follows :math:`e_t = G_t e_{t+1} + G_t (m_{t+1} - m^-_{t+1}) + \epsilon_t`, in which nothing large is
+            subtracted.
+        cov: :math:`C_t`, ``(*, T, n, n)``, like the gain.
+        root: Its lower triangular root, without gradients; ``None`` if the filter had none.
     """
 
     gain: Tensor
-    offset: Tensor
+    drift: Tensor
     cov: Tensor
+    root: Tensor | None
 
 
-def backward_law(filtered: Filtered) -> BackwardLaw:
+def backward_law(filtered: Filtered, lifts: Lifts) -> BackwardLaw:
     r"""Returns the backward chain; none of it needs a recursion.
 
-    :math:`G_t = P_t F_{t+1}^\top (P^-_{t+1})^{-1}`, :math:`b_t = m_t - G_t m^-_{t+1}` and, in Joseph's form,
+    :math:`G_t = P_t F_{t+1}^\top (P^-_{t+1})^{-1}` and, in Joseph's form,
     :math:`C_t = (I - G_t F_{t+1}) P_t (I - G_t F_{t+1})^\top + G_t Q_{t+1} G_t^\top`.
 
+    With square roots a predicted covariance may be singular, and the gain is that of a pseudo-inverse. Its gradient is
+    then right for all that leaves the rank as it is, such as a change of F or of B in :math:`Q = B B^\top`; it knows
+    nothing of a change that adds to the rank.
+
     Raises:
-        ValueError: If a predicted covariance is singular.
+        ValueError: If a predicted covariance is singular, and the filter has no square roots.
     """
     cov, prior, f, q = (
         unexpanded(x, 3) for x in (filtered.cov, filtered.predicted_cov, filtered.jacobian, filtered.noise)
     )
-    now, f, q = cov[..., :-1, :, :], f[..., 1:, :, :], q[..., 1:, :, :]
-    moved = f @ now
-    gain = torch.cholesky_solve(moved, cholesky(prior[..., 1:, :, :])).mT
-    half = now - gain @ moved
-    inner = symmetric(half + (gain @ q - half @ f.mT) @ gain.mT)
+    now, later, f, q = cov[..., :-1, :, :], prior[..., 1:, :, :], f[..., 1:, :, :], q[..., 1:, :, :]
+    moved, root = f @ now, None
+    if isinstance(filtered, RootFiltered):
+        with torch.no_grad():
+            whole = unexpanded(filtered.root, 3)
+            value, inverse, inner_root = _from_roots(whole, unexpanded(filtered.noise_root, 3), f)
+            last_root = whole[..., -1:, :, :].expand(*inner_root.shape[:-3], 1, *inner_root.shape[-2:])
+        gain = gain_value(moved.mT, later, value, inverse)
+        inner = inner_root @ inner_root.mT
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (gain, now, f, q)):
+            inner = valued(_joseph(now, gain, f, q), inner)
+        root = torch.cat([inner_root, last_root], -3)
+    else:
+        gain = torch.cholesky_solve(moved, cholesky(later, lifts=lifts)).mT
+        inner = _joseph(now, gain, f, q)
     last = cov[..., -1:, :, :].expand(*inner.shape[:-3], 1, *inner.shape[-2:])
-    gain, inner = torch.cat([gain, torch.zeros_like(last)], -3), torch.cat([inner, last], -3)
-    mean = filtered.mean
-    following = torch.cat([filtered.predicted_mean[..., 1:, :], torch.zeros_like(mean[..., :1, :])], -2)
-    return BackwardLaw(gain, mean - matvec(gain, following), inner)
+    change = (filtered.mean - filtered.predicted_mean)[..., 1:, :]
+    drift = torch.cat([matvec(gain, change), torch.zeros_like(filtered.mean[..., :1, :])], -2)
+    return BackwardLaw(torch.cat([gain, torch.zeros_like(last)], -3), drift, torch.cat([inner, last], -3), root)
+
+
+def _joseph(now: Tensor, gain: Tensor, f: Tensor, q: Tensor) -> Tensor:
+    rest = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device) - gain @ f
+    return symmetric(rest @ now @ rest.mT + gain @ q @ gain.mT)
+
+
+def _from_roots(root: Tensor, noise_root: Tensor, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gains, the inverse of the predicted covariance's root, and the root of C, for all steps but the last.
+
+    The root of the joint covariance of the next state and this one is made triangular, the next state first. Of the
+    components of the next state, the one of which most is left comes first, so that those that the others span come
+    last. What is left of these is rounding, and nothing is concluded from them: the gain is a pseudo-inverse's.
+    """
+    now, noise = root[..., :-1, :, :], noise_root[..., 1:, :, :]
+    n, moved = f.shape[-1], f @ now
+    shape = torch.broadcast_shapes(moved.shape, noise.shape)
+    above = torch.cat([noise.expand(shape), moved.expand(shape)], -1)
+    below = pad(now, (n, 0)).expand(*shape[:-1], 2 * n)
+    rest = torch.cat([above, below], -2).reshape(-1, 2 * n, 2 * n)
+    bounds = torch.cat([noise.abs().expand(shape), (f.abs() @ now.abs()).expand(shape)], -1).reshape(-1, n, 2 * n)
+    size = bounds.amax(-1, keepdim=True).maximum(rest[:, :n].abs().amax(-1, keepdim=True))
+    size = torch.where(size > 0, size, 1.0)
+    rest, bounds = torch.cat([rest[:, :n] / size, rest[:, n:]], 1), bounds / size
+    done = torch.zeros_like(rest[:, :n, 0])
+    found, order = [], []
+    for _ in range(n):
+        row = (rest[:, :n].square().sum(-1) - done).argmax(-1, keepdim=True)
+        at = row.unsqueeze(-1).expand(-1, 1, 2 * n)
+        turn = rotations(resolved(rest.gather(1, at), bounds.gather(1, at)))
+        bounds = turn.magnitudes(rest[:, :n], bounds)
+        column, rest = turn(rest)
+        rest = rest.scatter(1, at, 0.0)
+        found.append(column)
+        order.append(row)
+        done = done.scatter(1, row, 1.0)
+    columns, places = torch.stack(found, -1), torch.cat(order, -1)
+    later = columns.gather(1, places.unsqueeze(-1).expand(-1, n, n))
+    inverse = inverse_root(later.tril())
+    inverse = torch.zeros_like(inverse).scatter(2, places.unsqueeze(1).expand(-1, n, n), inverse) / size.mT
+    gain, inner = columns[:, n:] @ inverse, triangular(rest[:, n:])
+    lead = shape[:-2]
+    return gain.view(*lead, n, n), inverse.view(*lead, n, n), inner.view(*lead, n, n)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from ._arguments import (
     initial_law,
     noise_roots,
 )
-from ._linalg import matvec, root, symmetric
-from ._step import Roots, step
-from .filtered import Filtered, log_likelihood
+from ._linalg import Lifts, matvec, root, symmetric, weak
+from ._step import Roots, Seen, lift_noises, step
+from .filtered import SINGULAR, Filtered, RootFiltered, innovation_cov, log_likelihood, root_log_likelihood
 from .linearisation import Gaussian, Linearise, Linearised
 
 __all__ = ["Emission", "extended_filter"]
@@ -48,7 +48,7 @@ class _Noises:
             raise ValueError(f"linearise: expected a noise (*, {n}, {n}), got {tuple(noise.shape)}.")
         self.given, self.changes = noise, self.changes + 1
         self.all.append(flat(noise, self.lead, 2))
-        self.roots.append(root(self.all[-1]) if self.square_root else None)
+        self.roots.append(flat(root(noise), self.lead, 2) if self.square_root else None)
 
     def stacked(self) -> Tensor:
         if self.changes == 1:
@@ -134,17 +134,88 @@ def extended_filter(
     y, r, m, p = flat(y, lead, 2), flat(r, lead, 3), flat(initial.mean, lead, 1), flat(initial.cov, lead, 2)
     y_at, r_at, h_at = y.unbind(1), at_steps(r, steps), None if h is None else at_steps(flat(h, lead, 3), steps)
     seen_at = hidden(seen, lead, y.dtype)
-    f = torch.eye(n, dtype=y.dtype, device=y.device).expand_as(p)
-    noises = _Noises(lead, torch.zeros_like(p), square_root=square_root)
-    p_root, r_root = (root(p), noise_roots(r_at, seen_at)) if square_root else (None, None)
-    means, covs, predicted, predicted_covs, jacobians = [], [], [], [], [f]
-    innovations, emissions = [], []
-    for t in range(steps):
+    given = _Given(y_at, m, p, r_at, h_at, seen_at, lead)
+    r_roots = noise_roots(r_at, seen_at) if square_root else None
+    p_root = flat(root(initial.cov), lead, 2) if square_root else None
+    seen = None if seen is None else flat(seen, lead, 2)
+    lifts = Lifts("extended_filter")
+    run = _run(given, linearise, emission, p_root, r_roots, lifts)
+    s = innovation_cov(run.predicted_cov, run.emission, r, seen)
+    if not square_root and weak(s).any():
+        run = _run(given, linearise, emission, None, None, lifts, lift=True)
+        s = innovation_cov(run.predicted_cov, run.emission, cast(Tensor, run.emission_noise), seen)
+    v = y - run.predicted_mean[..., :d] if run.innovations is None else run.innovations
+
+    def shaped(x: Tensor) -> Tensor:
+        return x.view(*lead, *x.shape[1:])
+
+    if square_root:
+        ll = root_log_likelihood(v, s, cast(Tensor, run.innovation_root), seen)
+    else:
+        ll = log_likelihood(v, s, seen)
+    lifts.report()
+    fields = (run.mean, run.cov, run.predicted_mean, run.predicted_cov, run.jacobian, ll, run.noise)
+    if not square_root:
+        return Filtered(*(shaped(x) for x in fields))
+    return RootFiltered(
+        *(shaped(x) for x in fields),
+        root=shaped(cast(Tensor, run.root)),
+        noise_root=shaped(cast(Tensor, run.noise_root)),
+    )
+
+
+class _Given(NamedTuple):
+    """What a run starts from, flat, and at every step."""
+
+    y: Sequence[Tensor]
+    mean: Tensor
+    cov: Tensor
+    emission_noise: list[Tensor]
+    emission: list[Tensor] | None
+    seen: list[Seen] | None
+    lead: tuple[int, ...]
+
+
+class _Run(NamedTuple):
+    """What a run finds, ``(B, T, ...)``; innovations and emissions where these are not the first components."""
+
+    mean: Tensor
+    cov: Tensor
+    predicted_mean: Tensor
+    predicted_cov: Tensor
+    jacobian: Tensor
+    noise: Tensor
+    innovations: Tensor | None
+    emission: Tensor | None
+    emission_noise: Tensor | None
+    root: Tensor | None
+    noise_root: Tensor | None
+    innovation_root: Tensor | None
+
+
+def _run(
+    given: _Given,
+    linearise: Linearise,
+    emission: Emission,
+    p_root: Tensor | None,
+    r_roots: list[Tensor] | None,
+    lifts: Lifts,
+    *,
+    lift: bool = False,
+) -> _Run:
+    """Runs along time; with ``lift`` the emission's noise is lifted where it must be."""
+    m, p, lead = given.mean, given.cov, given.lead
+    n = m.shape[-1]
+    f = torch.eye(n, dtype=m.dtype, device=m.device).expand_as(p)
+    noises = _Noises(lead, torch.zeros_like(p), square_root=r_roots is not None)
+    steps, predicted, jacobians = [], [], [f]
+    innovations, emissions, emission_noises, missing = [], [], [], []
+    for t, shown in enumerate(given.y):
         if t > 0:
             m, f, q = _linear_at(linearise, m, t, lead)
             noises.add(q)
             jacobians.append(f)
-        shown, at = y_at[t], None if h_at is None else h_at[t]
+        at, r = None if given.emission is None else given.emission[t], given.emission_noise[t]
         if at is not None:
             shown = shown - matvec(at, m)
         elif not isinstance(emission, int):
@@ -153,25 +224,36 @@ def extended_filter(
         if at is not None:
             innovations.append(shown)
             emissions.append(at)
+        seen, noise = None if given.seen is None else given.seen[t], noises.all[-1]
+        if lift:
+            noise, r, size, without = lift_noises(p, f, noise, r, at, seen)
+            lifts.add(size)
+            emission_noises.append(r)
+            missing.append(without)
         q_root = noises.roots[-1]
-        roots = None if p_root is None or q_root is None or r_root is None else Roots(p_root, q_root, r_root[t])
+        roots = None if p_root is None or q_root is None or r_roots is None else Roots(p_root, q_root, r_roots[t])
         predicted.append(m)
-        mean, p, prior, p_root = step(
-            m, shown, p, f, noises.all[-1], r_at[t], at, None if seen_at is None else seen_at[t], roots
-        )
-        m = cast(Tensor, mean)
-        means.append(m)
-        covs.append(p)
-        predicted_covs.append(prior)
-    noise = noises.stacked()
-    predicted_mean, predicted_cov = torch.stack(predicted, 1), symmetric(torch.stack(predicted_covs, 1))
-    v = torch.stack(innovations, 1) if innovations else y - predicted_mean[..., :d]
-    ll = log_likelihood(
-        v,
-        predicted_cov,
-        torch.stack(emissions, 1) if emissions else None,
-        r,
-        None if seen is None else flat(seen, lead, 2),
+        steps.append(step(m, shown, p, f, noise, r, at, seen, roots))
+        m, p, p_root = cast(Tensor, steps[-1].mean), steps[-1].cov, steps[-1].root
+    if missing and torch.stack(missing).any():
+        raise ValueError(SINGULAR)
+
+    def stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+        return torch.stack(cast("list[Tensor]", parts), 1) if parts and parts[0] is not None else None
+
+    means, covs, priors, roots_at, _, innovation_roots, rounded = zip(*steps, strict=True)
+    lifts.add(*(x for x in rounded if x is not None))
+    return _Run(
+        torch.stack(means, 1),
+        torch.stack(covs, 1),
+        torch.stack(predicted, 1),
+        symmetric(torch.stack(priors, 1)),
+        torch.stack(jacobians, 1),
+        noises.stacked(),
+        stacked(innovations),
+        stacked(emissions),
+        stacked(emission_noises),
+        stacked(roots_at),
+        stacked(noises.roots),
+        stacked(innovation_roots),
     )
-    filtered = (torch.stack(means, 1), torch.stack(covs, 1), predicted_mean, predicted_cov, torch.stack(jacobians, 1))
-    return Filtered(*(x.view(*lead, *x.shape[1:]) for x in (*filtered, ll, noise)))

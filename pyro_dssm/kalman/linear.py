@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ from ._arguments import (
     noise_roots,
     over_time,
 )
-from ._linalg import gain, matvec, path, root, symmetric
-from ._step import Roots, step
-from .filtered import Filtered, log_likelihood
+from ._linalg import Lifts, gain, matvec, path, root, symmetric, weak
+from ._step import Roots, lift_noises, step
+from ._values import gain_value, inverse_root
+from .filtered import SINGULAR, Filtered, RootFiltered, innovation_cov, log_likelihood, root_log_likelihood
 from .linearisation import Gaussian
 
 __all__ = ["Model", "kalman_filter", "prepare"]
@@ -84,23 +86,59 @@ def kalman_filter(
     )
     y, seen, h, r, f, lead = model.y, model.seen, model.h, model.r, model.f, model.lead
     (d, n) = h.shape[-2:]
-    cov, prior = _covariances(initial.cov, model, fixed=isinstance(emission, int), square_root=square_root)
-    cross, s = prior @ h.mT, h @ prior @ h.mT + r
+    fixed, lifts = isinstance(emission, int), Lifts("kalman_filter")
+    found = _covariances(initial.cov, model, lifts, fixed=fixed, square_root=square_root)
+    s = innovation_cov(found.predicted_cov, h, r, seen)
+    if found.roots is None and weak(s).any():
+        found = _covariances(initial.cov, model, lifts, fixed=fixed, lift=True)
+        r = found.emission_noise
+        s = innovation_cov(found.predicted_cov, h, r, seen)
+    cov, prior, roots = found.cov, found.predicted_cov, found.roots
+    cross = prior @ h.mT
     if seen is not None:
-        w = seen.to(y.dtype)
-        cross, s = cross * w.unsqueeze(-2), s * (w.unsqueeze(-1) * w.unsqueeze(-2)) + torch.diag_embed(1 - w)
-    k = gain(flat(cross, cross.shape[:-2], 2), flat(s.expand(*cross.shape[:-2], d, d), cross.shape[:-2], 2)).view(
-        cross.shape
-    )
+        cross = cross * seen.to(y.dtype).unsqueeze(-2)
+    shape = torch.broadcast_shapes(cross.shape[:-2], s.shape[:-2])
+    if roots is None:
+        k = gain(flat(cross, shape, 2), flat(s, shape, 2)).view(*shape, n, d)
+    else:
+        k = gain_value(cross, s, roots.gain, inverse_root(roots.innovation))
 
     # m_t = (I - K H) F m_{t-1} + b_t + K (y_t - H b_t), with the first mean as b_0.
     first = initial.mean.unsqueeze(-2).expand(*lead, 1, n)
     b = torch.cat([first, model.b.expand(*lead, *model.b.shape[-2:])[..., 1:, :]], -2)
-    mean = path(f - k @ (h @ f), b + matvec(k, y - matvec(h, b)))
-    past = torch.cat([torch.zeros_like(first), mean[..., :-1, :]], -2)
-    predicted = b + matvec(f, past)
-    ll = log_likelihood(y - matvec(h, predicted), prior, h, r, seen).expand(mean.shape[:-1])
-    cov, prior, f, q = (x.expand(*lead, *x.shape[-3:]) for x in (cov, prior, f, model.q))
+    past_to_now = f - k @ (h @ f)
+    mean = path(past_to_now, b + matvec(k, y - matvec(h, b)))
+    if roots is not None:
+        # Gain times innovation loses less than the recursion, which subtracts what the whole frame and state amount to.
+        with torch.no_grad():
+            predicted = _predicted(mean, f, b)
+            error = predicted + matvec(k, y - matvec(h, predicted)) - mean
+            correction = path(past_to_now, error)
+        mean = mean + correction
+    lifts.report()
+    predicted = _predicted(mean, f, b)
+    v = y - matvec(h, predicted)
+    fields = [x.expand(*lead, *x.shape[-3:]) for x in (cov, prior, f, model.q)]
+    if roots is None:
+        ll = log_likelihood(v, s, seen)
+        return _filtered(mean, predicted, ll.expand(mean.shape[:-1]), *fields)
+    ll = root_log_likelihood(v, s, roots.innovation, seen)
+    return RootFiltered(
+        *_filtered(mean, predicted, ll.expand(mean.shape[:-1]), *fields),
+        root=roots.cov.expand(cov_shape := fields[0].shape),
+        noise_root=roots.noise.expand(cov_shape),
+    )
+
+
+def _predicted(mean: Tensor, f: Tensor, b: Tensor) -> Tensor:
+    """The predicted means, from the filtered ones."""
+    past = torch.cat([torch.zeros_like(mean[..., :1, :]), mean[..., :-1, :]], -2)
+    return b + matvec(f, past)
+
+
+def _filtered(
+    mean: Tensor, predicted: Tensor, ll: Tensor, cov: Tensor, prior: Tensor, f: Tensor, q: Tensor
+) -> Filtered:
     return Filtered(mean, cov, predicted, prior, f, ll, q)
 
 
@@ -165,24 +203,64 @@ def _from_first(first: Tensor, value: Tensor, steps: int) -> Tensor:
     return torch.cat([first.expand_as(value[..., :1, :, :]), value[..., 1:, :, :]], -3)
 
 
-def _covariances(p: Tensor, model: Model, *, fixed: bool, square_root: bool) -> tuple[Tensor, Tensor]:
-    """Returns the filtered and the predicted covariances, which do not depend on the frames."""
+class _Roots(NamedTuple):
+    """Of the filtered covariances, the transition's noise and the innovations' covariances, and the gains."""
+
+    cov: Tensor
+    noise: Tensor
+    innovation: Tensor
+    gain: Tensor
+
+
+class _Covariances(NamedTuple):
+    """All that does not depend on the frames; the emission's noise is as given, or lifted."""
+
+    cov: Tensor
+    predicted_cov: Tensor
+    emission_noise: Tensor
+    roots: _Roots | None
+
+
+def _covariances(
+    p: Tensor, model: Model, lifts: Lifts, *, fixed: bool, square_root: bool = False, lift: bool = False
+) -> _Covariances:
+    """Filters the covariances; with ``lift`` the emission's noise is lifted where it must be."""
     lead, steps = model.shared, model.f.shape[-3]
+    start = p
     p = flat(p, lead, 2)
     f_at, q_at, r_at = (at_steps(flat(x, lead, 3), steps) for x in (model.f, model.q, model.r))
     h_at = [None] * steps if fixed else at_steps(flat(model.h, lead, 3), steps)
     seen_at = hidden(model.seen, lead, p.dtype)
     last: Tensor | None = None
-    roots: list[tuple[Tensor, Tensor]] = []
+    q_roots: list[Tensor] = []
+    r_roots: list[Tensor] = []
     if square_root:
-        last = root(p)
-        roots = list(zip(root(flat(model.q, lead, 3)).unbind(1), noise_roots(r_at, seen_at), strict=True))
-    covs, priors = [], []
+        last = flat(root(start), lead, 2)
+        q_roots = at_steps(flat(root(model.q), lead, 3), steps)
+        r_roots = noise_roots(r_at, seen_at)
+    found, noises, missing = [], [], []
     for t in range(steps):
-        given = None if last is None else Roots(last, *roots[t])
-        seen = None if seen_at is None else seen_at[t]
-        _, p, prior, last = step(None, None, p, f_at[t], q_at[t], r_at[t], h_at[t], seen, given)
-        covs.append(p)
-        priors.append(prior)
-    cov, predicted = torch.stack(covs, 1), symmetric(torch.stack(priors, 1))
-    return cov.view(*lead, *cov.shape[1:]), predicted.view(*lead, *predicted.shape[1:])
+        given = None if last is None else Roots(last, q_roots[t], r_roots[t])
+        seen, q, r = None if seen_at is None else seen_at[t], q_at[t], r_at[t]
+        if lift:
+            q, r, size, without = lift_noises(p, f_at[t], q, r, h_at[t], seen)
+            lifts.add(size)
+            noises.append(r)
+            missing.append(without)
+        found.append(step(None, None, p, f_at[t], q, r, h_at[t], seen, given))
+        p, last = found[-1].cov, found[-1].root
+    if missing and torch.stack(missing).any():
+        raise ValueError(SINGULAR)
+
+    def stacked(parts: Sequence[Tensor | None]) -> Tensor:
+        whole = torch.stack(cast("list[Tensor]", list(parts)), 1)
+        return whole.view(*lead, *whole.shape[1:])
+
+    _, cov, prior, roots, gains, innovations, rounded = zip(*found, strict=True)
+    lifts.add(*(x for x in rounded if x is not None))
+    return _Covariances(
+        stacked(cov),
+        symmetric(stacked(prior)),
+        stacked(noises) if noises else model.r,
+        _Roots(stacked(roots), stacked(q_roots), stacked(innovations), stacked(gains)) if square_root else None,
+    )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ._arguments import flat
-from ._linalg import cholesky, matvec, symmetric
+from ._linalg import Lifts, lifted, matvec, symmetric, triangular, weak
 from ._scan import Elements, associative_scan
+from ._values import valued
 from .backward import backward_law
-from .filtered import Filtered, log_likelihood
+from .filtered import SINGULAR, Filtered, innovation_cov, log_likelihood
 from .linear import Model, prepare
 from .linearisation import Gaussian
-from .smoother import Smoothed
+from .smoother import Smoothed, smoothed
 
 __all__ = ["parallel_filter", "parallel_smoother"]
 
@@ -73,18 +76,34 @@ def parallel_filter(
         emission_offset=emission_offset,
         mask=mask,
     )
-    lead, n = model.lead, initial.mean.shape[-1]
+    f, q, lifts = model.f, model.q, Lifts("parallel_filter")
+    mean, cov, predicted, prior = _moments(model, initial)
+    s = innovation_cov(prior, model.h, model.r, model.seen)
+    if weak(s).any():
+        _, added, relative, _ = lifted(initial.cov)
+        mean, cov, predicted, prior = _moments(model, Gaussian(initial.mean, initial.cov + torch.diag_embed(added)))
+        s = innovation_cov(prior, model.h, model.r, model.seen)
+        _, added, again, missing = lifted(s, least=8 * torch.finfo(s.dtype).eps)
+        if (missing & s.isfinite().all(-1).all(-1)).any():
+            raise ValueError(SINGULAR)
+        lifts.add(relative, again)
+        s = s + torch.diag_embed(added)
+    lifts.report()
+    ll = log_likelihood(model.y - matvec(model.h, predicted), s, model.seen)
+    return Filtered(mean, cov, predicted, prior, f.expand_as(cov), ll, q.expand_as(cov))
+
+
+def _moments(model: Model, initial: Gaussian) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means and covariances of the filtered and of the predicted laws."""
+    lead, n, f = model.lead, initial.mean.shape[-1], model.f
     a, b, c, eta, j = (x.movedim(1, 0) for x in _elements(model, initial))
     _, mean, cov, _, _ = (x.movedim(0, 1) for x in associative_scan(_join, (a, b, c, eta, j)))
     mean, cov = mean.reshape(*lead, -1, n), symmetric(cov).reshape(*lead, -1, n, n)
-    f, q = model.f, model.q
     first = initial.mean.expand(*lead, n).unsqueeze(-2)
     predicted = torch.cat([first, matvec(f[..., 1:, :, :], mean[..., :-1, :]) + model.b[..., 1:, :]], -2)
-    later = symmetric(f[..., 1:, :, :] @ cov[..., :-1, :, :] @ f[..., 1:, :, :].mT) + q[..., 1:, :, :]
+    later = symmetric(f[..., 1:, :, :] @ cov[..., :-1, :, :] @ f[..., 1:, :, :].mT) + model.q[..., 1:, :, :]
     prior = torch.cat([initial.cov.expand(*lead, n, n).unsqueeze(-3), later.expand(*lead, *later.shape[-3:])], -3)
-    v = model.y - matvec(model.h, predicted)
-    ll = log_likelihood(v, prior, model.h, model.r, model.seen)
-    return Filtered(mean, cov, predicted, prior, f.expand_as(cov), ll, q.expand_as(cov))
+    return mean, cov, predicted, prior
 
 
 def _elements(model: Model, initial: Gaussian) -> Elements:
@@ -101,7 +120,9 @@ def _elements(model: Model, initial: Gaussian) -> Elements:
         h = h * w.unsqueeze(-1)
         r = r * (w.unsqueeze(-1) * w.unsqueeze(-2)) + torch.diag_embed(1 - w)
         v = v * w
-    factor = cholesky(symmetric(h @ p @ h.mT + r), "emission_noise")
+    factor, _, _, missing = lifted(symmetric(h @ p @ h.mT + r))
+    if (missing & p.isfinite().all(-1).all(-1)).any():
+        raise ValueError(SINGULAR)
     k = torch.cholesky_solve(h @ p, factor).mT
     rest = torch.eye(n, dtype=v.dtype, device=v.device) - k @ h
     v = v - matvec(h, u)
@@ -142,7 +163,8 @@ def parallel_smoother(filtered: Filtered) -> Smoothed:
         What :func:`rts_smoother` returns.
 
     Raises:
-        ValueError: If a predicted covariance is singular.
+        ValueError: If a predicted covariance is singular, and the filter kept no square roots. If it did, gradients
+            are right for all that leaves the rank as it is.
 
     References:
         | Särkkä and García-Fernández (2021). Temporal Parallelization of Bayesian Smoothers.
@@ -153,16 +175,31 @@ def parallel_smoother(filtered: Filtered) -> Smoothed:
         >>> parallel_smoother(parallel_filter(y, Gaussian(torch.zeros(1), one), one, one, 1, one)).mean.squeeze(-1)
         tensor([0.9231, 1.7692, 2.3846])
     """
-    law = backward_law(filtered)
+    lifts = Lifts("parallel_smoother")
+    law = backward_law(filtered, lifts)
+    lifts.report()
     shape = filtered.mean.shape
-    lead, n = shape[:-2], shape[-1]
-    parts = (flat(law.gain, lead, 3), flat(law.offset, lead, 2), flat(law.cov, lead, 3))
-    backward = tuple(x.movedim(1, 0).flip(0) for x in parts)
-    _, mean, cov = (x.flip(0).movedim(0, 1) for x in associative_scan(_chain, backward))
-    cov = symmetric(cov).reshape(*shape, n)
-    return Smoothed(mean.reshape(shape), cov, cov[..., 1:, :, :] @ law.gain[..., :-1, :, :].mT)
+    lead, n = tuple(shape[:-2]), shape[-1]
+
+    def scan(parts: Elements, combine: Callable[[Elements, Elements], Elements]) -> Elements:
+        backward = tuple(x.movedim(1, 0).flip(0) for x in parts)
+        return tuple(x.flip(0).movedim(0, 1) for x in associative_scan(combine, backward))
+
+    gain = flat(law.gain, lead, 3)
+    _, deviation, cov = scan((gain, flat(law.drift, lead, 2), flat(law.cov, lead, 3)), _chain)
+    cov, mean, root = symmetric(cov).reshape(*shape, n), filtered.mean + deviation.reshape(shape), None
+    if law.root is not None:
+        with torch.no_grad():
+            root = scan((gain, flat(law.root, lead, 3)), _root_chain)[1].reshape(*shape, n)
+        cov = valued(cov, root @ root.mT)
+    return smoothed(filtered, law, mean, cov, root)
 
 
 def _chain(after: Elements, before: Elements) -> Elements:
     (g2, m2, c2), (g1, m1, c1) = after, before
     return g1 @ g2, matvec(g1, m2) + m1, g1 @ c2 @ g1.mT + c1
+
+
+def _root_chain(after: Elements, before: Elements) -> Elements:
+    (g2, r2), (g1, r1) = after, before
+    return g1 @ g2, triangular(torch.cat([r1, g1 @ r2], -1))

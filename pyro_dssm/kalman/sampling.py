@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ._arguments import check_ends
-from ._linalg import cholesky, matvec, path
+from ._linalg import Lifts, cholesky, matvec, path
+from ._values import root_value
 from .backward import backward_law
-from .filtered import Filtered
+from .filtered import Filtered, RootFiltered
 
 __all__ = ["BackwardConditionals", "backward_conditionals", "backward_log_prob", "backward_sample"]
 
@@ -51,15 +52,36 @@ def backward_conditionals(filtered: Filtered, ends: Tensor | None = None) -> Bac
         >>> backward_conditionals(filtered).gain.flatten()
         tensor([0.3333, 0.0000])
     """
+    lifts = Lifts("backward_conditionals")
+    gain, _, root = _chain(filtered, ends, lifts)
+    lifts.report()
+    following = _following(filtered.predicted_mean)
+    return BackwardConditionals(gain, filtered.mean - matvec(gain, following), root)
+
+
+def _following(value: Tensor) -> Tensor:
+    """What comes next, ``(*, T, n)``; zero at the last step."""
+    return torch.cat([value[..., 1:, :], torch.zeros_like(value[..., :1, :])], -2)
+
+
+def _chain(filtered: Filtered, ends: Tensor | None, lifts: Lifts) -> tuple[Tensor, Tensor, Tensor]:
+    """Gains, drifts and roots of what deviates from the filtered means, cut where sequences end."""
     check_ends(ends, tuple(filtered.mean.shape[:-1]))
-    gain, offset, cov = backward_law(filtered)
+    gain, drift, cov, root = backward_law(filtered, lifts)
     if ends is not None:
         at = ends.unsqueeze(-1)
-        offset = torch.where(at, filtered.mean, offset)
+        drift = drift.masked_fill(at, 0.0)
         gain, cov = gain.masked_fill(at.unsqueeze(-1), 0.0), torch.where(at.unsqueeze(-1), filtered.cov, cov)
-    root = cholesky(cov)
+        if root is not None and isinstance(filtered, RootFiltered):
+            root = torch.where(at.unsqueeze(-1), filtered.root, root)
+    if root is None:
+        root = cholesky(cov, lifts=lifts)
+    elif (root.diagonal(dim1=-2, dim2=-1) <= 0).any():
+        raise ValueError("filtered: expected positive definite covariances, got one that is singular.")
+    else:
+        root = root_value(cov, root)
     matrices = filtered.cov.shape
-    return BackwardConditionals(gain.expand(matrices), offset, root.expand(matrices))
+    return gain.expand(matrices), drift, root.expand(matrices)
 
 
 def backward_sample(
@@ -98,14 +120,16 @@ def backward_sample(
         >>> z.shape, log_q.shape
         (torch.Size([5, 2, 1]), torch.Size([5, 2]))
     """
-    gain, offset, root = backward_conditionals(filtered, ends)
-    shape = (*sample_shape, *offset.shape)
+    lifts = Lifts("backward_sample")
+    gain, drift, root = _chain(filtered, ends, lifts)
+    lifts.report()
+    shape = (*sample_shape, *drift.shape)
     if noise is None:
-        noise = torch.randn(shape, dtype=offset.dtype, device=offset.device)
+        noise = torch.randn(shape, dtype=drift.dtype, device=drift.device)
     elif tuple(noise.shape) != shape:
         raise ValueError(f"noise: expected shape {shape}, got {tuple(noise.shape)}.")
-    free = offset + matvec(root, noise)
-    z = path(gain.flip(-3), free.flip(-2)).flip(-2)
+    free = drift + matvec(root, noise)
+    z = filtered.mean + path(gain.flip(-3), free.flip(-2)).flip(-2)
     log_q = -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi))
     return z, log_q - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
@@ -134,9 +158,10 @@ def backward_log_prob(filtered: Filtered, z: Tensor, *, ends: Tensor | None = No
     shape = tuple(filtered.mean.shape)
     if z.dim() < len(shape) or tuple(z.shape[z.dim() - len(shape) :]) != shape:
         raise ValueError(f"z: expected shape (*sample_shape, {', '.join(map(str, shape))}), got {tuple(z.shape)}.")
-    gain, offset, root = backward_conditionals(filtered, ends)
-    following = torch.cat([z[..., 1:, :], torch.zeros_like(z[..., :1, :])], -2)
-    error = z - offset - matvec(gain, following)
+    lifts = Lifts("backward_log_prob")
+    gain, _, root = _chain(filtered, ends, lifts)
+    lifts.report()
+    error = (z - filtered.mean) - matvec(gain, _following(z - filtered.predicted_mean))
     white = torch.linalg.solve_triangular(root, error.unsqueeze(-1), upper=False).squeeze(-1)
     log_q = -0.5 * (white.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
     return log_q - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)

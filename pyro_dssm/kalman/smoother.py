@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._arguments import flat
-from ._linalg import path, symmetric
-from .backward import backward_law
+from ._linalg import Lifts, path, symmetric, triangular
+from ._values import valued
+from .backward import BackwardLaw, backward_law
 from .filtered import Filtered
 
-__all__ = ["Smoothed", "rts_smoother"]
+__all__ = ["RootSmoothed", "Smoothed", "rts_smoother", "smoothed"]
 
 
 class Smoothed(NamedTuple):
@@ -29,6 +31,34 @@ class Smoothed(NamedTuple):
     cross_cov: Tensor
 
 
+class RootSmoothed(Smoothed):
+    r"""What a smoother finds with square roots.
+
+    Attributes:
+        root: The lower triangular L with :math:`L L^\top` the smoothed covariance, ``(*, T, n, n)``: a value without
+            gradients.
+    """
+
+    root: Tensor
+
+    def __new__(cls, *fields: Tensor, root: Tensor) -> RootSmoothed:
+        """Takes the fields of :class:`Smoothed` in their order, and the root."""
+        self = super().__new__(cls, *fields)
+        self.root = root
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _root_smoothed, (tuple(self), self.root)
+
+    def _replace(self, **changes: Tensor) -> Smoothed:  # type: ignore[override]
+        # The root of a covariance that is replaced would be wrong.
+        return Smoothed(*self)._replace(**changes)
+
+
+def _root_smoothed(fields: tuple[Tensor, ...], root: Tensor) -> RootSmoothed:
+    return RootSmoothed(*fields, root=root)
+
+
 def rts_smoother(filtered: Filtered) -> Smoothed:
     r"""Smooths: the moments of the chain :math:`z_t = G_t z_{t+1} + b_t + \epsilon_t`, run backward in time.
 
@@ -42,7 +72,8 @@ def rts_smoother(filtered: Filtered) -> Smoothed:
         The smoothed laws.
 
     Raises:
-        ValueError: If a predicted covariance is singular.
+        ValueError: If a predicted covariance is singular, and the filter kept no square roots. If it did, gradients
+            are right for all that leaves the rank as it is.
 
     References:
         | Rauch, Tung and Striebel (1965). Maximum likelihood estimates of linear dynamic systems. AIAA Journal 3(8).
@@ -53,15 +84,43 @@ def rts_smoother(filtered: Filtered) -> Smoothed:
         >>> rts_smoother(kalman_filter(y, Gaussian(torch.zeros(1), one), one, one, 1, one)).mean.squeeze(-1)
         tensor([0.9231, 1.7692, 2.3846])
     """
-    law = backward_law(filtered)
-    mean = path(law.gain.flip(-3), law.offset.flip(-2)).flip(-2)
-    lead, shape = law.gain.shape[:-3], filtered.cov.shape
-    gains, covs = (flat(x.expand_as(law.cov), tuple(lead), 3).unbind(1) for x in (law.gain, law.cov))
+    lifts = Lifts("rts_smoother")
+    law = backward_law(filtered, lifts)
+    lifts.report()
+    mean = filtered.mean + path(law.gain.flip(-3), law.drift.flip(-2)).flip(-2)
+    lead = tuple(law.gain.shape[:-3])
+    gains, covs = (flat(x.expand_as(law.cov), lead, 3).unbind(1) for x in (law.gain, law.cov))
+    if law.root is None:
+        return smoothed(filtered, law, mean, _smoothed_covs(gains, covs).view(law.cov.shape), None)
+    root = _smoothed_roots(gains, flat(law.root, lead, 3).unbind(1))
+    cov = root @ root.mT
+    if law.cov.requires_grad or law.gain.requires_grad:
+        cov = valued(_smoothed_covs(gains, covs), cov)
+    return smoothed(filtered, law, mean, cov.view(law.cov.shape), root.view(law.cov.shape))
+
+
+def _smoothed_covs(gains: Sequence[Tensor], covs: Sequence[Tensor]) -> Tensor:
     p = covs[-1]
-    smoothed = [p]
+    found = [p]
     for g, c in zip(gains[-2::-1], covs[-2::-1], strict=True):
         p = torch.baddbmm(c, torch.bmm(g, p), g.mT)
-        smoothed.append(p)
-    cov = symmetric(torch.stack(smoothed[::-1], 1)).view(law.cov.shape)
+        found.append(p)
+    return symmetric(torch.stack(found[::-1], 1))
+
+
+@torch.no_grad()
+def _smoothed_roots(gains: Sequence[Tensor], roots: Sequence[Tensor]) -> Tensor:
+    last = roots[-1]
+    found = [last]
+    for g, c in zip(gains[-2::-1], roots[-2::-1], strict=True):
+        last = triangular(torch.cat([c, torch.bmm(g, last)], -1))
+        found.append(last)
+    return torch.stack(found[::-1], 1)
+
+
+def smoothed(filtered: Filtered, law: BackwardLaw, mean: Tensor, cov: Tensor, root: Tensor | None) -> Smoothed:
+    """Gathers what a smoother found, expanded to the shapes of what the filter found."""
+    shape = filtered.cov.shape
     cross = cov[..., 1:, :, :] @ law.gain[..., :-1, :, :].mT
-    return Smoothed(mean, cov.expand(shape), cross.expand(*shape[:-3], *cross.shape[-3:]))
+    fields = (mean, cov.expand(shape), cross.expand(*shape[:-3], *cross.shape[-3:]))
+    return Smoothed(*fields) if root is None else RootSmoothed(*fields, root=root.expand(shape))

@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
+from .._devices import generators_kept
 from ..data.sequences import Batch
 from ..dssm import DSSM
 from ..guides import Guide
@@ -88,7 +89,7 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
         x = x.exp()
     elif net is None:
         # An emission of one's own may be of any kind.
-        with torch.random.fork_rng(devices=devices_of(model)):
+        with generators_kept(model._like.device):
             drawn = model.sample(num_sequences, length, controls=controls)
         if not _looks_real(drawn):
             return Batch(drawn, lengths, None, controls)
@@ -148,12 +149,6 @@ def latents_are_real(
     inputs = model.observe(x, lengths, mask, controls)
     with torch.no_grad():
         return is_real(model.transition_from(model.memories.first(inputs), inputs.controls_at(0)))
-
-
-def devices_of(model: DSSM) -> list[torch.device]:
-    """Whose generators a check has to leave as they were, the CPU's apart."""
-    device = model._like.device
-    return [device] if device.type == "cuda" else []
 
 
 def copied(args: Arguments, controls: Tensor | None, copies: int) -> tuple[Arguments, Tensor | None]:
@@ -263,7 +258,7 @@ def steps_have_rsample(guide: Guide, *args: Any, controls: Tensor | None = None)
         >>> steps_have_rsample(pd.MeanField(pd.DMM(x_dim=3, z_dim=2)), torch.ones(4, 5, 3))
         True
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=devices_of(guide.model)):
+    with torch.no_grad(), generators_kept(guide.model._like.device):
         trace = step_trace(guide, {}, args, controls)
     return trace is None or all(site.fn.has_rsample for site in sites_of(trace, guide))
 

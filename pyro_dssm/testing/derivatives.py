@@ -13,13 +13,13 @@ import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO
 from torch import Tensor
 
+from .._devices import generators_kept
 from ..codes import Sampled
 from ..dssm import DSSM
 from ..guides import Guide
 from ..optim import ClippedNormAdam
 from .densities import (
     copied,
-    devices_of,
     latents_are_real,
     log_probs_at,
     overrides,
@@ -295,7 +295,7 @@ def _draw_gradients(
     values = _trained(guide, model)
 
     def loss() -> dict[str, Tensor]:
-        with torch.random.fork_rng(devices=devices_of(model)):
+        with generators_kept(model._like.device):
             torch.manual_seed(seed)
             found = Trace_ELBO().differentiable_loss(model, guide, x, lengths, mask, controls=controls)
         return {"loss": found}
@@ -331,7 +331,7 @@ def _step_method(guide: Guide) -> str:
 
 def _draws_smoothly(guide: Guide, args: Any, controls: Tensor | None) -> bool:
     """Whether all steps are of a family whose draws from one seed are smooth in its parameters."""
-    with torch.no_grad(), torch.random.fork_rng(devices=devices_of(guide.model)):
+    with torch.no_grad(), generators_kept(guide.model._like.device):
         trace = step_trace(guide, {}, args, controls)
     # Where there are no steps to look at, differences have to settle it.
     return trace is None or all(isinstance(base_of(site.fn), SMOOTH) for site in sites_of(trace, guide))

@@ -7,6 +7,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from .._devices import generators_kept
 from .._program import evaluating
 from ..dssm import DSSM
 from ..guides import Guide
@@ -18,7 +19,6 @@ from .densities import (
     assert_same_bound,
     assert_same_gradients,
     bound_of,
-    devices_of,
     gradients,
     log_probs_at,
     random_latents,
@@ -156,7 +156,7 @@ def check_sites_agree(
     for elbo in elbos:
         losses = []
         for form in FORMS:
-            with run_as(model, form), torch.random.fork_rng(devices=devices_of(model)):
+            with run_as(model, form), generators_kept(model._like.device):
                 torch.manual_seed(seed)
                 if smooth:
                     loss = elbo().differentiable_loss(model, guide, x, lengths, mask, controls=controls)  # type: ignore[attr-defined]
@@ -171,7 +171,7 @@ def check_sites_agree(
 
 def _same_divergences(model: DSSM, guide: Guide, args: Arguments, controls: Tensor | None) -> bool:
     """Whether divergences of steps are sampled where those of paths are: all but those of Gaussians."""
-    with torch.no_grad(), torch.random.fork_rng(devices=devices_of(model)):
+    with torch.no_grad(), generators_kept(model._like.device):
         drawn = step_trace(guide, {}, args, controls)
         values = {site.name: site.value for site in sites_of(drawn, guide)}
         prior = {site.name: site.fn for site in sites_of(step_trace(model, values, args, controls), model)}
