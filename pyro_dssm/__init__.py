@@ -15,11 +15,13 @@ from .constraints import (
 from .data.gaps import RandomGaps
 from .data.sequences import Batch, SequenceDataset, Splits
 from .data.trajectories import Trajectories
+from .divergence import DivergenceWarning
 from .dssm import DSSM
 from .dvbf import DVBF, LocallyLinearSSM
 from .ekvae import EKVAE
 from .emissions import Emission
 from .evaluation import Bound, Score, evaluate
+from .filling import ConvergenceWarning
 from .guides import (
     GUIDES,
     ApproachA,
@@ -80,11 +82,13 @@ __all__ = [
     "ConstantKL",
     "Constraint",
     "ConstraintWarning",
+    "ConvergenceWarning",
     "CyclicKL",
     "DMM",
     "DMMAug",
     "DSSM",
     "DVBF",
+    "DivergenceWarning",
     "EKVAE",
     "Emission",
     "FHMM",

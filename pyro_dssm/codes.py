@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn.functional import pad
 
 from .kalman._linalg import triangular
 
-__all__ = ["CodedState", "Sampled", "gaussian_log_prob"]
+__all__ = ["CodeFirst", "CodedState", "Sampled", "gaussian_log_prob"]
 
 
 def gaussian_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -129,6 +130,45 @@ class CodedState(TorchDistribution):
     def mean(self) -> Tensor:
         """The means of both."""
         return torch.cat([self.loc, self.code_loc(self.loc)], dim=-1)
+
+
+class CodeFirst(TorchDistribution):
+    r"""A state and its code, of which the code is drawn first: :math:`q(a)\, p(z \mid a)`.
+
+    Args:
+        pair: The joint distribution of state and code, which says :math:`p(z \mid a)`.
+        loc: Mean of the code, shape ``(*, d)``.
+        scale: Its standard deviations.
+
+    Example:
+        >>> pair = CodedState(torch.zeros(5, 3), torch.ones(3), torch.ones(2))
+        >>> CodeFirst(pair, torch.zeros(2), torch.ones(2)).sample().shape
+        torch.Size([5, 5])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+
+    def __init__(self, pair: CodedState, loc: Tensor, scale: Tensor) -> None:
+        self.pair, self.loc, self.scale = pair, loc, scale
+        super().__init__(pair.batch_shape, pair.event_shape, validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws a code, then its state."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            noise = torch.randn(*shape, *self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
+            of_state, of_code = noise.split([self.pair.loc.shape[-1], self.loc.shape[-1]], dim=-1)
+            a = self.loc + self.scale * of_code
+            loc, root = self.pair.given_code(a)
+            return torch.cat([loc + torch.matmul(root, of_state.unsqueeze(-1)).squeeze(-1), a], dim=-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log-density of state and code together."""
+        z, a = value.split([self.pair.loc.shape[-1], self.loc.shape[-1]], dim=-1)
+        loc, root = self.pair.given_code(a)
+        of_state = dist.MultivariateNormal(loc, scale_tril=root, validate_args=False).log_prob(z)
+        return of_state + gaussian_log_prob(a, self.loc, self.scale)
 
 
 class Sampled(TorchDistribution):

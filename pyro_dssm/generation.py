@@ -1,4 +1,4 @@
-"""Generating with a model: sample, forecast, reconstruct."""
+"""Generating with a model: sample, forecast, impute, reconstruct."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from ._checks import guide_kind, positive
 from ._program import evaluating
-from .emissions import expected
+from .divergence import OnDivergence, check_choice, check_finite
+from .emissions import expected, followed
+from .filling import cut, fill, skips_hidden
 from .inputs import Inputs, check_controls, check_lengths, delay
+from .particles import complete, expanded
 
 
 class DrawsPaths(Protocol):
@@ -27,13 +30,6 @@ class DrawsPaths(Protocol):
 __all__ = ["Generation"]
 
 ENTRIES_AT_ONCE = 10_000_000
-
-
-def _complete(fn: Any, x: Tensor, hidden: Tensor) -> Tensor:
-    """Draws the hidden entries of frames, given the others where the emission can."""
-    if hasattr(fn, "complete"):
-        return fn.complete(x, hidden)
-    return torch.where(hidden, fn.sample(), x)
 
 
 class Generation:
@@ -55,7 +51,7 @@ class Generation:
     zeta_law: Any
     first_law: Any
 
-    def _run(
+    def _steps(
         self,
         states: Any,
         batch: torch.Size,
@@ -65,20 +61,18 @@ class Generation:
         first: Any = None,
         means: bool = False,
         noise: bool = True,
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        xs, zs = [], []
+    ) -> Iterator[tuple[Tensor, Tensor, Any]]:
+        """Runs the model on: latents, frame and the frame's distribution of each step."""
         for t in range(steps):
             u = None if controls is None else controls[..., t, :]
             fn = first if t == 0 and first is not None else self.transition_from(states, u)
-            z = _expanded(fn, batch)
-            z = z.sample() if noise else expected(z)
+            fn = expanded(fn, batch)
+            z = fn.sample() if noise else followed(fn)
             after = self.memories.after_z(states, z, u)
-            law = self.emission_from(states, after)
-            x = expected(law) if means else law.sample()
+            of_x = expanded(self.emission_from(states, after), batch)
+            x = expected(of_x) if means else of_x.sample()
             states = self.memories.after_x(after, self.read(x))
-            xs.append(x)
-            zs.append(z)
-        return xs, zs
+            yield z, x, of_x
 
     def _controls_for(self, controls: Any, shape: tuple[int, ...]) -> Tensor | None:
         u = check_controls(controls, self._like.new_empty(*shape, 0), self.control_dim)
@@ -108,6 +102,7 @@ class Generation:
         *,
         controls: Tensor | None = None,
         with_latents: bool = False,
+        on_divergence: OnDivergence = "warn",
     ) -> Any:
         """Draws sequences from the model.
 
@@ -116,22 +111,29 @@ class Generation:
             length: Number of frames, ``T``.
             controls: Shape ``(N, T, control_dim)``, for a model with controls.
             with_latents: Also returns the latent paths.
+            on_divergence: What to do about sequences that are not finite: ``"warn"``, ``"raise"`` or ``"ignore"``.
 
         Returns:
             Shape ``(N, T, x_dim)``; with latents, that and shape ``(N, T, z_dim)``.
 
         Raises:
             ValueError: If a number is not positive or the controls do not fit.
+            FloatingPointError: If a sequence is not finite and ``on_divergence="raise"``.
+
+        Warns:
+            DivergenceWarning: If a sequence is not finite and ``on_divergence="warn"``.
         """
+        check_choice(on_divergence)
         positive("num_sequences", num_sequences)
         positive("length", length)
         u = self._controls_for(controls, (num_sequences, length))
         batch = torch.Size((num_sequences,))
         with self._generating():
             zeta = self.zeta_law(batch).sample() if self.zeta_dim else None
-            xs, zs = self._run(self.memories.start(batch), batch, length, u, first=self.first_law(zeta))
-        x = torch.stack(xs, dim=-2)
-        return (x, torch.stack(zs, dim=-2)) if with_latents else x
+            steps = self._steps(self.memories.start(batch), batch, length, u, first=self.first_law(zeta))
+            z, x = (torch.stack(values, dim=-2) for values in zip(*((z, x) for z, x, _ in steps), strict=True))
+        check_finite(x, "sequences", on_divergence, z)
+        return (x, z) if with_latents else x
 
     @torch.no_grad()
     def forecast(
@@ -147,8 +149,12 @@ class Generation:
         num_rounds: int = 20,
         means: bool = False,
         noise: bool = True,
+        on_divergence: OnDivergence = "warn",
     ) -> Tensor:
         """Continues sequences: draws latent paths of what is known from the guide, then runs the model on.
+
+        Frames that ``mask`` hides at the end of a sequence are predicted like those that follow, so that the future is
+        the same as that of the sequence without them.
 
         Args:
             guide: Infers the latents of the known part.
@@ -162,37 +168,49 @@ class Generation:
             num_rounds: As in :meth:`reconstruct`, where ``mask`` hides something.
             means: Returns the mean of each frame given the latents, which is also what later frames read of it,
                 instead of a draw.
-            noise: Draws the latents of the future; ``False`` follows the means of the transitions.
+            noise: Draws the latents of the future; ``False`` follows the means of the transitions, or the most
+                probable values where latents are discrete.
+            on_divergence: What to do about futures that are not finite: ``"warn"``, ``"raise"`` or ``"ignore"``.
 
         Returns:
             Shape ``(S, B, H, x_dim)``.
 
         Raises:
-            ValueError: If an argument has a wrong type, dtype, device, shape or value.
+            ValueError: If an argument has a wrong type, dtype, device, shape or value, or if a mean is asked for that
+                does not exist.
+            FloatingPointError: If a future is not finite and ``on_divergence="raise"``.
+
+        Warns:
+            ConvergenceWarning: As in :meth:`reconstruct`.
+            DivergenceWarning: If a future is not finite and ``on_divergence="warn"``.
         """
         self._check_guide(guide)
         positive("horizon", horizon)
         positive("num_samples", num_samples)
         positive("num_rounds", num_rounds)
-        known = future = None
+        check_choice(on_divergence)
+        known = delayed = None
         if isinstance(x, Tensor) and x.dim() >= 3:
             batch, steps = x.shape[-3:-1]
             if isinstance(controls, Tensor) and controls.dim() != 3:
                 expected = (batch, steps + horizon, self.control_dim)
                 raise ValueError(f"controls: expected shape {expected}, got {tuple(controls.shape)}.")
-            u = self._controls_for(controls, (batch, steps + horizon))
-            if u is not None and controls is not None:
+            delayed = self._controls_for(controls, (batch, steps + horizon))
+            if delayed is not None and controls is not None:
                 known = controls[..., :steps, :]
-                ends = torch.full((batch,), steps, device=u.device) if lengths is None else check_lengths(lengths, x)
-                index = ends.unsqueeze(-1) + torch.arange(horizon, device=u.device)
-                index = index.clamp(max=u.shape[-2] - 1).unsqueeze(-1).expand(batch, horizon, u.shape[-1])
-                future = u.expand(batch, *u.shape[-2:]).gather(-2, index)
+                if lengths is not None:
+                    check_lengths(lengths, x)
         with self._generating(guide):
             inputs = self.observe(x, lengths, mask, known)
-            _, states = self._infer(guide, inputs, num_samples, num_rounds)
-            batch = states["z"].shape[:-1]
-            xs, _ = self._run(states, batch, horizon, future, means=means, noise=noise)
-        return torch.stack(xs, dim=-2)
+            known_part, z = self._infer(guide, inputs, num_samples, num_rounds)
+            _, _, states = self._follow(known_part, z, means=False)
+            late = _lengths(inputs) - _lengths(known_part)
+            steps = int(late.max()) + horizon
+            future = None if delayed is None else _from(delayed, _lengths(known_part), steps)
+            paths = self._steps(states, z.shape[:-2], steps, future, means=means, noise=noise)
+            ahead = _from(torch.stack([x for _, x, _ in paths], dim=-2), late, horizon)
+        check_finite(ahead, "futures", on_divergence)
+        return ahead
 
     @torch.no_grad()
     def impute(
@@ -206,8 +224,11 @@ class Generation:
         num_samples: int = 100,
         num_rounds: int = 20,
         means: bool = False,
+        on_divergence: OnDivergence = "warn",
     ) -> Tensor:
-        """Draws what ``mask`` hides, given what it does not.
+        r"""Draws what ``mask`` hides: from :math:`p(x_\mathrm{hidden} \mid x_\mathrm{observed})`.
+
+        :meth:`reconstruct` says how, and how well.
 
         Args:
             guide: Infers the latents.
@@ -218,13 +239,20 @@ class Generation:
             num_samples: Number of draws, ``S``.
             num_rounds: As in :meth:`reconstruct`.
             means: Returns the mean of each hidden frame given the latents drawn, instead of a draw.
+            on_divergence: What to do about draws that are not finite: ``"warn"``, ``"raise"`` or ``"ignore"``.
 
         Returns:
             Shape ``(S, B, T, x_dim)``: the observed values as they are, draws of the hidden ones, zero in the padding.
 
         Raises:
             ValueError: If an argument has a wrong type, dtype, device, shape or value.
+            FloatingPointError: If a draw is not finite and ``on_divergence="raise"``.
+
+        Warns:
+            ConvergenceWarning: As in :meth:`reconstruct`.
+            DivergenceWarning: If a draw is not finite and ``on_divergence="warn"``.
         """
+        check_choice(on_divergence)
         self._check_guide(guide)
         positive("num_samples", num_samples)
         positive("num_rounds", num_rounds)
@@ -232,8 +260,11 @@ class Generation:
             inputs = self.observe(x, lengths, mask, controls)
             if inputs.hidden is None:
                 return inputs.without_padding(inputs.x).expand(num_samples, *inputs.x.shape)
-            xs = self._chain(guide, inputs, num_samples, num_rounds)[0 if means else 1]
-        return inputs.without_padding(torch.where(inputs.hidden, torch.stack(xs, dim=-2), inputs.x))
+            known, z = self._infer(guide, inputs, num_samples, num_rounds)
+            drawn = self._frames(inputs, known, z, means=means)
+        filled = inputs.without_padding(torch.where(inputs.hidden, drawn, inputs.x))
+        check_finite(filled, "draws", on_divergence)
+        return filled
 
     @torch.no_grad()
     def reconstruct(
@@ -247,17 +278,24 @@ class Generation:
         num_samples: int = 16,
         num_rounds: int = 20,
         teacher_forcing: bool = True,
+        on_divergence: OnDivergence = "warn",
     ) -> Tensor:
-        r"""The expected frames given latent paths from the guide; also where ``mask`` hides them: imputation.
+        r"""The expected frames given latent paths; also where ``mask`` hides them: imputation.
 
-        Where something is hidden, the latent path is drawn from the guide and the hidden frames from the model in
-        turn, each given the other. Without x-edges and with an exact guide, this Markov chain tends to
-        :math:`p(z, x_\mathrm{hidden} \mid x_\mathrm{observed})`; with x-edges, a hidden frame does not yet look at
-        the frames after it except through the latents. It starts with zeros in the place of what is hidden.
+        Without hidden frames, the paths are the guide's. Frames that are hidden at the end of a sequence are a
+        forecast: the model runs on from paths of the rest. Where frames (or entries of them) are hidden before that,
+        paths and hidden entries are drawn from :math:`p(z, x_\mathrm{hidden} \mid x_\mathrm{observed})`, the
+        *model's* posterior: chains of conditional particle filters start by running the model through the gaps, with
+        proposals from the guide, and move until groups of them that have started apart agree (:mod:`pyro_dssm.filling`
+        says how). If they do not after ``num_rounds``, a :class:`~pyro_dssm.ConvergenceWarning` says so. Two kinds of
+        guides are taken at their word: those that leave hidden frames out (a :class:`~pyro_dssm.KalmanGuide`, where
+        whole frames are hidden) are drawn from once; of those without a density of each step, draws given all frames
+        alternate with particle filters through the gaps.
 
-        Reference:
+        References:
+            Andrieu, Doucet, Holenstein. Particle Markov Chain Monte Carlo Methods. 2010.
             Rezende, Mohamed, Wierstra. Stochastic Backpropagation and Approximate Inference in Deep Generative
-            Models. 2014. arXiv:1401.4082 (Appendix F).
+            Models. 2014. arXiv:1401.4082 (Appendix F, on alternating).
 
         Args:
             guide: Infers the latents.
@@ -265,34 +303,43 @@ class Generation:
             lengths: Shape ``(B,)``.
             mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``.
             controls: Shape ``(B, T, control_dim)``.
-            num_samples: Number of latent paths to average over.
-            num_rounds: Rounds of that chain.
+            num_samples: Number of latent paths to average over (at least 32 in sequences with gaps).
+            num_rounds: The largest number of rounds of the chains.
             teacher_forcing: Whether edges from x come from the given frames. ``False`` lets the model run freely along
                 the latent paths: it reads its own expected frames instead, so that all there is of x has come through
                 the latents. Without edges from x, both are the same.
+            on_divergence: What to do about frames that are not finite: ``"warn"``, ``"raise"`` or ``"ignore"``.
 
         Returns:
             Shape ``(B, T, x_dim)``; zero in the padding.
 
         Raises:
-            ValueError: If an argument has a wrong type, dtype, device, shape or value.
+            ValueError: If an argument has a wrong type, dtype, device, shape or value, or if the emission has no mean.
+            FloatingPointError: If a frame is not finite and ``on_divergence="raise"``.
+
+        Warns:
+            ConvergenceWarning: If the draws of what is hidden have not converged.
+            DivergenceWarning: If a frame is not finite and ``on_divergence="warn"``.
         """
         self._check_guide(guide)
         positive("num_samples", num_samples)
         positive("num_rounds", num_rounds)
+        check_choice(on_divergence)
         with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)
             if inputs.hidden is not None:
                 if not teacher_forcing:
                     raise ValueError("teacher_forcing: expected True where mask hides something, got False.")
-                means = self._chain(guide, inputs, num_samples, num_rounds)[0]
-                out = torch.stack(means, dim=-2).mean(0)
+                known, z = self._infer(guide, inputs, num_samples, num_rounds, all_chains=True)
+                out = self._frames(inputs, known, z, means=True).mean(0)
             else:
                 z = guide.draw(inputs, num_samples)
                 at_once = max(1, ENTRIES_AT_ONCE // inputs.x.numel())
                 parts = [self._means(inputs, part, teacher_forcing) for part in z.split(at_once)]
                 out = torch.stack(parts).sum(0) / num_samples
-        return out if inputs.valid is None else torch.where(inputs.valid.unsqueeze(-1), out, 0.0)
+        out = out if inputs.valid is None else torch.where(inputs.valid.unsqueeze(-1), out, 0.0)
+        check_finite(out, "sequences", on_divergence)
+        return out
 
     def _means(self, inputs: Inputs, z: Tensor, teacher_forcing: bool) -> Tensor:  # noqa: FBT001
         """The expected frames along latent paths, summed over the paths."""
@@ -303,46 +350,56 @@ class Generation:
             return mean.expand(*z.shape[:-1], -1).sum(0)
         return torch.stack(self._follow(inputs, z, freely=True)[0], dim=-2).sum(0)
 
-    def _infer(self, guide: DrawsPaths, inputs: Inputs, num_samples: int, num_rounds: int) -> tuple[list[Tensor], Any]:
-        """Draws latent paths and what is hidden in turn; returns the means of the frames and the last states."""
-        if inputs.hidden is None:
-            return self._follow(inputs, guide.draw(inputs, num_samples))[::2]
-        return self._chain(guide, inputs, num_samples, num_rounds)[::2]
+    def _infer(
+        self, guide: DrawsPaths, inputs: Inputs, num_samples: int, num_rounds: int, *, all_chains: bool = False
+    ) -> tuple[Inputs, Tensor]:
+        """The part up to the last observed frames, with draws of what is hidden in it, and latent paths of it."""
+        known = cut(inputs)
+        if known.hidden is None or skips_hidden(guide, known):
+            return known, guide.draw(known, num_samples)
+        paths = fill(self, guide, known, num_samples, num_rounds)
+        count = len(paths.z) if all_chains else num_samples
+        assert paths.x is not None
+        return replace(known, x=paths.x[:count], last={}, cache={}), paths.z[:count]
 
-    def _chain(
-        self, guide: DrawsPaths, inputs: Inputs, num_samples: int, num_rounds: int
+    def _frames(self, inputs: Inputs, known: Inputs, z: Tensor, *, means: bool) -> Tensor:
+        """The frames along latent paths, drawn or expected, and those that follow to the end of each sequence."""
+        expectations, xs, states = self._follow(known, z, means=means)
+        frames = torch.stack(expectations if means else xs, dim=-2)
+        ends = _lengths(known)
+        more = int((_lengths(inputs) - ends).max())
+        if more == 0:
+            return frames
+        controls = None if inputs.controls is None else _from(inputs.controls, ends, more)
+        following = [expected(fn) if means else x for _, x, fn in self._steps(states, z.shape[:-2], more, controls)]
+        joined = torch.cat([frames, torch.stack(following, dim=-2)], dim=-2)
+        t, ends = torch.arange(inputs.num_steps, device=ends.device), ends.unsqueeze(-1)
+        after = frames.shape[-2] + (t - ends).clamp(max=more - 1)
+        return _at(joined, torch.where(t < ends, t, after))
+
+    def _follow(
+        self, inputs: Inputs, z: Tensor, *, freely: bool = False, means: bool = True
     ) -> tuple[list[Tensor], list[Tensor], Any]:
-        """Latent paths and what is hidden, drawn in turn: means of the frames, draws of them, and the last states."""
-        x = inputs.x.expand(num_samples, *inputs.x.shape)
-        # A guide that leaves hidden frames out, rather than reading them as zeros, needs no second round.
-        assert inputs.hidden is not None
-        for _ in range(1 if self._skips_hidden(guide, inputs) else num_rounds):
-            filled = replace(inputs, x=x, last={}, cache={})
-            means, xs, states = self._follow(inputs, guide.draw(filled, 1)[0])
-            x = torch.where(inputs.hidden, torch.stack(xs, dim=-2), inputs.x)
-        return means, xs, states
+        """Runs the memories along latent paths and x, drawing x where it is hidden; or freely, without looking at x.
 
-    @staticmethod
-    def _skips_hidden(guide: Any, inputs: Inputs) -> bool:
-        whole_frames = inputs.hidden is not None and inputs.hidden.shape[-1] == 1
-        return whole_frames and getattr(guide, "skips_hidden", False)
-
-    def _follow(self, inputs: Inputs, z: Tensor, *, freely: bool = False) -> tuple[list[Tensor], list[Tensor], Any]:
-        """Runs the memories along latent paths and x, drawing x where it is hidden; or freely, without looking at x."""
+        Frames that have a dimension of paths like ``z`` have been filled already.
+        """
         batch = z.shape[:-2]
+        filled = inputs.x.dim() == z.dim()
         states = self.memories.start(batch)
-        means, xs = [], []
+        expectations, xs = [], []
         for t, z_t in enumerate(z.unbind(-2)):
             after = self.memories.after_z(states, z_t, inputs.controls_at(t))
             fn = self.emission_from(states, after)
-            mean = expected(fn)
             x = inputs.x[..., t, :].expand(*batch, -1)
-            if inputs.hidden is not None:
-                hidden = inputs.hidden[..., t, :]
-                x = _complete(fn, x, hidden)
-                if hasattr(fn, "complete"):
+            hidden = None if inputs.hidden is None else inputs.hidden[..., t, :]
+            if hidden is not None and not filled:
+                x = complete(fn, x, hidden)
+            if means:
+                mean = expected(fn)
+                if hidden is not None and hasattr(fn, "complete"):
                     mean = torch.where(hidden, x, mean)
-            means.append(mean)
+                expectations.append(mean)
             xs.append(x)
             new = self.memories.after_x(after, self.read_mean(fn) if freely else self.read(x))
             if inputs.valid is not None:
@@ -350,8 +407,22 @@ class Generation:
                 going = inputs.valid[..., t].unsqueeze(-1)
                 new = {k: torch.where(going, v, states[k]) if k in states else v for k, v in new.items()}
             states = new
-        return means, xs, states
+        return expectations, xs, states
 
 
-def _expanded(fn: Any, batch: torch.Size) -> Any:
-    return fn if fn.batch_shape == batch else fn.expand(batch)
+def _lengths(inputs: Inputs) -> Tensor:
+    """The length of each sequence, shape ``(B,)``."""
+    if inputs.lengths is not None:
+        return inputs.lengths
+    return torch.full(inputs.batch_shape[-1:], inputs.num_steps, device=inputs.x.device)
+
+
+def _from(values: Tensor, starts: Tensor, count: int) -> Tensor:
+    """Steps of values of shape ``(*, B, T, D)``, from one of each sequence on; after the last, that one again."""
+    index = starts.unsqueeze(-1) + torch.arange(count, device=starts.device)
+    return _at(values, index.clamp(max=values.shape[-2] - 1))
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """The steps of given numbers, shape ``(B, N)``, of values of shape ``(*, B, T, D)``."""
+    return values.gather(-2, index.unsqueeze(-1).expand(*values.shape[:-2], index.shape[-1], values.shape[-1]))

@@ -14,6 +14,7 @@ from ._devices import wide
 from ._gaps import last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
 from .data.sequences import Batch, SequenceDataset
+from .divergence import Divergences, OnDivergence, check_choice
 from .dssm import DSSM
 from .guides import Guide
 
@@ -132,6 +133,7 @@ def open_loop(
     noise: bool = True,
     batch_size: int = 100,
     seed: int = 0,
+    on_divergence: OnDivergence = "warn",
 ) -> OpenLoop:
     """Errors of predicting from the first frames of each sequence and the controls alone.
 
@@ -146,15 +148,24 @@ def open_loop(
         known: Frames to start from.
         horizon: Frames to predict, ``H``.
         num_samples: Futures of each sequence.
-        noise: Draws the latents of the future; ``False`` follows the means of the transitions.
+        noise: Draws the latents of the future; ``False`` follows the means of the transitions, or the most probable
+            values where latents are discrete.
         batch_size: Sequences at a time.
         seed: Of the draws.
+        on_divergence: What to do about futures that are not finite: ``"warn"``, ``"raise"`` or ``"ignore"``. Their
+            errors are infinite.
 
     Returns:
         Errors by horizon, and those of copying the last known frame.
 
     Raises:
-        ValueError: If a number is not positive, a sequence is too short, or the data do not fit the model.
+        ValueError: If a number is not positive, a sequence is too short, the data do not fit the model, or the
+            emission has no mean.
+        FloatingPointError: If a future is not finite and ``on_divergence="raise"``.
+
+    Warns:
+        DivergenceWarning: If a future is not finite and ``on_divergence="warn"``; once, for all of the data.
+        ConvergenceWarning: As of :meth:`DSSM.forecast`, where masks hide known frames.
 
     Example:
         >>> import pyro_dssm as pd
@@ -166,6 +177,8 @@ def open_loop(
     """
     for name, value in (("known", known), ("horizon", horizon), ("num_samples", num_samples)):
         positive(name, value)
+    check_choice(on_divergence)
+    diverged = Divergences("futures")
     errors, floors, groups = [], [], []
     with measuring(model, guide, seed):
         short = [n for n in check_data("data", data, model).lengths if n < known + horizon]
@@ -178,28 +191,37 @@ def open_loop(
         for group, batch in grouped(data, batch_size, model._like):
             seen = observed_entries(batch)
             past, future = slice(None, known), slice(known, known + horizon)
-            predicted = _predict(model, guide, batch, known, horizon, num_samples, noise=noise)
+            predicted = _predict(model, guide, batch, known, horizon, num_samples, diverged, noise=noise)
             copied = last_seen(batch.x[:, past], seen[:, past], otherwise)[:, -1:].expand_as(predicted)
             x, counts = batch.x[:, future], seen[:, future]
             errors.append(_frame_errors(predicted, x, counts))
             floors.append(_frame_errors(copied, x, counts))
             groups.append(group)
+    diverged.report(on_divergence)
     return OpenLoop(known, ByHorizon(in_order(groups, errors)), ByHorizon(in_order(groups, floors)))
 
 
 def _predict(
-    model: DSSM, guide: Guide, batch: Batch, known: int, horizon: int, num_samples: int, *, noise: bool
+    model: DSSM,
+    guide: Guide,
+    batch: Batch,
+    known: int,
+    horizon: int,
+    num_samples: int,
+    diverged: Divergences,
+    *,
+    noise: bool,
 ) -> Tensor:
     """The mean over futures, drawn a few at a time where they are long."""
+    options: dict[str, Any] = {"means": True, "noise": noise, "on_divergence": "ignore"}
     mask = None if batch.mask is None else batch.mask[:, :known]
     controls = None if batch.controls is None else batch.controls[:, : known + horizon]
     at_once = max(1, ENTRIES_AT_ONCE // (len(batch.x) * horizon * batch.x.shape[-1]))
     total = torch.zeros((), dtype=batch.x.dtype, device=batch.x.device)
     for done in range(0, num_samples, at_once):
         count = min(at_once, num_samples - done)
-        futures = model.forecast(
-            guide, batch.x[:, :known], horizon, count, mask=mask, controls=controls, means=True, noise=noise
-        )
+        futures = model.forecast(guide, batch.x[:, :known], horizon, count, mask=mask, controls=controls, **options)
+        diverged.add(futures)
         total = total + futures.sum(0)
     return total / num_samples
 

@@ -136,3 +136,37 @@ class ExactGuide(pd.Guide):
         L = self.encode(x.unsqueeze(0))[0, :, -(self.model.z_dim**2) :].unflatten(-1, (self.model.z_dim,) * 2)
         shift = torch.full((self.model.z_dim, 1), self.shift)
         return 0.5 * torch.linalg.solve_triangular(L, shift.expand(len(x), -1, 1), upper=False).square().sum()
+
+
+class StepGuide(ExactGuide):
+    """The exact guide of sequences of one length, with any batch dimensions; its steps may be too wide and shifted."""
+
+    def __init__(self, model, *, wide=1.0, shift=0.0):
+        super().__init__(model, shift)
+        self.wide = wide
+
+    def encode(self, context):
+        steps, n = context.shape[-2], self.model.z_dim
+        mean, cov = (v.detach() for v in self.model.joint(steps))
+        z, x = slice(0, steps * n), slice(steps * n, None)
+        of_z, cov_z = condition(mean, cov, z, x, mean[x])
+        gain = torch.linalg.solve(cov[x, x], cov[x, z]).T
+        loc = (of_z + (context.flatten(-2) - mean[x]) @ gain.T).unflatten(-1, (steps, n))
+        out = []
+        for t in range(steps):
+            now, before = slice(t * n, (t + 1) * n), slice((t - 1) * n, t * n)
+            K, k, S = torch.zeros(n, n), loc[..., t, :], cov_z[now, now]
+            if t > 0:
+                K = torch.linalg.solve(cov_z[before, before], cov_z[before, now]).T
+                k = k - loc[..., t - 1, :] @ K.T
+                S = S - K @ cov_z[before, now]
+            parts = K.flatten(), k, self.wide * torch.linalg.cholesky(S).flatten()
+            out.append(torch.cat([part.expand(*k.shape[:-1], -1) for part in parts], dim=-1))
+        return torch.stack(out, dim=-2)
+
+
+class DrawsOnly(StepGuide):
+    """The same paths from a guide that has no density."""
+
+    def draw(self, inputs, num_samples):
+        return self.path(inputs).rsample((num_samples,))

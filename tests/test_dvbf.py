@@ -335,6 +335,7 @@ def test_copies(build, tmp_path):
     assert losses[0] == losses[1] == losses[2]
 
 
+@pytest.mark.filterwarnings("ignore::pyro_dssm.ConvergenceWarning")
 @pytest.mark.parametrize("build", [dvbf, locally_linear])
 @torch.no_grad()
 def test_generation(build):

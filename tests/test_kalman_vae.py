@@ -837,6 +837,7 @@ def test_filtered_and_smoothed(name):
             torch.testing.assert_close(found.cov[0, t], cov[z][:, z] - gain @ cov[rows][:, z], atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore::pyro_dssm.ConvergenceWarning")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()

@@ -145,9 +145,14 @@ def test_hidden_entries_do_not_count_and_the_last_seen_value_is_copied():
 def test_a_prediction_that_blows_up_is_infinitely_wrong():
     model, data = driven()
     model.A = 1e30 * model.A
-    found = open_loop(model, ReadsTheFrame(model), data, known=4, horizon=8, num_samples=1)
+    guide = ReadsTheFrame(model)
+    with pytest.warns(pd.DivergenceWarning, match=r"5 of 5 futures \(of 5 sequences\) .* from frame 2 on"):
+        found = open_loop(model, guide, data, known=4, horizon=8, num_samples=1, batch_size=2)
     assert found.model.at(8) == math.inf
     assert math.isfinite(found.copy_last.at(8))
+    with pytest.raises(FloatingPointError, match="5 of 5 futures"):
+        open_loop(model, guide, data, known=4, horizon=8, num_samples=1, on_divergence="raise")
+    open_loop(model, guide, data, known=4, horizon=8, num_samples=1, on_divergence="ignore")
 
 
 def test_errors_are_in_the_order_of_the_data_and_seeded():
@@ -332,34 +337,36 @@ def test_errors_of_the_simple_methods_by_hand(monkeypatch):
     data = pd.SequenceDataset([torch.tensor([1.0, 2.0, 5.0, 4.0]).view(4, 1), torch.tensor([3.0]).view(1, 1)])
     seen = torch.tensor([True, False, False, True])
     monkeypatch.setattr("pyro_dssm.imputation._hide_frames", lambda *args: [seen, torch.ones(1, dtype=torch.bool)])
-    found = imputation(model, pd.PartialAlignment(model), data, num_rounds=1, num_samples=39)
+    found = imputation(model, pd.PartialAlignment(model), data, num_samples=39)
     # Visible are 1, 4 and 3, with the mean 8/3; the line has 2 and 3, the last frame 1 and 1.
     assert found.squares["interpolation"].tolist() == [0 + 4, 0]
     assert found.squares["last_frame"].tolist() == [1 + 16, 0]
     assert found.squares["mean_frame"].tolist() == pytest.approx([(2 / 3) ** 2 + (7 / 3) ** 2, 0], abs=1e-5)
     assert found.rmse["last_frame"] == pytest.approx(math.sqrt(17 / 2))
-    given = imputation(model, pd.PartialAlignment(model), data, num_rounds=1, num_samples=39, mean_frame=torch.zeros(1))
+    given = imputation(model, pd.PartialAlignment(model), data, num_samples=39, mean_frame=torch.zeros(1))
     assert given.squares["mean_frame"].tolist() == [4 + 25, 0]
 
 
-def test_hidden_frames_are_not_read():
-    """A guide that copies what it reads fills hidden frames with zeros, whatever they were."""
-    model, _ = driven()
-    x = torch.randn(3, 10, 2)
-    fills = []
+def test_hidden_frames_are_not_read(monkeypatch):
+    """Other values of the frames that are hidden change the errors, but nothing that is filled in."""
+    model = slow_model()
+    x = model.sample(3, 10)
+    masks, fills = [], []
     reconstruct = model.reconstruct
 
     def spy(guide, x, lengths, mask, **options):
-        fills.append((mask, reconstruct(guide, x, lengths, mask, **{**options, "num_rounds": 1})))
-        return fills[-1][1]
+        masks.append(mask)
+        fills.append(reconstruct(guide, x, lengths, mask, **options))
+        return fills[-1]
 
-    model.reconstruct = spy
-    data = pd.SequenceDataset(x, controls=torch.zeros(3, 10, 1))
-    found = imputation(model, ReadsTheFrame(model), data, 0.3, num_rounds=1)
-    mask, filled = fills[0]
-    assert (~mask).sum(1).tolist() == [3, 3, 3]
-    assert filled[~mask].abs().max() < 1e-6
-    assert found.squares["model"].sum() == pytest.approx(float(x[~mask].square().sum()), rel=1e-5)
+    monkeypatch.setattr(model, "reconstruct", spy)
+    found = imputation(model, ManyFillings(model), pd.SequenceDataset(x), 0.3)
+    other = torch.where(masks[0].unsqueeze(-1), x, x + 3)
+    changed = imputation(model, ManyFillings(model), pd.SequenceDataset(other), 0.3)
+    assert (~masks[0]).sum(1).tolist() == [3, 3, 3]
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(fills[0], fills[1])
+    assert (found.squares["model"] - changed.squares["model"]).abs().min() > 1
 
 
 @pytest.mark.parametrize("entries", [False, True])

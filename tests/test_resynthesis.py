@@ -220,28 +220,30 @@ def holes(size, *ranges):
     return lost
 
 
+@pytest.mark.filterwarnings("ignore::pyro_dssm.ConvergenceWarning")
 @pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_known_is_untouched(emission, dtype):
     model, guide = make(emission=emission)
-    wave = tone(1500).to(dtype)
-    lost = holes(1500, (0, 30), (500, 590), (1000, 1001), (1450, 1500))
-    filled = quietly(fill_gaps, model, guide, wave, lost, SMALL, num_rounds=2)
+    wave = tone(700).to(dtype)
+    lost = holes(700, (0, 30), (300, 390), (500, 501), (650, 700))
+    filled = quietly(fill_gaps, model, guide, wave, lost, SMALL, num_rounds=1)
     assert (filled.shape, filled.dtype) == (wave.shape, dtype)
     assert torch.equal(filled[~lost], wave[~lost])
     assert torch.isfinite(filled).all()
     assert filled[lost].abs().max() > 0
-    assert torch.equal(filled, fill_gaps(model, guide, wave, lost, SMALL, num_rounds=2))
-    assert not torch.equal(filled, fill_gaps(model, guide, wave, lost, SMALL, num_rounds=2, seed=1))
+    assert torch.equal(filled, fill_gaps(model, guide, wave, lost, SMALL, num_rounds=1))
+    assert not torch.equal(filled, fill_gaps(model, guide, wave, lost, SMALL, num_rounds=1, seed=1))
 
 
+@pytest.mark.filterwarnings("ignore::pyro_dssm.ConvergenceWarning")
 def test_what_is_lost_is_not_looked_at():
     model, guide = make()
-    wave, lost = tone(1500), holes(1500, (500, 590))
-    expected = fill_gaps(model, guide, wave, lost, SMALL, num_rounds=2)
+    wave, lost = tone(700), holes(700, (300, 390))
+    expected = fill_gaps(model, guide, wave, lost, SMALL, num_rounds=1)
     for value in (math.nan, math.inf, 1e9):
         wave = torch.where(lost, value, wave)
-        assert torch.equal(fill_gaps(model, guide, wave, lost, SMALL, num_rounds=2), expected)
+        assert torch.equal(fill_gaps(model, guide, wave, lost, SMALL, num_rounds=1), expected)
 
 
 def test_nothing_lost():

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
 
-__all__ = ["Emission", "expected", "hide"]
+__all__ = ["Emission", "expected", "followed", "hide"]
 
 
 class Emission(nn.Module):
@@ -81,12 +83,119 @@ class Emission(nn.Module):
         return frames
 
 
+# Of these the mean exists and is finite whenever the parameters are; it may overflow.
+_WITH_MEAN = (
+    torch.distributions.Bernoulli,
+    torch.distributions.Beta,
+    torch.distributions.Binomial,
+    torch.distributions.ContinuousBernoulli,
+    torch.distributions.Dirichlet,
+    torch.distributions.Exponential,
+    torch.distributions.Gamma,
+    torch.distributions.Geometric,
+    torch.distributions.Gumbel,
+    torch.distributions.HalfNormal,
+    torch.distributions.Laplace,
+    torch.distributions.LogNormal,
+    torch.distributions.LowRankMultivariateNormal,
+    torch.distributions.Multinomial,
+    torch.distributions.MultivariateNormal,
+    torch.distributions.NegativeBinomial,
+    torch.distributions.Normal,
+    torch.distributions.OneHotCategorical,
+    torch.distributions.Poisson,
+    torch.distributions.Uniform,
+    torch.distributions.Weibull,
+)
+
+
+def _base(fn: Any) -> Any:
+    """What a distribution is made of, without its batch and event dimensions and masks."""
+    while isinstance(fn, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _named(fn: Any) -> str:
+    return type(_base(fn)).__name__
+
+
+def _is_defined(fn: Any) -> bool:
+    """Whether no parameter is NaN, so that the distribution is one."""
+    for value in vars(fn).values():
+        if isinstance(value, torch.distributions.Distribution) and not _is_defined(value):
+            return False
+        if isinstance(value, Tensor) and value.isnan().any():
+            return False
+    return True
+
+
 def expected(fn: Any) -> Tensor:
-    """The mean of a law; where it has no closed form, a draw, which is as good where many are averaged."""
+    """The mean of a distribution; where it has no closed form, a draw, which is as good where many are averaged.
+
+    Args:
+        fn: A distribution.
+
+    Returns:
+        Shape ``(*, event)``.
+
+    Raises:
+        ValueError: If the mean does not exist, as that of a Cauchy distribution, or of categories that are numbered.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> expected(dist.OneHotCategorical(torch.tensor([0.25, 0.75])))
+        tensor([0.2500, 0.7500])
+        >>> expected(dist.Cauchy(0.0, 1.0))
+        Traceback (most recent call last):
+        ValueError: mean: expected a distribution whose mean exists, got Cauchy...
+    """
     try:
-        return fn.mean
+        mean = fn.mean
     except NotImplementedError:
         return fn.sample()
+    base = _base(fn)
+    # Asking whether a value is finite waits for the device, so that it is left where the answer is known.
+    if not isinstance(base, _WITH_MEAN) and not torch.isfinite(mean).all() and _is_defined(base):
+        raise ValueError(
+            f"mean: expected a distribution whose mean exists, got {_named(fn)}, whose mean is undefined or infinite. "
+            "Ask for draws instead, or take a distribution with a mean (OneHotCategorical for categories)."
+        )
+    return mean
+
+
+def followed(fn: Any) -> Tensor:
+    """The value that stands for a distribution where no noise is wanted: its mean, or of discrete values the mode.
+
+    Args:
+        fn: A distribution.
+
+    Returns:
+        Shape ``(*, event)``: a value that the variable can take.
+
+    Raises:
+        ValueError: If neither exists.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> followed(dist.OneHotCategorical(torch.tensor([0.25, 0.75])))
+        tensor([0., 1.])
+    """
+    try:
+        discrete = fn.support.is_discrete
+    except (AttributeError, NotImplementedError):
+        discrete = False
+    if not discrete:
+        return expected(fn)
+    base = _base(fn)
+    if isinstance(base, torch.distributions.Bernoulli):
+        # torch's mode of a fair coin is NaN; that of a NaN should be.
+        mode = torch.where(base.probs.isnan(), base.probs, (base.probs > 0.5).to(base.probs))
+        return mode.expand(fn.batch_shape + fn.event_shape)
+    try:
+        return fn.mode
+    except NotImplementedError:
+        raise ValueError(f"noise: expected True for latents without a mode ({_named(fn)}), got False.") from None
 
 
 def hide(fn: Any, observed: Tensor | None) -> Any:

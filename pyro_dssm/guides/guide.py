@@ -18,7 +18,7 @@ from .._program import Program
 from ..dssm import DSSM, plates
 from ..images import check_image_shape, frame_encoder, positive_integers
 from ..inputs import Inputs
-from ..memories import CELLS, Cell, Last, Memory, Recurrent
+from ..memories import CELLS, Cell, Last, Memory, Recurrent, States
 from ..nn import MLP, NormalHead, join, reverse, shift
 from ..paths import Path
 from ..structure import Order
@@ -589,6 +589,23 @@ class GuidePath(Path):
         state = self._memory.step(z if self._extras is None else join(z, self._extras[t]), state)
         self._states.append(state)
         return state
+
+    # Steps of particles, each of which has states of the model's memories of its own.
+
+    def start_steps(self, batch: torch.Size) -> Any:
+        """The state of a memory of the guide's own before the first step."""
+        return None if self._shares or self._first is None else self._first.expand(*batch, -1)
+
+    def step_from(self, state: Any, states: States, prior: Any, t: int) -> Any:
+        """The distribution of a step, given the guide's state or the model's where the guide reads that."""
+        reads_model = self._shares and self._memory is not None
+        return self.at(states[self.guide.model.memories.of_latents] if reads_model else state, t)
+
+    def advance_steps(self, state: Any, z: Tensor, t: int) -> Any:
+        """The state of the guide's own memory after a step."""
+        if state is None or self._memory is None:
+            return None
+        return self._memory.step(z if self._extras is None else join(z, self._extras[t]), state)
 
     def finish(self, state: Any) -> None:
         """Keeps the state for the next chunk."""

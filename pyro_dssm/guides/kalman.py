@@ -12,10 +12,11 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from .._checks import event, one_of
-from ..codes import Sampled, gaussian_log_prob
+from ..codes import CodeFirst, Sampled, gaussian_log_prob
 from ..inputs import Inputs
 from ..kalman import Filtered, Smoothed, backward_conditionals, backward_log_prob, backward_sample, rts_smoother
 from ..kalman_vae import KalmanVAE, frames_seen
+from ..memories import States
 from ..nn import normal
 from ..paths import PathLaw, normal_of
 from .guide import START_FRAMES, Guide
@@ -287,6 +288,21 @@ class KalmanPath(PathLaw):
             log_prob = self._total(value, of_states)
         self._value, self._conditionals, self._log_prob = value, None, log_prob
         return value
+
+    # Steps of particles.
+
+    def start_steps(self, batch: torch.Size) -> Any:
+        """There is no state but the model's."""
+        return None
+
+    def step_from(self, state: Any, states: States, prior: Any, t: int) -> Any:
+        """A code given its frame, and the state given the code and what came before."""
+        base = self.codes.base_dist
+        return CodeFirst(prior, base.loc[..., t, :], base.scale[..., t, :])
+
+    def advance_steps(self, state: Any, z: Tensor, t: int) -> Any:
+        """Nothing to remember."""
+        return None
 
     def _forward(self, batch: torch.Size, codes: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """Draws states forward in time, or scores given states and codes; returns both, and log-densities."""
