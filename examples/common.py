@@ -10,6 +10,7 @@ import platform
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
@@ -387,10 +388,29 @@ def optional(what: str) -> Iterator[None]:
         log.warning("Left out %s: %s", what, error)
 
 
+@contextmanager
+def logged_warnings(*kinds: type[Warning]) -> Iterator[None]:
+    """Lets what a library warns of stand among a script's own lines."""
+    with warnings.catch_warnings():
+        for kind in kinds:
+            warnings.simplefilter("always", kind)
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+            if issubclass(category, kinds):
+                log.warning("%s", message)
+            else:
+                show(message, category, *args, **kwargs)
+
+        warnings.showwarning = tell
+        yield
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a script; what the user can mend ends in one sentence rather than in a traceback."""
     try:
-        main()
+        with logged_warnings(pd.ConvergenceWarning, pd.DivergenceWarning):
+            main()
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         log.debug("The error in full:", exc_info=True)
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")

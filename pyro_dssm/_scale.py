@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._devices import wide
 from .data.sequences import SequenceDataset
 from .dssm import DSSM
 from .standardise import Standardise
@@ -44,11 +45,12 @@ def channel_scales(data: SequenceDataset) -> tuple[Tensor, Tensor, Tensor]:
     values, seen = [], []
     for i in _spread(len(data), SEQUENCES):
         x, mask, _ = data[i]
-        frames = _spread(x.shape[0], FRAMES)
-        values.append(x[frames].detach().cpu().double())
+        frames = torch.tensor(_spread(x.shape[0], FRAMES), device=x.device)
+        values.append(wide(x.index_select(0, frames)))
         part = torch.ones_like(values[-1], dtype=torch.bool)
         if mask is not None:
-            part = (mask[frames].cpu() if mask.dim() == 2 else mask[frames].cpu().unsqueeze(-1)) & part
+            mask = mask.index_select(0, frames.to(mask.device)).cpu()
+            part = (mask if mask.dim() == 2 else mask.unsqueeze(-1)) & part
         seen.append(part)
     x, observed = torch.cat(values), torch.cat(seen)
     x = torch.where(observed, x, 0.0)
@@ -109,7 +111,7 @@ def warn_of_scale(model: DSSM, data: SequenceDataset) -> None:
 
 def _warn_of_other_data(part: Standardise, mean: Tensor, std: Tensor) -> None:
     """The same for frames in the units of a part that was fitted on others."""
-    loc, scale = part.loc.cpu().double(), part.scale.cpu().double()
+    loc, scale = wide(part.loc), wide(part.scale)
     mean, std = (mean - loc) / scale, std / scale
     far = (mean.abs() > MEAN_LIMIT) | (std > STD_RANGE[1])
     if far.any():

@@ -146,7 +146,7 @@ def calibrate(
         <torch._C.Generator ...>
         >>> model = pd.FrameVAE(x_dim=2, z_dim=1, emission="gaussian", emission_options={"scale": 5.0})
         >>> guide = pd.MeanField(model)
-        >>> found = calibrate(model, guide, SequenceDataset(torch.randn(20, 10, 2)), num_rounds=1)
+        >>> found = calibrate(model, guide, SequenceDataset(torch.randn(20, 10, 2)))
         >>> model.calibrated, bool((abs(5.0 * found.factor - 1) < 0.3).all())
         (True, True)
     """

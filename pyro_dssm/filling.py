@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._devices import wide
 from ._gaps import interpolate
 from .emissions import expected
 from .inputs import Inputs
@@ -120,8 +121,8 @@ def _scores(draws: Tensor) -> Tensor:
     values = draws.flatten(1).T.contiguous()
     ordered = values.sort(-1).values
     low, high = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
-    position = (0.5 * (low + high + 1).double() - 0.375) / (values.shape[-1] + 0.25)
-    return torch.special.ndtri(position.cpu()).to(draws).T.view(draws.shape)
+    position = (0.5 * wide(low + high + 1) - 0.375) / (values.shape[-1] + 0.25)
+    return torch.special.ndtri(position).to(draws).T.view(draws.shape)
 
 
 def _correlation(before: Tensor, after: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ def varying_entries(model: DSSM, data: SequenceDataset) -> Tensor:
     """
     deviation = moments(data)[2].sqrt()
     if model.standardise is not None:
-        deviation = deviation / model.standardise.scale.cpu().double()
+        deviation = deviation / wide(model.standardise.scale)
     return deviation >= VARIES * deviation.max()
 
 
@@ -253,7 +253,7 @@ def imputation(
         >>> import pyro_dssm as pd
         >>> model = pd.DMM(x_dim=3, z_dim=2, emission="gaussian")
         >>> data = SequenceDataset(torch.randn(4, 6, 3))
-        >>> found = imputation(model, pd.PartialAlignment(model), data, 0.5, num_rounds=2)
+        >>> found = imputation(model, pd.PartialAlignment(model), data, 0.5)
         >>> list(found.rmse), found.counts.tolist()
         (['model', 'mean_frame', 'interpolation', 'last_frame'], [9.0, 9.0, 9.0, 9.0])
     """

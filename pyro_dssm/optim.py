@@ -214,7 +214,7 @@ def plain_name(name: str) -> str:
 
 def _masks_there(p: Tensor) -> bool:
     """Whether AdamW has a step on the parameter's device that a number there masks."""
-    return p.is_cuda and p.is_floating_point()
+    return p.device.type == "cuda" and p.is_floating_point()
 
 
 @contextmanager

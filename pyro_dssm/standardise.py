@@ -190,7 +190,7 @@ def moments(data: SequenceDataset) -> tuple[Tensor, Tensor, Tensor]:
     count, mean, squares = (torch.zeros(data.dim, dtype=torch.float64) for _ in range(3))
     # One sequence after the other: all of them together may not fit in memory.
     for x, mask, _ in (data[i] for i in range(len(data))):
-        x = x.cpu().double()
+        x = wide(x)
         seen = torch.ones((), dtype=torch.bool) if mask is None else mask.cpu()
         seen = (seen if seen.dim() == 2 else seen.unsqueeze(-1)).expand_as(x)
         n = seen.sum(0).double()

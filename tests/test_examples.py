@@ -685,7 +685,7 @@ def test_reproduce_speech_goes_on_where_it_was(smoke, call, quick, tmp_path, cap
     for cell in cells:
         for name in ("si_sdr", "estoi"):
             assert cell["test"][name]["mean"] == pytest.approx(of_whole[cell["name"]][name]["mean"], rel=1e-4)
-    assert "--jobs: expected a positive number" in call(*options, "--jobs", 0)
+    assert "--jobs: expected a positive integer" in call(*options, "--jobs", 0)
 
 
 def test_a_cell_that_diverges_is_told_in_the_table(call, quick, tmp_path, monkeypatch):

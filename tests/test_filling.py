@@ -231,7 +231,7 @@ def test_r_hat_of_draws_that_are_alike_and_of_others():
     found = r_hat(alike)
     # Of independent draws, 25 B / W has an F distribution with 3 and 96 degrees of freedom.
     assert found.square().mean() == pytest.approx(1.0, abs=0.01)
-    assert (found > filling._limit(25, 1)).double().mean() < 0.013
+    assert (found > filling._Limits.of(25, 1).alarm[0]).double().mean() < filling.FALSE_ALARMS
     groups = torch.randn(4, 2000).repeat(25, 1)
     assert r_hat(groups + alike).median() > 1.2
     assert r_hat(groups).min() > 100

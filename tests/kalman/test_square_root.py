@@ -89,11 +89,18 @@ def run(given, dtype, *, square_root, extended=False):
     return filtered, rts_smoother(filtered)
 
 
+ULPS = 4 * torch.finfo(torch.float32).eps
+
+
 def off(found, exact):
-    """Errors of means in standard deviations, and of standard deviations relative to them."""
+    """Errors of means in standard deviations, and of standard deviations relative to them.
+
+    Means in single precision are given a few of their last digits, which may be more than a standard deviation.
+    """
     sd, own = (x.cov.double().diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt() for x in (exact, found))
     known = sd > 1e-15
-    mean = ((found.mean.double() - exact.mean).abs() / sd)[known]
+    allowed = ULPS * exact.mean.abs() if found.mean.dtype == torch.float32 else 0.0
+    mean = (((found.mean.double() - exact.mean).abs() - allowed).clamp(min=0) / sd)[known]
     return mean.max().item(), ((own - sd).abs() / sd)[known].max().item()
 
 
@@ -124,7 +131,9 @@ def test_single_precision_is_that_of_double(kind, d, p, r, q, mask):
         assert mean < 0.1
         assert sd < 1e-3
     error = (found.log_likelihood.double() - exact.log_likelihood).abs()
-    assert (error < 1e-3 * (1 + exact.log_likelihood.abs())).all()
+    # The last digits of a frame, in units of the sensor's noise, count up to threefold.
+    last_digits = 3 * ULPS * given["y"].abs().amax(-1) / r**0.5
+    assert (error < 1e-3 * (1 + exact.log_likelihood.abs()) + last_digits).all()
 
 
 @pytest.mark.parametrize("extended", [False, True])
