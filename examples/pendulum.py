@@ -145,7 +145,7 @@ def main() -> None:
         for name, part in (("valid", parts.valid), ("test", parts.test))
     }
     # Of a guide whose draws have to be corrected in gaps, a few sequences take as long as many of a Kalman guide.
-    count = 100 if guide.skips_hidden else 20
+    count = 100 if guide.bridges_gaps else 20
     few: dict[str, Any] = {"num_samples": 39, "num_rounds": 2} if args.smoke else {}
     options = {"seed": args.seed, **few}
     short, hidden = (systems.cut(part[:count], parts.train.x.shape[1]).dataset() for part in (parts.valid, parts.test))

@@ -74,10 +74,10 @@ def cut(inputs: Inputs) -> Inputs:
     )
 
 
-def skips_hidden(guide: Any, inputs: Inputs) -> bool:
-    """Whether a guide leaves out all that is hidden, so that one draw from it is all there is to do."""
+def bridges_gaps(guide: Any, inputs: Inputs) -> bool:
+    """Whether a guide conditions on what is observed by filtering, so that one draw from it is all there is to do."""
     whole_frames = inputs.hidden is not None and inputs.hidden.shape[-1] == 1
-    return whole_frames and getattr(guide, "skips_hidden", False)
+    return whole_frames and getattr(guide, "bridges_gaps", False)
 
 
 def r_hat(draws: Tensor, num_groups: int = NUM_GROUPS) -> Tensor:

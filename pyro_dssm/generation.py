@@ -15,7 +15,7 @@ from ._checks import guide_kind, positive
 from ._program import evaluating
 from .divergence import OnDivergence, check_choice, check_finite
 from .emissions import expected, followed
-from .filling import cut, fill, skips_hidden
+from .filling import bridges_gaps, cut, fill
 from .inputs import Inputs, check_controls, check_lengths, delay
 from .particles import complete, expanded
 
@@ -355,7 +355,7 @@ class Generation:
     ) -> tuple[Inputs, Tensor]:
         """The part up to the last observed frames, with draws of what is hidden in it, and latent paths of it."""
         known = cut(inputs)
-        if known.hidden is None or skips_hidden(guide, known):
+        if known.hidden is None or bridges_gaps(guide, known):
             return known, guide.draw(known, num_samples)
         paths = fill(self, guide, known, num_samples, num_rounds)
         count = len(paths.z) if all_chains else num_samples

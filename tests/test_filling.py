@@ -89,15 +89,24 @@ def test_a_guide_that_only_draws_alternates_with_filters_through_the_gaps(name, 
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("guide", [pd.PartialAlignment, pd.Filtering, pd.MeanField, pd.FullAlignment])
-def test_an_untrained_guide_is_corrected(guide):
-    """Gaps of different lengths at different places of sequences of different lengths."""
+@pytest.mark.parametrize(
+    ("guide", "reads_mask"),
+    [
+        (pd.PartialAlignment, False),
+        (pd.PartialAlignment, True),
+        (pd.Filtering, False),
+        (pd.MeanField, True),
+        (pd.FullAlignment, False),
+    ],
+)
+def test_an_untrained_guide_is_corrected(guide, reads_mask):
+    """Gaps of different lengths at different places of sequences of different lengths, told to the guide or not."""
     model = linear(0.3)
     lengths = torch.tensor([10, 7, 9])
     x = model.sample(3, T)
     mask = torch.ones(3, T, dtype=torch.bool)
     mask[0, 2:6] = mask[1, 3:5] = mask[2, :2] = mask[2, 7:] = False
-    draws = model.impute(guide(model, rnn_dim=4, hidden_dim=4), x, lengths, mask, num_samples=S)
+    draws = model.impute(guide(model, rnn_dim=4, hidden_dim=4, reads_mask=reads_mask), x, lengths, mask, num_samples=S)
     for i, n in enumerate(lengths.tolist()):
         hidden, mean, sd = law(model, x[i, :n], mask[i, :n])
         # The last two frames of the last sequence are a forecast from the guide's posterior corrected in the gap only.
@@ -197,10 +206,10 @@ def test_nothing_observed_is_the_prior():
         assert (draws[:, i].std(0) / sd - 1).abs().max() < 0.2
 
 
-# The guide is left out where it leaves hidden frames out itself.
+# A guide that filters is taken at its word.
 
 
-def test_a_guide_that_skips_hidden_frames_is_drawn_from_once(monkeypatch):
+def test_a_guide_that_bridges_gaps_is_drawn_from_once(monkeypatch):
     model = pd.EKVAE(x_dim=4, state_dim=3, code_dim=2, mlp_dims=(8,))
     guide = pd.KalmanGuide(model, encoder_dims=(8,))
     calls, draw = [], guide.draw

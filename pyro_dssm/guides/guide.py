@@ -332,6 +332,15 @@ class Guide(Program):
         return join(features, self._mask_features(inputs))
 
     @property
+    def bridges_gaps(self) -> bool:
+        """Whether its draws are taken as they are where whole frames are hidden, rather than corrected by the model.
+
+        That is so where what is observed is conditioned on by filtering. A network that is told what is hidden has
+        only learned to guess.
+        """
+        return False
+
+    @property
     def skips_hidden(self) -> bool:
         """Whether nothing at all is read of what is put in the place of hidden frames."""
         return self.reads_mask and self._past_source != "model" and not self._reads_shared

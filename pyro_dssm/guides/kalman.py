@@ -90,6 +90,11 @@ class KalmanGuide(Guide):
             self.codes.bias[model.code_dim :].copy_(model.log_code_noise)
 
     @property
+    def bridges_gaps(self) -> bool:
+        """Whether its draws are taken as they are where whole frames are hidden: they come from a filter."""
+        return self.skips_hidden
+
+    @property
     def skips_hidden(self) -> bool:
         """Whether nothing at all is read of what is put in the place of hidden frames."""
         return self.zeta_net is None or self.reads_mask
