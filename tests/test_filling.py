@@ -1,11 +1,13 @@
 """Filling gaps: against the dense joint Gaussian, and the measure of convergence against chains that have none."""
 
+import itertools
 import math
 import warnings
 
 import pytest
 import torch
 from linear_gaussian import DrawsOnly, LinearGaussian, StepGuide
+from sampling import sampled
 from torch import nn
 
 import pyro_dssm as pd
@@ -63,9 +65,9 @@ def impute(model, guide, x, mask, **options):
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("scale", [1.0, 0.1, 0.03])
-@pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("autoregressive", [False, True])
+@pytest.mark.parametrize(
+    ("autoregressive", "name", "scale"), sampled(itertools.product((False, True), MASKS, (1.0, 0.1, 0.03)), every=5)
+)
 def test_draws_have_the_conditional_law(autoregressive, name, scale):
     """At the defaults, by a guide that is too wide and off by half a standard deviation of the emission."""
     model, mask = linear(scale, autoregressive=autoregressive), MASKS[name]
@@ -79,8 +81,10 @@ def test_draws_have_the_conditional_law(autoregressive, name, scale):
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("scale", [1.0, 0.3, 0.1, 0.03])
-@pytest.mark.parametrize("name", ["inside", "start", "several", "entries"])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    sampled(itertools.product(("inside", "start", "several", "entries"), (1.0, 0.3, 0.1, 0.03)), every=5),
+)
 def test_a_guide_that_only_draws_alternates_with_filters_through_the_gaps(name, scale):
     model, mask = linear(scale), MASKS[name]
     x = model.sample(1, T)[0]
@@ -129,7 +133,7 @@ def test_the_future_after_a_gap_has_its_law():
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("structure", pd.Structure.all(chain=False)[::3], ids=lambda s: s.name)
+@pytest.mark.parametrize("structure", sampled(pd.Structure.all(chain=False)[::3], every=6), ids=str)
 def test_every_structure_has_the_law_of_its_own_samples(structure):
     """Data drawn from the model lie among their imputations: of 120 gaps, each rank is as likely as any other."""
     torch.manual_seed(1)
@@ -162,7 +166,7 @@ def seeded(do):
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("structure", pd.Structure.all(chain=False), ids=str)
+@pytest.mark.parametrize("structure", sampled(pd.Structure.all(chain=False), every=5), ids=str)
 def test_hidden_frames_at_the_end_are_a_forecast(structure):
     """The same numbers as of the sequence without them, with controls and with a length of each sequence."""
     x, longer = torch.randn(3, 8, D), torch.randn(3, 12, 1)
@@ -218,6 +222,7 @@ def test_a_guide_that_bridges_gaps_is_drawn_from_once(monkeypatch):
     assert calls == [7]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 def test_entries_of_a_kalman_model():
     """Half of the entries of frames that show the codes: the others follow from them, whatever the encoder says."""
@@ -250,6 +255,7 @@ def test_r_hat_of_draws_that_are_alike_and_of_others():
     assert (r_hat((alike > 0).float()) - 1).abs().mean() < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 def test_false_alarms_are_rare():
     """Of 30 calls on ten sequences each, hardly any warns; by construction about one of a hundred would."""
@@ -402,6 +408,7 @@ def trained(scale, epochs=20):
     return model, guide
 
 
+@pytest.mark.slow
 def test_a_trained_model_fills_gaps_and_forecasts_after_them():
     model, guide = trained(0.3)
     x = waves(60, 20, 0.3, seed=1)

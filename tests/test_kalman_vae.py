@@ -4,6 +4,7 @@ Statistical checks allow 4 standard errors (two-sided p = 6e-5 each) at fixed se
 """
 
 import copy
+import itertools
 import math
 
 import pyro
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from sampling import sampled
 from torch import nn
 
 import pyro_dssm as pd
@@ -838,8 +840,7 @@ def test_filtered_and_smoothed(name):
 
 
 @pytest.mark.filterwarnings("ignore::pyro_dssm.ConvergenceWarning")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "kind"), sampled(itertools.product(MODELS, KINDS), every=3))
 @torch.no_grad()
 def test_generation(name, kind):
     model, guide = build(name, kind, control_dim=U, initial="hierarchical")

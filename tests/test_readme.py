@@ -23,11 +23,14 @@ def test_every_python_block_runs_in_order(tmp_path, monkeypatch, capsys):
     assert names["new"].shape == (8, 100, 88)
     assert names["future"].shape == (100, 1, 20, 88)
     assert names["RandomWalk"](3, 2).sample(1, 4).shape == (1, 4, 3)
-    guide = names["LinearGuide"](names["model"])
+    guide = names["LinearGuide"](pd.DMM(3, 4))
     assert guide(names["torch"].zeros(2, 3, 3)).shape == (2, 3, 4)
     printed = capsys.readouterr().out
     assert "AR-HMM 1e ○◐" in printed
     assert "ESTOI" in printed
+    assert names["draws"].shape == (100, 1, 20, 2)
+    assert abs(names["draws"].mean() - 300) < 40
+    assert "hold after" in printed
     assert "q(z_t | z_{1:t-1}, x_{t-1}, x_t, x_{t+1:T})" in printed
 
 
