@@ -20,7 +20,6 @@ import systems
 import torch
 
 import pyro_dssm as pd
-from pyro_dssm.imputation import Imputation, imputation
 
 DEFAULTS: dict[str, Any] = {
     "system": "pendulum", "model": "EKVAE", "strategy": "constrained", "share": 0.025, "count": 500,
@@ -125,21 +124,6 @@ def train(
     return model, guide, history
 
 
-def fill_in(
-    args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, parts: systems.Parts
-) -> tuple[pd.Calibration, Imputation]:
-    """Calibrates the intervals on validation sequences, then fills in half of the frames of test sequences."""
-    # Of a guide whose draws have to be corrected in gaps, a few sequences take as long as many of a Kalman guide.
-    count, length = 100 if guide.bridges_gaps else 20, parts.train.x.shape[1]
-    short, hidden = (systems.cut(part[:count], length).dataset() for part in (parts.valid, parts.test))
-    few: dict[str, Any] = {"num_samples": 39, "num_rounds": 2} if args.smoke else {}
-    options = {"seed": args.seed, **few}
-    calibration = pd.calibrate(model, guide, short, **options)
-    pd.save(args.out / "calibrated.safetensors", model, guide)
-    mean_frame = parts.train.dataset().mean_frame()
-    return calibration, imputation(model, guide, hidden, 0.5, mean_frame=mean_frame, **options)
-
-
 def main() -> None:
     args = parse()
     device = common.start(args)
@@ -159,7 +143,7 @@ def main() -> None:
         name: systems.measure(model, guide, parts.train, part, horizons=horizons, **shown)
         for name, part in (("valid", parts.valid), ("test", parts.test))
     }
-    calibration, filled = fill_in(args, model, guide, parts)
+    calibration, filled = systems.fill_in(model, guide, parts, args.out, seed=args.seed, smoke=args.smoke)
     print(f"Test set\n{systems.told(scores['test'])}\n\nHalf of the frames hidden, and filled in\n{filled}")
     print(f"\nThe intervals are calibrated on the validation set.\n{calibration}")
     settings = {"scale": scale, "known": known, "horizons": horizons}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from pyro_dssm.data.pendulum import pendulum
 from pyro_dssm.data.reacher import reacher
 from pyro_dssm.data.trajectories import Trajectories
 from pyro_dssm.identification import disentanglement, latent_states, system_identification
+from pyro_dssm.imputation import Imputation, imputation
 from pyro_dssm.prediction import open_loop
 from pyro_dssm.training import LR_SCHEDULES
 
@@ -264,6 +266,20 @@ def horizons(data: Trajectories) -> tuple[int, tuple[int, ...]]:
     steps = data.x.shape[1]
     known = max(1, min(KNOWN, steps // 3))
     return known, tuple(h for h in (25, 100) if known + h <= steps) or (steps - known,)
+
+
+def fill_in(
+    model: pd.DSSM, guide: pd.Guide, parts: Parts, out: Path, *, seed: int, smoke: bool
+) -> tuple[pd.Calibration, Imputation]:
+    """Calibrates the intervals on validation sequences, then fills in half of the frames of test sequences."""
+    # Of a guide whose draws have to be corrected in gaps, a few sequences take as long as many of a Kalman guide.
+    count, length = 100 if guide.bridges_gaps else 20, parts.train.x.shape[1]
+    short, hidden = (cut(part[:count], length).dataset() for part in (parts.valid, parts.test))
+    few: dict[str, Any] = {"num_samples": 39, "num_rounds": 2} if smoke else {}
+    calibration = pd.calibrate(model, guide, short, seed=seed, **few)
+    pd.save(out / "calibrated.safetensors", model, guide)
+    mean_frame = parts.train.dataset().mean_frame()
+    return calibration, imputation(model, guide, hidden, 0.5, mean_frame=mean_frame, seed=seed, **few)
 
 
 def cut(data: Trajectories, length: int) -> Trajectories:
