@@ -85,6 +85,7 @@ def calibrate(
     valid: SequenceDataset,
     *,
     fraction: float = 0.5,
+    num_sequences: int | None = None,
     num_samples: int = 79,
     num_rounds: int = 20,
     levels: Sequence[float] = LEVELS,
@@ -122,6 +123,8 @@ def calibrate(
         valid: Sequences that the model was not trained on.
         fraction: Of the frames of each sequence, how many are hidden.
         num_samples: Draws of what is hidden, to measure the intervals with; half as many to fit the factors.
+        num_sequences: The largest number of sequences that are looked at, evenly spread; by default all of them for a
+            guide that bridges gaps itself (a :class:`~pyro_dssm.KalmanGuide`), and 32 for others, whose draws take long.
         num_rounds: As in :meth:`DSSM.reconstruct`.
         levels: Probabilities of the intervals that are measured.
         batch_size: Sequences at a time.
@@ -158,6 +161,11 @@ def calibrate(
     constant = _constant_scale(model)
     _check_levels(levels, num_samples)
     check_pair(model, guide)
+    if num_sequences is not None:
+        positive("num_sequences", num_sequences, also="None")
+    most = (len(valid) if guide.bridges_gaps else 32) if num_sequences is None else num_sequences
+    count = min(most, len(valid))
+    valid = valid.subset([i * len(valid) // count for i in range(count)])
     measured = float(fraction), num_samples, num_rounds, levels, batch_size, seed
     earlier = model.calibration
     model.uncalibrate()
