@@ -123,7 +123,8 @@ def calibrate(
         valid: Sequences that the model was not trained on.
         fraction: Of the frames of each sequence, how many are hidden.
         num_sequences: The largest number of sequences that are looked at, evenly spread; by default all of them for a
-            guide that bridges gaps itself (a :class:`~pyro_dssm.KalmanGuide`), and 32 for others, whose draws take long.
+            guide that bridges gaps itself (a :class:`~pyro_dssm.KalmanGuide`), and 32 for others, whose draws take
+            longer.
         num_samples: Draws of what is hidden, to measure the intervals with; half as many to fit the factors.
         num_rounds: As in :meth:`DSSM.reconstruct`.
         levels: Probabilities of the intervals that are measured.
