@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -196,12 +197,25 @@ class Optimisation:
 
 
 def _scheduler(optimizer: PyroOptim, kinds: tuple[type, ...]) -> bool:
-    made_by = getattr(optimizer, "pt_scheduler_constructor", None)
-    return isinstance(optimizer, PyroLRScheduler) and isinstance(made_by, type) and issubclass(made_by, kinds)
+    if not isinstance(optimizer, PyroLRScheduler):
+        return False
+    # What a function makes can only be told once it has made it.
+    made_by, _ = _constructor(optimizer)
+    kind = made_by if isinstance(made_by, type) else type(next(iter(optimizer.optim_objs.values()), None))
+    return issubclass(kind, kinds)
+
+
+def _constructor(optimizer: PyroOptim) -> tuple[Any, dict[str, Any]]:
+    """What makes the schedules, or else the optimisers, and the arguments that are bound to it."""
+    made_by = getattr(optimizer, "pt_scheduler_constructor", optimizer.pt_optim_constructor)
+    bound: dict[str, Any] = {}
+    while isinstance(made_by, functools.partial):
+        made_by, bound = made_by.func, {**made_by.keywords, **bound}
+    return made_by, bound
 
 
 def _name(optimizer: PyroOptim) -> str:
-    made_by = getattr(optimizer, "pt_scheduler_constructor", optimizer.pt_optim_constructor)
+    made_by, _ = _constructor(optimizer)
     return getattr(made_by, "__name__", repr(made_by))
 
 
@@ -216,7 +230,7 @@ def check_scheduler(optimizer: PyroOptim, *, validated: bool, batches: int) -> N
     if _scheduler(optimizer, (ReduceLROnPlateau,)) and not validated:
         raise ValueError("optimizer: expected valid, whose bound ReduceLROnPlateau looks at, got valid=None.")
     if _scheduler(optimizer, (OneCycleLR,)):
-        kwargs: dict[str, Any] = vars(optimizer)["kwargs"]
+        kwargs = {**_constructor(optimizer)[1], **vars(optimizer)["kwargs"]}
         total = kwargs.get("total_steps")
         if total is None:
             total = (kwargs.get("epochs") or 0) * (kwargs.get("steps_per_epoch") or 0)

@@ -1,5 +1,6 @@
 """Pyro's learning-rate schedulers are stepped; what a run has used starts from scratch in the next one."""
 
+import functools
 import math
 from collections import deque
 
@@ -108,6 +109,27 @@ def test_plateau_looks_at_the_bound(every):
     assert best == next(bound for bound in history["valid"] if bound is not None)
     rates = {s.optimizer.param_groups[0]["lr"] for s in used.optim_objs.values()}
     assert rates == {1.25e-3 if every == 1 else 5e-3}
+
+
+def test_schedules_whose_options_are_bound_beforehand():
+    """They are known by what they make: a class with options, or the result of any function."""
+
+    def wrapped(constructor):
+        return pyro.optim.PyroLRScheduler(constructor, {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}})
+
+    options = SCHEDULERS["OneCycleLR"]
+    expected = fit(pair(), optimizer=make("OneCycleLR", options))["lr"]
+    cycle = functools.partial(schedulers.OneCycleLR, **options)
+    assert fit(pair(), optimizer=wrapped(cycle))["lr"] == expected
+    assert fit(pair(), optimizer=wrapped(lambda optimizer: cycle(optimizer)))["lr"] == expected
+    with pytest.raises(ValueError, match="optimizer: expected a OneCycleLR of total_steps=8.*got 7"):
+        fit(pair(), optimizer=wrapped(functools.partial(cycle, total_steps=7)))
+    halving = functools.partial(
+        schedulers.ReduceLROnPlateau, patience=0, factor=0.5, threshold=1e9, threshold_mode="abs"
+    )
+    assert fit(pair(), waves(3), optimizer=wrapped(halving))["lr"] == [1e-2, 1e-2, 5e-3, 2.5e-3]
+    with pytest.raises(ValueError, match="ReduceLROnPlateau looks at"):
+        fit(pair(), optimizer=wrapped(halving))
 
 
 def test_plateau_needs_validation():
