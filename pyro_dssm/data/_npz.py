@@ -55,10 +55,10 @@ def read_npz(
             for name in sorted(members):
                 if name not in known:
                     hint = did_you_mean(name, known, synonyms)
-                    way = "" if ignore is None else f". To leave it aside, ignore=[{name!r}]"
+                    way = "" if ignore is None else f" To leave it aside, ignore=[{name!r}]."
                     understood = ", ".join(_listed(names, aliases))
                     raise ValueError(
-                        f"{name}: expected the arrays {understood} in {os.fspath(path)}, got {name!r}{hint}{way}."
+                        f"{name}: expected the arrays {understood} in {os.fspath(path)}, got {name!r}{hint or '.'}{way}"
                     )
             for other, name in aliases.items():
                 if other in members and name in members:
@@ -88,6 +88,11 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.nda
             if file.read(1):  # the checksum is compared at the end of the member
                 raise ValueError("more bytes follow than its shape tells")
     except Exception as error:
+        if "Object arrays" in str(error):
+            raise ValueError(
+                f"{name}: expected an array of numbers or text, got one of Python objects, which are not unpickled; "
+                "sequences of different lengths are padded to one array, with their `lengths` in another."
+            ) from error
         raise ValueError(f"{name}: expected an array, got a member that cannot be read: {error}") from error
     if array.dtype.kind not in "fiubU":
         raise ValueError(f"{name}: expected an array of numbers or text, got {array.dtype}.")

@@ -29,7 +29,7 @@ _SYNONYMS = {
     **dict.fromkeys(("length", "lens", "seq_len", "seq_lens", "seq_lengths", "num_steps"), "lengths"),
     **dict.fromkeys(("names", "columns"), "state_names"),
 }
-_FEW = (1, 3, 4)  # channels of an image: grey, red-green-blue, and with transparency
+_FEW = (1, 2, 3, 4)  # channels of an image: grey, flow, red-green-blue, and with transparency
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -395,7 +395,7 @@ def _images(frames: Tensor, channels: str | None) -> Tensor:
             f"x: expected images (N, T, C, H, W), got {shape}, which looks like channels last; did you mean "
             "x.transpose(0, 1, 4, 2, 3)? channels='last' does that, and channels='first' takes x as it is."
         )
-    if channels is None and len(shape) == 4 and shape[-1] in _FEW[1:] and shape[2] > 2 * max(_FEW):
+    if channels is None and len(shape) == 4 and shape[-1] in _FEW[2:] and shape[2] > 2 * max(_FEW):
         raise ValueError(
             f"x: expected grey images (N, T, H, W), got {shape}, which looks like one film of images with channels "
             "last; did you mean x[None] with channels='last'? channels='first' takes x as it is."
@@ -407,6 +407,11 @@ def _with_shape_of(mask: Tensor | np.ndarray, shape: torch.Size, channels: str |
     """The mask of images with its channels where those of x are now."""
     tensor = _tensor("mask", mask)
     last = (*shape[:2], *shape[3:], shape[2]) if len(shape) == 5 else None
+    if channels == "last" and last is not None and shape[2] > 1 and tensor.dim() == 3:
+        raise ValueError(
+            f"mask: expected shape {tuple(shape[:2])} or {last} with channels='last', got {tuple(tensor.shape)}, whose "
+            "entries may be in another order than those of x."
+        )
     return tensor.movedim(-1, 2) if channels == "last" and tuple(tensor.shape) == last else tensor
 
 

@@ -46,8 +46,8 @@ def frames(y: Tensor, mask: Tensor | None) -> Frames:
     Raises:
         ValueError: For a wrong shape, or a value that is observed and not finite.
     """
-    if y.dim() < 2 or y.shape[-2] < 1 or y.shape[-1] < 1 or not y.is_floating_point():
-        raise ValueError(f"y: expected floats of shape (*, T, d), got {y.dtype} of shape {tuple(y.shape)}.")
+    if y.dim() < 2 or y.numel() == 0 or not y.is_floating_point():
+        raise ValueError(f"y: expected floats of shape (*, T, d) without a 0, got {y.dtype} of shape {tuple(y.shape)}.")
     seen = None
     if mask is not None:
         if mask.dtype != torch.bool or tuple(mask.shape) not in (y.shape, y.shape[:-1]):

@@ -44,9 +44,17 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_a_misspelt_array_is_asked_for(name, tmp_path):
-    expected = f"^{name}: expected the arrays x, u .or controls.*, got '{name}'; did you mean '{UNKNOWN[name]}'"
+    expected = rf"^{name}: expected the arrays x, u .or controls.*, got '{name}'; did you mean '{UNKNOWN[name]}'\?"
     with pytest.raises(ValueError, match=expected):
         Trajectories.load_npz(save(tmp_path, **{name: U}))
+
+
+def test_sequences_of_different_lengths_in_one_array_are_told_how_to_be_padded(tmp_path):
+    ragged = np.array([np.zeros((3, 2)), np.zeros((5, 2))], dtype=object)
+    with pytest.raises(
+        ValueError, match=r"^x: expected an array of numbers .* padded to one array, with their .lengths."
+    ):
+        Trajectories.load_npz(save(tmp_path, x=ragged))
 
 
 @pytest.mark.parametrize("name", ["dt", "meta", "reward"])
@@ -188,7 +196,7 @@ def test_missing_values_within_a_sequence_are_no_padding():
 
 # Channels.
 
-LAST = [(N, T, 16, 16, 3), (N, T, 28, 28, 1), (N, T, 9, 5, 4)]
+LAST = [(N, T, 16, 16, 3), (N, T, 28, 28, 1), (N, T, 9, 5, 4), (N, T, 12, 8, 2)]
 
 
 @pytest.mark.parametrize("shape", LAST)
@@ -207,6 +215,14 @@ def test_channels_last_are_asked_for(shape):
     kept = Trajectories.from_arrays(x, channels="first")
     assert kept.image_shape == shape[2:]
     assert torch.equal(kept.x, torch.tensor(x).float().flatten(2))
+
+
+def test_a_flat_mask_does_not_say_where_the_channels_are():
+    x = np.zeros((N, T, 8, 8, 3))
+    with pytest.raises(ValueError, match=r"^mask: expected shape \(4, 6\) or \(4, 6, 8, 8, 3\) .* got \(4, 6, 192\)"):
+        Trajectories.from_arrays(x, mask=np.ones((N, T, 8 * 8 * 3)), channels="last")
+    grey = Trajectories.from_arrays(x[..., :1], mask=np.ones((N, T, 8 * 8)), channels="last")
+    assert grey.mask.all()
 
 
 @pytest.mark.parametrize("shape", [(N, T, 3, 16, 16), (N, T, 1, 8, 3), (N, T, 16, 16), (N, T, 4, 4), (N, T, 4, 8, 4)])

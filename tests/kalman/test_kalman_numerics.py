@@ -188,7 +188,11 @@ GOOD = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"y": torch.zeros(2)}, r"y: expected floats of shape \(\*, T, d\), got torch.float32 of shape \(2,\)"),
+        (
+            {"y": torch.zeros(2)},
+            r"y: expected floats of shape \(\*, T, d\) without a 0, got torch.float32 .* \(2,\)",
+        ),
+        ({"y": torch.zeros(0, 5, 2)}, r"y: expected floats of shape \(\*, T, d\) without a 0, got .* \(0, 5, 2\)"),
         ({"y": torch.zeros(2, 5, 2, dtype=torch.long)}, r"y: expected floats"),
         ({"y": Y + math.nan}, r"y: expected finite observed values, got NaN"),
         ({"y": Y + math.inf, "mask": torch.eye(2, 5).bool()}, r"y: expected finite observed values"),
