@@ -22,6 +22,7 @@ __all__ = [
     "predicted_root",
     "quadratic",
     "recurrence",
+    "replaced",
     "resolved",
     "root",
     "rotations",
@@ -114,6 +115,26 @@ def lifted(matrix: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor, Tensor, 
             missing = missing & ((info > 0) | short.any(-1))
     relative = (added / torch.where(variance > 0, variance, own)).amax(-1)
     return factor, added, relative, missing
+
+
+def replaced(added: Tensor, noise: Tensor, observed: Tensor | None = None) -> Tensor:
+    """The lift of an innovation's covariance relative to the emission's noise, where it is more than that; else zero.
+
+    Next to the whole covariance it may be as small as rounding, and yet be what the states are inferred with.
+
+    Args:
+        added: What was added to the variances, ``(*, d)``.
+        noise: The emission's noise, ``(*, d, d)``; a variance of zero is one that has to be lifted.
+        observed: Which entries are observed, ``(*, d)``; all by default.
+
+    Returns:
+        Shape ``(*,)``.
+    """
+    variance = noise.detach().diagonal(dim1=-2, dim2=-1)
+    counts = (added > variance) & (variance > 0)
+    if observed is not None:
+        counts = counts & observed
+    return torch.where(counts, added / variance, 0.0).amax(-1)
 
 
 def cholesky(matrix: Tensor, what: str = "filtered", lifts: Lifts | None = None) -> Tensor:

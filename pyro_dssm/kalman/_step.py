@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from ._linalg import gain, lifted, predicted_root, rotations
+from ._linalg import gain, lifted, predicted_root, replaced, rotations
 
 __all__ = ["Roots", "Seen", "Stepped", "lift_noises", "step"]
 
@@ -69,6 +69,8 @@ def lift_noises(p: Tensor, f: Tensor, q: Tensor, r: Tensor, h: Tensor | None, se
             s = s * seen.block + seen.rest
         _, of_frames, other, missing = lifted(s, least=8 * torch.finfo(s.dtype).eps)
         missing = missing & s.isfinite().all(-1).all(-1)
+        observed = None if seen is None else seen.block.diagonal(dim1=-2, dim2=-1) > 0
+        other = torch.maximum(other, replaced(of_frames, r, observed))
     noises = q + torch.diag_embed(of_states), r + torch.diag_embed(of_frames)
     return LiftedNoises(*noises, torch.maximum(one, other), missing)
 

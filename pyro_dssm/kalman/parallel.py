@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import flat
-from ._linalg import Lifts, lifted, matvec, symmetric, triangular, weak
+from ._linalg import Lifts, lifted, matvec, replaced, symmetric, triangular, weak
 from ._scan import Elements, associative_scan
 from ._values import valued
 from .backward import backward_law
@@ -86,7 +86,7 @@ def parallel_filter(
         _, added, again, missing = lifted(s, least=8 * torch.finfo(s.dtype).eps)
         if (missing & s.isfinite().all(-1).all(-1)).any():
             raise ValueError(SINGULAR)
-        lifts.add(relative, again)
+        lifts.add(relative, again, replaced(added, model.r, model.seen))
         s = s + torch.diag_embed(added)
     lifts.report()
     ll = log_likelihood(model.y - matvec(model.h, predicted), s, model.seen)

@@ -416,6 +416,25 @@ def test_a_lift_that_rounding_excuses_is_not_warned_of(name):
     assert lifts(lambda: CALLS[name](*indefinite(3, 20))) == []
 
 
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_lift_that_takes_the_place_of_the_noise_is_warned_of(name, masked):
+    """More entries than states: float32 cannot tell their noise from rounding of what the states explain."""
+    generator = torch.Generator().manual_seed(0)
+    h, one = torch.randn(5, 2, generator=generator), torch.eye(2)
+    # What is hidden has no noise to speak of, which does not matter.
+    mask = (torch.arange(5) < 4).expand(3, 5) if masked else None
+
+    def call(r):
+        noise = torch.diag(torch.tensor([r, r, r, r, 1e-8 if masked else r]))
+        given = torch.zeros(3, 5), Gaussian(torch.zeros(2), 1e6 * one), one.expand(3, 2, 2), one
+        return CALLS[name](*given, h, noise, mask=mask)
+
+    [size] = lifts(lambda: call(1e-8))
+    assert size > 1e3
+    assert lifts(lambda: call(1e3)) == []
+
+
 @pytest.mark.parametrize(
     "call",
     [
