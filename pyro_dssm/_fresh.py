@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ MISSING = object()
 def remembering(schedule: KLSchedule) -> Iterator[None]:
     """Undoes what an earlier run has changed in a schedule, and remembers what this run changes.
 
-    Undone are the numbers, strings, tensors and containers of them among its attributes, and what its ``state_dict``
+    Undone are the numbers, strings, tensors, NumPy's arrays and containers of them among its attributes, and what its ``state_dict``
     returns; of schedules that it holds as well. What has been changed from outside since that run is left alone.
 
     Args:
@@ -97,7 +98,9 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, Tensor):
         return not value.requires_grad
-    return value is None or isinstance(value, bool | int | float | str)
+    if isinstance(value, np.ndarray):
+        return not value.dtype.hasobject
+    return value is None or isinstance(value, bool | int | float | str | np.generic)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -105,6 +108,8 @@ def _same(a: Any, b: Any) -> bool:
         return False
     if isinstance(a, Tensor):
         return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.tobytes() == b.tobytes() and a.shape == b.shape
     if isinstance(a, float):
         return a == b or (math.isnan(a) and math.isnan(b))
     if isinstance(a, Mapping):

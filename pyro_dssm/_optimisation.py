@@ -207,7 +207,7 @@ def _scheduler(optimizer: PyroOptim, kinds: tuple[type, ...]) -> bool:
 
 def _constructor(optimizer: PyroOptim) -> tuple[Any, dict[str, Any]]:
     """What makes the schedules, or else the optimisers, and the arguments that are bound to it."""
-    made_by = getattr(optimizer, "pt_scheduler_constructor", optimizer.pt_optim_constructor)
+    made_by: Any = getattr(optimizer, "pt_scheduler_constructor", optimizer.pt_optim_constructor)
     bound: dict[str, Any] = {}
     while isinstance(made_by, functools.partial):
         made_by, bound = made_by.func, {**made_by.keywords, **bound}
