@@ -25,8 +25,9 @@ MISSING = object()
 def remembering(schedule: KLSchedule) -> Iterator[None]:
     """Undoes what an earlier run has changed in a schedule, and remembers what this run changes.
 
-    Undone are the numbers, strings, tensors, NumPy's arrays and containers of them among its attributes, and what its ``state_dict``
-    returns; of schedules that it holds as well. What has been changed from outside since that run is left alone.
+    Undone are the numbers, strings, tensors, NumPy's arrays and containers of them among its attributes, and what its
+    ``state_dict`` returns; of schedules that it holds as well. What has been changed from outside since that run is
+    left alone.
 
     Args:
         schedule: The schedule.

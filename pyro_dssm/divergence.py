@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from ._checks import one_of
 
-__all__ = ["DivergenceWarning", "Divergences", "OnDivergence", "check_finite"]
+__all__ = ["DivergenceWarning", "Divergences", "OnDivergence", "check_finite", "nan_allowed"]
 
 OnDivergence = Literal["warn", "raise", "ignore"]
 
@@ -84,6 +86,24 @@ class Divergences:
         if on_divergence == "raise":
             raise FloatingPointError(text)
         warnings.warn(f'{text} (on_divergence="raise" stops here.)', DivergenceWarning, stacklevel=stacklevel)
+
+
+@contextmanager
+def nan_allowed() -> Iterator[None]:
+    """Lets a distribution be made of parameters that are NaN, as of paths that have diverged, which are told later.
+
+    Example:
+        >>> with nan_allowed():
+        ...     torch.distributions.Normal(torch.tensor(float("nan")), 1.0).mean
+        tensor(nan)
+    """
+    kind = torch.distributions.Distribution
+    before = kind._validate_args
+    kind.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        kind.set_default_validate_args(before)
 
 
 def check_finite(paths: Tensor, what: str, on_divergence: OnDivergence, *more: Tensor) -> None:

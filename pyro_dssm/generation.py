@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ._checks import guide_kind, positive
 from ._program import evaluating
-from .divergence import OnDivergence, check_choice, check_finite
-from .emissions import expected, followed
+from .divergence import OnDivergence, check_choice, check_finite, nan_allowed
+from .emissions import drawn, expected, followed
 from .filling import bridges_gaps, cut, fill
 from .inputs import Inputs, check_controls, check_lengths, delay
 from .particles import complete, expanded
@@ -67,10 +67,10 @@ class Generation:
             u = None if controls is None else controls[..., t, :]
             fn = first if t == 0 and first is not None else self.transition_from(states, u)
             fn = expanded(fn, batch)
-            z = fn.sample() if noise else followed(fn)
+            z = drawn(fn) if noise else followed(fn)
             after = self.memories.after_z(states, z, u)
             of_x = expanded(self.emission_from(states, after), batch)
-            x = expected(of_x) if means else of_x.sample()
+            x = expected(of_x) if means else drawn(of_x)
             states = self.memories.after_x(after, self.read(x))
             yield z, x, of_x
 
@@ -84,7 +84,8 @@ class Generation:
         programs = (self,) if guide is None else (self, guide)
         if self.standardise is not None:
             self.standardise.need_fitted()
-        with evaluating(*(cast(nn.Module, program) for program in programs)), self.calibrated_frames():
+        modules = (cast(nn.Module, program) for program in programs)
+        with evaluating(*modules), self.calibrated_frames(), nan_allowed():
             yield
 
     def _check_guide(self, guide: Any) -> None:

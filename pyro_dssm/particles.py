@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .emissions import hide
+from .emissions import drawn, hide
 from .inputs import Inputs
 from .memories import Last, Memories, States
 
@@ -64,7 +64,7 @@ def complete(fn: Any, x: Tensor, hidden: Tensor) -> Tensor:
     """Draws the hidden entries of frames, given the others where the emission can."""
     if hasattr(fn, "complete"):
         return fn.complete(x, hidden)
-    return torch.where(hidden, fn.sample(), x)
+    return torch.where(hidden, drawn(fn), x)
 
 
 @runtime_checkable

@@ -100,6 +100,12 @@ def test_curves_without_validation_or_latents():
     assert labels(right) == ["training set, while learning"]
 
 
+def test_curves_of_a_run_that_ended_in_its_first_epoch():
+    left, right = plot_curves(pd.History(), Figure().subplots(1, 2))
+    drawn(left)
+    assert left.get_legend() is right.get_legend() is None
+
+
 def test_a_forecast_shows_the_quantiles(ax):
     samples = torch.arange(101.0).unsqueeze(1).expand(101, 5)
     drawn(plot_forecast(samples, ax, known=torch.zeros(7), truth=torch.ones(5), levels=(0.9,)))

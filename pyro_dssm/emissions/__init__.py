@@ -1,7 +1,7 @@
 """Emissions: modules that turn features of the latents into the law of a frame."""
 
 from .autoregressive import AutoregressiveBernoulli, AutoregressiveBernoulliEmission, MaskedConditioner
-from .base import Emission, expected, followed, hide
+from .base import Emission, drawn, expected, followed, hide
 from .bernoulli import BernoulliEmission, GreyBernoulli
 from .gaussian import GaussianEmission
 from .power import (
@@ -26,6 +26,7 @@ __all__ = [
     "LogNormalPowerEmission",
     "MaskedConditioner",
     "PowerEmission",
+    "drawn",
     "expected",
     "followed",
     "hide",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["Emission", "expected", "followed", "hide"]
+__all__ = ["Emission", "drawn", "expected", "followed", "hide"]
 
 
 class Emission(nn.Module):
@@ -153,7 +155,7 @@ def expected(fn: Any) -> Tensor:
     try:
         mean = fn.mean
     except NotImplementedError:
-        return fn.sample()
+        return drawn(fn)
     base = _base(fn)
     # Asking whether a value is finite waits for the device, so that it is left where the answer is known.
     if not isinstance(base, _WITH_MEAN) and not torch.isfinite(mean).all() and _is_defined(base):
@@ -162,6 +164,55 @@ def expected(fn: Any) -> Tensor:
             "Ask for draws instead, or take a distribution with a mean (OneHotCategorical for categories)."
         )
     return mean
+
+
+def drawn(fn: Any) -> Tensor:
+    """A draw from a distribution, NaN where a parameter is: of those, torch refuses to draw the others as well.
+
+    Args:
+        fn: A distribution.
+
+    Returns:
+        Shape ``(*, event)``.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> scale = torch.tensor([[1.0], [float("nan")]])
+        >>> drawn(dist.Normal(torch.zeros(2, 1), scale, validate_args=False).to_event(1)).isnan().flatten()
+        tensor([False,  True])
+    """
+    try:
+        return fn.sample()
+    except RuntimeError:
+        with _Undefined() as mode:
+            value = fn.sample()
+    for bad in mode.choices:
+        # Of what was chosen by its number.
+        rows = value.shape[: value.dim() - len(fn.event_shape)]
+        same = bad.numel() == rows.numel()
+        where = (bad if same else bad.any().expand(rows)).reshape(rows + (1,) * len(fn.event_shape))
+        value = torch.where(where, math.nan, value)
+    return value
+
+
+class _Undefined(TorchFunctionMode):
+    """Lets torch draw where parameters are NaN: NaN, but numbers of categories, which are noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choices: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.multinomial:
+            bad = args[0].isnan().any(-1)
+            self.choices.append(bad)
+            return func(torch.where(bad.unsqueeze(-1), 1.0, args[0]), *args[1:], **kwargs)
+        if func in (torch.normal, torch.bernoulli, torch.poisson) and all(isinstance(a, Tensor) for a in args):
+            bad = torch.stack(torch.broadcast_tensors(*(a.isnan() for a in args))).any(0)
+            # Half is a mean, a standard deviation, a rate and a probability.
+            return torch.where(bad, math.nan, func(*(torch.where(bad, 0.5, a) for a in args), **kwargs))
+        return func(*args, **kwargs)
 
 
 def followed(fn: Any) -> Tensor:

@@ -69,7 +69,8 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
         ax.set_xlabel("epoch")
         ax.set_ylabel("nats per frame")
         ax.set_xlim(0, max(epochs[-1] if epochs else 1, 1) * 1.02)
-        ax.legend(frameon=False, fontsize="small")
+        if ax.lines:
+            ax.legend(frameon=False, fontsize="small")
         plain(ax)
     return left, right
 
