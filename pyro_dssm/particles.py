@@ -143,14 +143,14 @@ class Proposal:
         """
         first = given if kept else None
         if self.path is None or not self._guided[t]:
-            z = _with_first(prior.sample(), first)
+            z = _with_first(drawn(prior), first)
             gain = torch.zeros(prior.batch_shape, dtype=z.dtype, device=z.device)
         else:
             path = self.path if path is None else path
             q = path.step_from(self.state, states, prior, t)
             q, fraction = expanded(q, prior.batch_shape), self.fraction[..., t]
             choice = torch.rand(prior.batch_shape, device=self.fraction.device) < fraction
-            z = _with_first(torch.where(choice.unsqueeze(-1), prior.sample(), q.sample()), first)
+            z = _with_first(torch.where(choice.unsqueeze(-1), drawn(prior), drawn(q)), first)
             of_prior = prior.log_prob(z)
             gain = of_prior - torch.logaddexp(fraction.log() + of_prior, (1 - fraction).log() + q.log_prob(z))
         if self.pinned is not None and given is not None:

@@ -92,3 +92,15 @@ def test_only_draws_of_undefined_distributions_are_nan(name):
 def test_a_scale_that_is_wrong_is_no_divergence():
     with dist.validation_enabled(False), pytest.raises(RuntimeError, match="std >= 0"):
         drawn(dist.Normal(torch.zeros(2), torch.tensor([-1.0, math.nan])))
+
+
+def test_gaps_of_a_model_that_diverges_are_told_of():
+    model = explodes(pd.DMM)
+    guide, x = pd.PartialAlignment(model, rnn_dim=4), torch.ones(B, T, D)
+    mask = (torch.arange(T) != 2).expand(B, T)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.ConvergenceWarning)
+        with pytest.warns(pd.DivergenceWarning, match="futures .* are not finite"):
+            model.forecast(guide, x, 3, 2, mask=mask)
+        with pytest.raises(FloatingPointError, match="are not finite"):
+            model.reconstruct(guide, x, mask=mask, num_samples=2, on_divergence="raise")
