@@ -226,9 +226,10 @@ def _check_once(root: Path, paths: list[Path]) -> None:
     ]
     if twice:
         first, second = twice[0]
+        more = f" and {len(twice) - 1} more such pairs" if len(twice) > 1 else ""
         raise ValueError(
-            f"folder: expected one file of each recording in {root}, got {first} and {second.name}, and "
-            f"{len(twice) - 1} more such pairs; keep one kind of each and move the others out of the folder."
+            f"folder: expected one file of each recording in {root}, got {first} and {second.name}"
+            f"{more}; keep one kind of each and move the others out of the folder."
         )
 
 
