@@ -239,8 +239,7 @@ def play(
         one = {"original": wave, **{kind: waves[i] for kind, waves in kinds.items()}}
         one["continuation"] = continue_speech(model, guide, prompt, CONTINUATION, spectrogram, seed=args.seed)[0]
         one["packets-lost"] = torch.where(lost, 0.0, wave)
-        few = {"num_rounds": 1} if args.smoke else {}
-        one["packets-filled"] = fill_gaps(model, guide, one["packets-lost"], lost, spectrogram, seed=args.seed, **few)
+        one["packets-filled"] = fill_gaps(model, guide, one["packets-lost"], lost, spectrogram, seed=args.seed)
         for kind, sound in one.items():
             # Two folders may hold files of one name.
             name = f"{i + 1}-{some.recordings[i].path.stem}-{kind}.wav"

@@ -158,7 +158,8 @@ def calibrate(
     if not is_number(fraction) or not 0 < fraction < 1:
         raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction!r}.")
     positive("num_samples", num_samples)
-    positive("num_rounds", num_rounds)
+    if num_rounds != 0:
+        positive("num_rounds", num_rounds, also="0")
     constant = _constant_scale(model)
     _check_levels(levels, num_samples)
     check_pair(model, guide)

@@ -30,7 +30,8 @@ NUM_PARTICLES = 8  # of each chain, in the first rounds
 MOST_PARTICLES = 128
 MARGIN = 4  # frames after a gap that decide most about it
 NUMBERS_AT_ONCE = 300_000_000  # that the particles of one sweep may hold
-READ_AT_MOST = 10_000_000  # frames that a guide may read again in one sweep
+READ_AT_MOST = 100_000_000  # numbers that a guide may read again in one sweep
+LEAST_MOVES = 2.0  # of a hidden value, in all the rounds that are left; chains that promise fewer are given up
 TOLERANCE = 1.1  # below which nothing is said
 STUCK = 1.5  # above which a chain has hardly moved
 FALSE_ALARMS = 0.01  # of all calls whose draws are right
@@ -179,12 +180,16 @@ def fill(model: Any, guide: Any, inputs: Inputs, num_samples: int, num_rounds: i
     a chain does not depend on its own state. A guide that has no density of a step (one that overrides ``draw``) is
     taken at its word instead: its paths given all frames, and particle filters through the gaps, take turns.
 
+    In frames of hundreds of entries, one particle has all the weight, and nothing moves. Such chains are given up
+    after two rounds; what is returned then, with the warning, is what ``num_rounds = 0`` gives: a small particle
+    filter for each draw.
+
     Args:
         model: The model.
         guide: Its guide.
         inputs: A checked batch, of which something is hidden.
         num_samples: Number of draws, ``S``.
-        num_rounds: The largest number of rounds.
+        num_rounds: The largest number of rounds; 0 for particle filters alone.
 
     Returns:
         At least ``S`` paths, of all chains.
@@ -194,17 +199,22 @@ def fill(model: Any, guide: Any, inputs: Inputs, num_samples: int, num_rounds: i
     """
     assert inputs.hidden is not None
     count = max(math.ceil(num_samples / NUM_GROUPS), LEAST_CHAINS)
-    chains = count * NUM_GROUPS
+    chains = count * NUM_GROUPS if num_rounds else num_samples
     has_gap = _by_sequence(inputs.hidden).any(-1).expand(inputs.batch_shape[-1])
     gaps, others = has_gap.nonzero().squeeze(-1), (~has_gap).nonzero().squeeze(-1)
     limits = _Limits.of(count, int(_by_sequence(inputs.hidden).sum()))
     found, rs, correlations = [], [], []
     for part in gaps.split(_rows_at_once(model, inputs, chains)):
-        paths, r, correlation = _run(model, guide, _rows(inputs, part), count, num_rounds, limits)
+        rows = _rows(inputs, part)
+        if num_rounds == 0:
+            found.append(_rough(model, guide, rows, num_samples))
+            continue
+        paths, r, correlation = _run(model, guide, rows, count, num_rounds, limits)
         found.append(paths)
         rs.append(r)
         correlations.append(correlation)
-    _warn(torch.cat(rs), torch.cat(correlations), limits, num_rounds)
+    if rs:
+        _warn(torch.cat(rs), torch.cat(correlations), limits, num_rounds)
     if len(others):
         rest = _rows(inputs, others)
         zeta = inputs.x.new_zeros(chains, *rest.batch_shape, model.zeta_dim) if model.zeta_dim else None
@@ -219,7 +229,7 @@ def _warn(r: Tensor, correlation: Tensor, limits: _Limits, num_rounds: int) -> N
     if late.any():
         warnings.warn(
             f"mask: the draws of what is hidden have not converged in {int(late.sum())} of {len(r)} sequences with "
-            f"gaps after num_rounds = {num_rounds}: between groups of chains R-hat is up to {float(r.max()):.2f}, and "
+            f"gaps within num_rounds = {num_rounds}: between groups of chains R-hat is up to {float(r.max()):.2f}, and "
             f"a chain's values half of its rounds apart correlate by up to {float(correlation.max()):.2f} (converged "
             f"chains stay below {limits.alarm[0]:.2f} and {limits.alarm[1]:.2f}). Raise num_rounds, or take what is "
             "drawn there for a rough guess.",
@@ -258,10 +268,11 @@ def _run(
 ) -> tuple[Paths, Tensor, Tensor]:
     """The chains of sequences all of which have gaps, and how far each sequence has converged."""
     stepwise, chains = _has_steps(guide, inputs), count * NUM_GROUPS
-    paths, means = _drawn(model, inputs, _start(model, guide, inputs, count, stepwise=stepwise))
+    paths, means = _drawn(model, inputs, _start(model, guide, inputs, NUM_GROUPS, count, stepwise=stepwise))
     history, read = [means], paths.x
     r = _largest(r_hat(means), inputs)
     correlation = torch.ones_like(r)
+    moved = torch.zeros_like(r)
     active = torch.arange(len(r), device=r.device)
     for number in range(1, num_rounds + 1):
         own, before = _rows(inputs, active), paths.rows(active)
@@ -279,12 +290,17 @@ def _run(
             proposal = _through_gaps(own)
         sizes = _sizes(model, own, particles, NUM_PARTICLES)
         after = sweep(model, own, proposal, num_particles=sizes, num_chains=chains, given=before)
+        moved[active] += _moved(before.z, after.z, own)
         after, means = _drawn(model, own, after)
         paths = paths.put(active, after)
         history.append(means)
         r[active] = _largest(r_hat(means), own)
         correlation[active] = _largest(_correlation(history[number // 2], means), own)
         going = (r[active] > limits.enough[0]) | (correlation[active] > limits.enough[1]) | (number < LEAST_ROUNDS)
+        if stepwise and number > 1:
+            # At most, values move more often by as much as there are more particles.
+            rate = moved[active] / number * (MOST_PARTICLES / NUM_PARTICLES)
+            going &= rate * (num_rounds - number) > LEAST_MOVES
         if not going.any():
             break
         kept = going.nonzero().squeeze(-1)
@@ -294,12 +310,26 @@ def _run(
     stuck = (r > STUCK).nonzero().squeeze(-1)
     if stepwise and len(stuck):
         # Groups of equal paths would look certain: better a small particle filter for each path.
-        own, sizes = _rows(inputs, stuck), [NUM_PARTICLES] * inputs.num_steps
-        x = _line(model, own)
-        proposal = _guided(model, guide, own, x.expand(count * NUM_GROUPS, *x.shape), NUM_PARTICLES)
-        rough = sweep(model, own, proposal, num_particles=sizes, num_chains=count * NUM_GROUPS)
-        paths = paths.put(stuck, _drawn(model, own, rough)[0])
+        paths = paths.put(stuck, _rough(model, guide, _rows(inputs, stuck), chains))
     return paths, r, correlation
+
+
+def _rough(model: Any, guide: Any, inputs: Inputs, num_samples: int) -> Paths:
+    """Paths of a small particle filter each, which no round has moved."""
+    if not _has_steps(guide, inputs):
+        return _drawn(model, inputs, _start(model, guide, inputs, num_samples, 1, stepwise=False))[0]
+    x = _line(model, inputs)
+    proposal = _guided(model, guide, inputs, x.expand(num_samples, *x.shape), NUM_PARTICLES)
+    sizes = [NUM_PARTICLES] * inputs.num_steps
+    return _drawn(model, inputs, sweep(model, inputs, proposal, num_particles=sizes, num_chains=num_samples))[0]
+
+
+def _moved(before: Tensor, after: Tensor, inputs: Inputs) -> Tensor:
+    """The share of the latents of hidden frames that are others than before, over all chains of each sequence."""
+    assert inputs.hidden is not None
+    hidden = inputs.hidden.any(-1).expand(before.shape[:-1])
+    others = (before != after).any(-1) & hidden
+    return others.movedim(-2, 0).flatten(1).sum(-1) / hidden.movedim(-2, 0).flatten(1).sum(-1)
 
 
 def _line(model: Any, inputs: Inputs) -> Tensor:
@@ -313,22 +343,22 @@ def _line(model: Any, inputs: Inputs) -> Tensor:
     return x.round() if getattr(getattr(model, "emission_net", None), "binary", False) else x
 
 
-def _start(model: Any, guide: Any, inputs: Inputs, count: int, *, stepwise: bool) -> Paths:
+def _start(model: Any, guide: Any, inputs: Inputs, groups: int, count: int, *, stepwise: bool) -> Paths:
     """The paths that the chains start from: of one particle filter for each group, or else one of each group."""
     x = _line(model, inputs)
     if stepwise:
         more = 2 * NUM_PARTICLES * count
-        proposal = _guided(model, guide, inputs, x.expand(NUM_GROUPS, *x.shape), more)
+        proposal = _guided(model, guide, inputs, x.expand(groups, *x.shape), more)
         sizes = _sizes(model, inputs, more, more // 4)
-        return sweep(model, inputs, proposal, num_particles=sizes, num_chains=NUM_GROUPS, num_picks=count)
-    z = guide.draw(_filled(inputs, x.expand(NUM_GROUPS, *x.shape)), 1)[0]
+        return sweep(model, inputs, proposal, num_particles=sizes, num_chains=groups, num_picks=count)
+    z = guide.draw(_filled(inputs, x.expand(groups, *x.shape)), 1)[0]
     given = Paths(z, None, _zeta_for(model, z))
     found = sweep(
         model,
         inputs,
         _through_gaps(inputs),
         num_particles=[1] * inputs.num_steps,
-        num_chains=NUM_GROUPS,
+        num_chains=groups,
         given=given,
         kept=False,
     )
@@ -387,7 +417,7 @@ def _guided(model: Any, guide: Any, inputs: Inputs, x: Tensor, num_particles: in
     path = guide.path(filled)
     zeta = guide.zeta_law(filled) if model.zeta_dim and guide.zeta_net is not None else None
     reader = None
-    if reads_frames(model.memories) and num_particles * x[..., 0].numel() * sum(ends_of_gaps(inputs)) < READ_AT_MOST:
+    if reads_frames(model.memories) and num_particles * x.numel() * sum(ends_of_gaps(inputs)) < READ_AT_MOST:
 
         def reader(own: Tensor, t: int) -> Steps:
             others = x[..., t:, :].expand(*own.shape[:-2], -1, -1)

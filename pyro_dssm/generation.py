@@ -188,7 +188,8 @@ class Generation:
         self._check_guide(guide)
         positive("horizon", horizon)
         positive("num_samples", num_samples)
-        positive("num_rounds", num_rounds)
+        if num_rounds != 0:
+            positive("num_rounds", num_rounds, also="0")
         check_choice(on_divergence)
         known = delayed = None
         if isinstance(x, Tensor) and x.dim() >= 3:
@@ -256,7 +257,8 @@ class Generation:
         check_choice(on_divergence)
         self._check_guide(guide)
         positive("num_samples", num_samples)
-        positive("num_rounds", num_rounds)
+        if num_rounds != 0:
+            positive("num_rounds", num_rounds, also="0")
         with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)
             if inputs.hidden is None:
@@ -305,7 +307,8 @@ class Generation:
             mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``.
             controls: Shape ``(B, T, control_dim)``.
             num_samples: Number of latent paths to average over (at least 32 in sequences with gaps).
-            num_rounds: The largest number of rounds of the chains.
+            num_rounds: The largest number of rounds of the chains; 0 for a small particle filter for each path
+                instead, an approximation that is never checked.
             teacher_forcing: Whether edges from x come from the given frames. ``False`` lets the model run freely along
                 the latent paths: it reads its own expected frames instead, so that all there is of x has come through
                 the latents. Without edges from x, both are the same.
@@ -324,7 +327,8 @@ class Generation:
         """
         self._check_guide(guide)
         positive("num_samples", num_samples)
-        positive("num_rounds", num_rounds)
+        if num_rounds != 0:
+            positive("num_rounds", num_rounds, also="0")
         check_choice(on_divergence)
         with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)

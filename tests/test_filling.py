@@ -293,18 +293,55 @@ def test_chains_that_do_not_move_are_found_out(call):
         getattr(model, call)(Stubborn(model), x, mask=mask, num_rounds=4, **options)
 
 
-def test_a_space_too_large_for_particles_is_found_out():
-    """A gap of noise in thirty dimensions that the next frame shows: no particle goes there."""
+def large():
+    """Gaps of noise in thirty dimensions that the next frame shows."""
     model = LinearGaussian(30, 30)
     with torch.no_grad():
         model.A.copy_(torch.eye(30))
         model.C.copy_(torch.eye(30))
         model.log_r.fill_(-5.0)
+    return model
+
+
+def test_a_space_too_large_for_particles_is_found_out():
+    model = large()
     x = model.sample(1, T)
     with pytest.warns(pd.ConvergenceWarning, match="in 1 of 1 sequences"):
         draws = model.impute(StepGuide(model), x, mask=MASKS["inside"][None], num_samples=40, num_rounds=4)
     # What is drawn all the same are as many different paths.
     assert len(draws[:, 0, 4].unique(dim=0)) == 40
+
+
+@pytest.mark.parametrize(("scale", "num_rounds", "expected"), [(0.1, 20, 2), (0.01, 3, 2), (0.01, 1, 1), (10.0, 20, 4)])
+def test_chains_that_promise_nothing_are_given_up(scale, num_rounds, expected, monkeypatch):
+    """In many sharp entries no round moves a path, which two of them tell; in blunt ones all goes on."""
+    model = pd.ArSSM(64, 16, rnn_dim=8, emission="gaussian", emission_options={"scale": scale})
+    mask = torch.ones(1, 10, dtype=torch.bool)
+    mask[:, 4:6] = False
+    rounds, sweep = [], filling.sweep
+    monkeypatch.setattr(filling, "sweep", lambda *a, **k: rounds.append("given" in k) or sweep(*a, **k))
+    with warnings.catch_warnings(record=True) as caught:
+        model.impute(pd.FullAlignment(model, rnn_dim=8), model.sample(1, 10), mask=mask, num_rounds=num_rounds)
+    if scale < 1:
+        assert sum(rounds) == expected
+        assert [w.category for w in caught] == [pd.ConvergenceWarning]
+        assert f"within num_rounds = {num_rounds}" in str(caught[0].message)
+    else:
+        assert sum(rounds) >= expected
+        assert not caught
+
+
+@pytest.mark.parametrize("cls", [StepGuide, Stubborn])
+def test_no_rounds_are_one_filter_for_each_path(cls, monkeypatch):
+    model = linear(0.3)
+    chains, sweep = [], filling.sweep
+    monkeypatch.setattr(filling, "sweep", lambda *a, **k: chains.append(k["num_chains"]) or sweep(*a, **k))
+    x, mask = model.sample(2, T), MASKS["inside"].expand(2, T)
+    draws = model.impute(cls(model), x, mask=mask, num_samples=7, num_rounds=0)
+    assert draws.shape == (7, 2, T, D)
+    assert len(draws[:, 0, 4].unique(dim=0)) == 7
+    assert torch.equal(draws[:, mask], x[mask].expand(7, -1, -1))
+    assert chains == [7]
 
 
 def test_only_sequences_with_gaps_take_part(monkeypatch):
