@@ -315,6 +315,9 @@ class _Filter:
         index = _pick(weights, self.sizes[t])
         if self.kept:
             index[0] = self._adopt(t) if self.forgets else 0
+            if self.inputs.valid is not None:
+                # What a path has in the padding comes from the proposal: it says nothing about its ancestors.
+                index[0] = torch.where(self.inputs.valid[..., t], index[0], 0)
         if self.sizes[t] == self.shape[0]:
             index = torch.where(uneven, index, _numbers(index))
             self.log_weights = torch.where(uneven, 0.0, self.log_weights)
