@@ -19,12 +19,14 @@ from ..dssm import DSSM
 from ..guides import Guide
 from ..optim import ClippedNormAdam
 from .densities import (
+    Site,
     copied,
     latents_are_real,
     log_probs_at,
     overrides,
     part_method,
     random_latents,
+    run_as,
     sites_of,
     step_trace,
     steps_have_rsample,
@@ -201,7 +203,7 @@ def _density_gradients(
         groups["the latents"] = {"z": z}
     groups[f"the parameters of {type(model).__name__}"] = _trained(model)
     groups[f"the parameters of {type(guide).__name__}"] = _trained(guide)
-    if x.is_floating_point() and not getattr(getattr(model, "emission_net", None), "binary", False):
+    if not _frames_are_discrete(model, (x, lengths, mask), controls):
         groups["the frames"] = {"x": x}
     for what, values in groups.items():
         if not sum(v.numel() for v in values.values()):
@@ -231,6 +233,18 @@ def _density_gradients(
                 f"a gradient: look at {part_method(model, guide, part)}"
                 f"{_which(parts, part, values, x.dtype)}."
             )
+
+
+def _frames_are_discrete(model: DSSM, args: Any, controls: Tensor | None) -> bool:
+    """Whether frames cannot be moved by a little."""
+    if getattr(getattr(model, "emission_net", None), "binary", False):
+        return True
+    try:
+        with torch.no_grad(), run_as(model, "path"), generators_kept(model._like.device):
+            frames = trace_of(model, {}, args, controls).nodes["x"]["fn"]
+        return bool(frames.support.is_discrete)
+    except NotImplementedError:  # of a program that can only be scored, or a distribution without a support
+        return False
 
 
 def _which(f: Callable[[], dict[str, Tensor]], part: str, values: Named, dtype: torch.dtype) -> str:
@@ -356,15 +370,16 @@ def _scores_agree(model: DSSM, guide: Guide, args: Any, controls: Tensor | None,
     for _ in range(groups):
         drawn = trace_of(guide, {}, args, controls)
         sites = sites_of(drawn, guide)
-        path = [site.value for site in sites]
+        path = [_within(site) for site in sites]
         given = {site.name: site.value.detach() for site in sites}
+        fixed = [value.detach() for value in path]
         scored = trace_of(guide, given, args, controls)
         scored.compute_log_prob()
         log_q = torch.stack([scored.nodes[name]["log_prob"].expand(copies * batch) for name in given]).sum(0)
         row = []
         for f in (torch.sin, torch.cos):
             through = sum(f(v).sum() for v in path) / log_q.numel()
-            of_paths = torch.stack([f(v).flatten(1).sum(-1) for v in given.values()]).sum(0)
+            of_paths = torch.stack([f(v).flatten(1).sum(-1) for v in fixed]).sum(0)
             # The mean of the other copies is a baseline that takes no sides.
             rest = of_paths.unflatten(0, (copies, batch))
             rest = (rest - rest.mean(0)).flatten() * copies / (copies - 1)
@@ -380,6 +395,12 @@ def _scores_agree(model: DSSM, guide: Guide, args: Any, controls: Tensor | None,
     found = torch.tensor(differences, dtype=torch.float64)
     errors = found.std(0) / math.sqrt(groups)
     return bool((found.mean(0).abs() <= ERRORS * errors).all())
+
+
+def _within(site: Site) -> Tensor:
+    """The value of a site with zeros in the padding, of which there are draws, but no scores."""
+    valid = site.valid if isinstance(site.valid, Tensor) else getattr(site.fn, "valid", None)
+    return site.value if valid is None else torch.where(valid.unsqueeze(-1), site.value, 0.0)
 
 
 def check_every_parameter_moves(
