@@ -258,7 +258,8 @@ def _rows(inputs: Inputs, index: Tensor) -> Inputs:
 
 
 def _rows_at_once(model: Any, inputs: Inputs, chains: int) -> int:
-    kept = model.z_dim + (model.x_dim if reads_frames(model.memories) else 0)
+    of_frames = reads_frames(model.memories) or (inputs.hidden is not None and inputs.hidden.shape[-1] > 1)
+    kept = model.z_dim + (model.x_dim if of_frames else 0)
     numbers = chains * MOST_PARTICLES * max(inputs.num_steps * kept, 4 * model.x_dim)
     return max(1, NUMBERS_AT_ONCE // (numbers * inputs.batch_shape[:-1].numel()))
 

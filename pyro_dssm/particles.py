@@ -274,7 +274,7 @@ class _Filter:
         self.given, self.kept = given, kept and given is not None
         memories = model.memories
         self.states: States = {name: value.expand(*shape, -1) for name, value in memories.start(shape).items()}
-        self.keeps_frames = reads_frames(memories)
+        self.keeps_frames = reads_frames(memories) or _completes(model, inputs)
         self.forgets = forgets(memories)
         self.log_weights = inputs.x.new_zeros(shape)
         self.zs: list[Tensor] = []
@@ -353,7 +353,7 @@ class _Filter:
         if self.shown[t] or self.keeps_frames:
             fn = model.emission_from(self.states, after)
             hidden = None if inputs.hidden is None else inputs.hidden[..., t, :]
-            if hidden is not None and self.hides[t] and (self.keeps_frames or hasattr(fn, "complete")):
+            if hidden is not None and self.hides[t] and self.keeps_frames:
                 x = _with_first(complete(fn, x.expand(*self.shape, -1), hidden), own_x if self.kept else None)
             if self.shown[t]:
                 gain = gain + hide(fn, observed).log_prob(x)
@@ -395,6 +395,16 @@ class _Filter:
         zeta = None if self.zeta is None else _choose(self.zeta, index).flatten(0, 1)
         assert joined[0] is not None
         return Paths(joined[0], joined[1], zeta)
+
+
+def _completes(model: Any, inputs: Inputs) -> bool:
+    """Whether entries are hidden that others of the same frame depend on, so that they belong to a particle."""
+    if inputs.hidden is None or inputs.hidden.shape[-1] == 1:
+        return False
+    states = model.memories.start(torch.Size((1,)))
+    u = None if inputs.controls is None else inputs.x.new_zeros(1, model.control_dim)
+    after = model.memories.after_z(states, inputs.x.new_zeros(1, model.z_dim), u)
+    return hasattr(model.emission_from(states, after), "complete")
 
 
 def ends_of_gaps(inputs: Inputs) -> list[bool]:
