@@ -34,6 +34,14 @@ def positive(name: str, value: object, *, also: str = "") -> None:
         raise ValueError(f"{name}: expected a positive integer{f' or {also}' if also else ''}, got {value!r}.")
 
 
+def check_seed(seed: object) -> None:
+    """Raises ``ValueError`` unless a generator can be seeded with the value."""
+    try:
+        torch.Generator().manual_seed(seed)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        raise ValueError(f"seed: expected an integer, got {seed!r}.") from None
+
+
 def is_number(value: object) -> bool:
     """Whether the value is a finite real number (and no boolean)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

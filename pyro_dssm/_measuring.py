@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ._checks import check_seed
 from ._devices import generators_kept
 from ._program import evaluating
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
@@ -24,6 +25,7 @@ ENTRIES_AT_ONCE = 30_000_000
 def measuring(model: DSSM, guide: Guide, seed: int) -> Iterator[None]:
     """Neither gradients nor dropout, draws that follow from the seed, and generators left as they were."""
     check_pair(model, guide)
+    check_seed(seed)
     with generators_kept(model._like.device), evaluating(model, guide), torch.no_grad():
         torch.manual_seed(seed)
         yield

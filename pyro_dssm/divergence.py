@@ -111,7 +111,8 @@ def check_finite(paths: Tensor, what: str, on_divergence: OnDivergence, *more: T
     found = Divergences(what)
     joined = torch.cat([paths, *more], dim=-1) if more else paths
     found.add(joined)
-    found.report(on_divergence, stacklevel=4)
+    # That of the call of a method that torch wraps to leave out gradients.
+    found.report(on_divergence, stacklevel=5)
 
 
 def check_choice(on_divergence: object) -> None:

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ._checks import positive
+from ._checks import check_seed, positive
 from ._devices import generators_kept, wide
 from ._measuring import observed_entries
 from ._program import evaluating
@@ -264,6 +264,7 @@ def bounds(
 ) -> Score:
     """What :func:`evaluate` returns, finite or not."""
     check_pair(model, guide)
+    check_seed(seed)
     positive("num_particles", num_particles)
     if not isinstance(data, SequenceDataset):
         raise ValueError(f"data: expected a SequenceDataset, got {type(data).__name__}.")

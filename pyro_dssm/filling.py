@@ -101,7 +101,11 @@ def r_hat(draws: Tensor, num_groups: int = NUM_GROUPS) -> Tensor:
         num_groups: Number of groups.
 
     Returns:
-        Shape ``(*)``; one where all draws are the same, infinite where only those of each group are.
+        Shape ``(*)``; one where all draws are the same, infinite where only those of each group are, and nan where a
+        draw is.
+
+    Raises:
+        ValueError: If a group has fewer than two draws.
 
     Example:
         >>> alike, apart = torch.randn(400, 1), torch.arange(400.0).remainder(4).unsqueeze(-1)
@@ -109,12 +113,14 @@ def r_hat(draws: Tensor, num_groups: int = NUM_GROUPS) -> Tensor:
         (True, True)
     """
     count = draws.shape[0] // num_groups
+    if count < 2:
+        raise ValueError(f"draws: expected at least two in each of {num_groups} groups, got {draws.shape[0]} in all.")
     scores = _scores(draws[: count * num_groups]).unflatten(0, (count, num_groups))
     between, within = scores.mean(0).var(0), scores.var(0).mean(0)
     tiny = torch.finfo(draws.dtype).eps
-    ratio = torch.where(between > tiny, between / within.clamp(min=tiny), 0.0)
+    ratio = torch.where(between > tiny, between / torch.where(within > tiny, within, 0.0), 0.0)
     spread = torch.where(between > tiny, (count - 1) / count, 1.0)
-    return (spread + ratio).sqrt()
+    return torch.where(draws.isnan().any(0), torch.nan, (spread + ratio).sqrt())
 
 
 def _scores(draws: Tensor) -> Tensor:
@@ -234,7 +240,7 @@ def _warn(r: Tensor, correlation: Tensor, limits: _Limits, num_rounds: int) -> N
             f"chains stay below {limits.alarm[0]:.2f} and {limits.alarm[1]:.2f}). Raise num_rounds, or take what is "
             "drawn there for a rough guess.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=6,  # of the call of a method without gradients
         )
 
 

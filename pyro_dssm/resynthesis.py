@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._checks import is_number, one_of, positive
+from ._checks import check_seed, is_number, one_of, positive
 from ._devices import generators_kept
 from .audio import Spectrogram, griffin_lim
 from .data._speech_frames import FLOOR
@@ -282,6 +282,7 @@ def generate_speech(
 @contextmanager
 def _seeded(model: DSSM, seed: int) -> Iterator[None]:
     """Random numbers from a seed for a while; the generators are left as they were."""
+    check_seed(seed)
     with generators_kept(model._like.device):
         torch.manual_seed(seed)
         yield
