@@ -77,7 +77,7 @@ def test_known_noise_is_found_whatever_the_scale_of_training(case):
         model.standardise.loc.zero_()
     valid, test = (recordings(seed, grows=grows, unit=unit, count=200 if seed == 2 else 60) for seed in (1, 2))
     options = {"num_samples": 39, "num_rounds": 2, "levels": LEVELS}
-    found = pd.calibrate(model, guide, valid, **options)
+    found = pd.calibrate(model, guide, valid, num_sequences=len(valid), **options)
     after = imputation(model, guide, test, **options).coverage
     assert not all(holds(found.before))
     # N = 200 sequences: the standard error of a share is about half a per cent.
