@@ -424,7 +424,8 @@ def _guided(model: Any, guide: Any, inputs: Inputs, x: Tensor, num_particles: in
     path = guide.path(filled)
     zeta = guide.zeta_law(filled) if model.zeta_dim and guide.zeta_net is not None else None
     reader = None
-    if reads_frames(model.memories) and num_particles * x.numel() * sum(ends_of_gaps(inputs)) < READ_AT_MOST:
+    reads = reads_frames(model.memories) and not getattr(guide, "skips_hidden", False)
+    if reads and num_particles * x.numel() * sum(ends_of_gaps(inputs)) < READ_AT_MOST:
 
         def reader(own: Tensor, t: int) -> Steps:
             others = x[..., t:, :].expand(*own.shape[:-2], -1, -1)

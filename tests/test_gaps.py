@@ -333,3 +333,22 @@ def test_truncated_training_with_gaps():
     data = pd.SequenceDataset([torch.randn(n, X) for n in (9, 4, 7)])
     history = pd.fit(model, guide, data, epochs=2, truncate=4, augment=RandomGaps(0.4, 3), progress=False)
     assert len(history.epochs) == 2
+
+
+def test_what_is_drawn_in_gaps_is_not_read_again_by_a_guide_that_skips_it(monkeypatch):
+    model = zoo("VRNN", emission="gaussian")
+    guide = Own(model, "own", reads_mask=True)
+    x, mask = torch.randn(3, 6, model.x_dim), torch.tensor([1, 0, 0, 1, 0, 1], dtype=torch.bool).expand(3, 6)
+    asked, path = [], guide.path
+    monkeypatch.setattr(guide, "path", lambda inputs: asked.append(inputs.x.shape) or path(inputs))
+
+    def draws():
+        asked.clear()
+        torch.manual_seed(0)
+        return model.impute(guide, x, mask=mask, num_samples=4, num_rounds=2), len(asked)
+
+    found, few = draws()
+    monkeypatch.setattr(Own, "skips_hidden", False, raising=False)
+    expected, many = draws()
+    assert few < many
+    torch.testing.assert_close(found, expected)
