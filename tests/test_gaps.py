@@ -335,6 +335,7 @@ def test_truncated_training_with_gaps():
     assert len(history.epochs) == 2
 
 
+@pytest.mark.filterwarnings("ignore::pyro_dssm.ConvergenceWarning")
 def test_what_is_drawn_in_gaps_is_not_read_again_by_a_guide_that_skips_it(monkeypatch):
     model = zoo("VRNN", emission="gaussian")
     guide = Own(model, "own", reads_mask=True)
