@@ -321,6 +321,7 @@ def test_chains_that_promise_nothing_are_given_up(scale, num_rounds, expected, m
     rounds, sweep = [], filling.sweep
     monkeypatch.setattr(filling, "sweep", lambda *a, **k: rounds.append("given" in k) or sweep(*a, **k))
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         model.impute(pd.FullAlignment(model, rnn_dim=8), model.sample(1, 10), mask=mask, num_rounds=num_rounds)
     if scale < 1:
         assert sum(rounds) == expected
