@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: demo demo-pendulum test test-slow benchmark lint clean
+.PHONY: demo demo-pendulum test test-examples test-slow benchmark lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/music.py --out runs/demo
@@ -14,6 +14,9 @@ demo-pendulum: $(VENV)/.demo
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-examples: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow tests/test_examples.py tests/test_notebooks.py
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow

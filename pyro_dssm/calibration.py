@@ -126,7 +126,7 @@ def calibrate(
             guide that bridges gaps itself (a :class:`~pyro_dssm.KalmanGuide`), and 32 for others, whose draws take
             longer.
         num_samples: Draws of what is hidden, to measure the intervals with; half as many to fit the factors.
-        num_rounds: As in :meth:`DSSM.reconstruct`.
+        num_rounds: As in :meth:`DSSM.reconstruct`, at least 1.
         levels: Probabilities of the intervals that are measured.
         batch_size: Sequences at a time.
         seed: Of what is hidden, and of the draws.
@@ -158,8 +158,7 @@ def calibrate(
     if not is_number(fraction) or not 0 < fraction < 1:
         raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction!r}.")
     positive("num_samples", num_samples)
-    if num_rounds != 0:
-        positive("num_rounds", num_rounds, also="0")
+    positive("num_rounds", num_rounds)
     constant = _constant_scale(model)
     _check_levels(levels, num_samples)
     check_pair(model, guide)

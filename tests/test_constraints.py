@@ -234,6 +234,7 @@ def stop_at(step):
     return augment
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "make",
     [
@@ -328,6 +329,7 @@ LAWS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("sites", ["path", "step"])
 @pytest.mark.parametrize("masked", [None, "frames", "entries"])
@@ -438,6 +440,7 @@ def test_gradient_of_a_step(multiplier, monkeypatch):
     assert record["grad_norm"] == pytest.approx(float(expected), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_bound_that_binds_is_met():
     """The ELBO's error is about three times the bound; the constraint ends within 10 % of it with a multiplier above 1.
 
@@ -478,6 +481,7 @@ def test_an_initial_phase_that_does_not_end():
     assert history["kl_weight"] == [0.0] * 3
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("cls", pd.ZOO.values(), ids=lambda cls: cls.__name__)
 def test_trains_the_zoo(cls):
     guides = [pd.NoLatents] if cls is pd.RNN else [pd.MeanField, pd.PartialAlignment, pd.FullAlignment, pd.Filtering]
@@ -529,6 +533,7 @@ def test_error_bound_refuses():
         error_bound(pd.SequenceDataset(torch.ones(2, 3, 1)))
 
 
+@pytest.mark.slow
 def test_autoencoder_error():
     train, valid = oscillator(20, 6), oscillator(10, 6, seed=1)
     programs = pair(guide=pd.MeanField, emission_options={"scale": 0.3})

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sampling import sampled
 
 import pyro_dssm as pd
 from pyro_dssm.data.pendulum import pendulum
@@ -39,6 +40,7 @@ FIGURES |= {"custom_guide": ["GatedGuide.png"], "distributed": ["forecast.png"],
 FIGURES |= {"speech": ["mel.png", "packets.png", "continuation.png", "curves.png"], "reproduce_speech": []}
 SPEECH = ["soundfile", "librosa", "pesq", "pystoi"]  # what two of them need beside
 EXAMPLES = list(FILES)
+LONG = {"distributed", "reproduce_speech", "taxonomy"}
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +141,7 @@ def smoke(tmp_path_factory):
     return once
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", sampled(EXAMPLES, fast=[name for name in EXAMPLES if name not in LONG]))
 def test_it_writes_what_it_promises(name, smoke):
     done, folder = smoke(name)
     wanted = FILES[name] + (FIGURES[name] if is_installed("matplotlib") else [])
@@ -194,6 +196,7 @@ def test_music_prints_the_published_rows(call):
     assert all(len(row[1]) == len(published.SETS) for row in published.ROWS)
 
 
+@pytest.mark.slow
 def test_taxonomy_covers_all_36(smoke):
     done, folder = smoke("taxonomy")
     found = metrics(folder)
@@ -212,6 +215,7 @@ def test_custom_guide_is_compared(smoke):
         assert name in done.stdout
 
 
+@pytest.mark.slow
 def test_distributed_with_two_processes(tmp_path, smoke):
     before = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = start("distributed", "--smoke", "--out", tmp_path, before=before)
@@ -282,6 +286,7 @@ def test_pendulum_goes_on_where_it_was(call, tmp_path, monkeypatch):
     assert first["test"] == second["test"]
 
 
+@pytest.mark.slow
 def test_pendulum_with_images_of_ones_own(call, tmp_path, trajectories):
     options = ["--convolutional", "--bound", "collapsed", "--initial", "hierarchical"]
     assert call("pendulum", "--smoke", "--data", trajectories / "images.npz", "--out", tmp_path, *options) is None
@@ -294,6 +299,7 @@ def test_pendulum_with_images_of_ones_own(call, tmp_path, trajectories):
         assert [name for name in PORTRAIT + FILM if not (tmp_path / name).is_file()] == []
 
 
+@pytest.mark.slow
 def test_pendulum_with_vectors_of_ones_own(call, tmp_path, trajectories):
     assert call("pendulum", "--smoke", "--data", trajectories / "vectors.npz", "--out", tmp_path) is None
     found = metrics(tmp_path)
@@ -332,6 +338,7 @@ def test_pendulum_with_hidden_frames(call, tmp_path, trajectories, monkeypatch):
     assert list(found["test"]["r2"]) == ["0", "1"]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("options", [["--system", "ball"], ["--model", "DKS", "--strategy", "elbo"]])
 def test_pendulum_with_another_system_or_model(options, call, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -541,6 +548,7 @@ def odd_recordings(smoke, tmp_path):
     return odd
 
 
+@pytest.mark.slow
 def test_speech_evaluates_any_folder(odd_recordings, smoke, call, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     checkpoint = smoke("speech")[1] / "best.safetensors"
@@ -557,6 +565,7 @@ def test_speech_evaluates_any_folder(odd_recordings, smoke, call, tmp_path, monk
     assert found["packet_loss"]["recordings"] == 2
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -645,6 +654,7 @@ def test_the_published_tables_of_speech(call):
     assert published.with_interval({"mean": None, "low": None, "high": None}, 2) == "–"
 
 
+@pytest.mark.slow
 def test_reproduce_speech_makes_both_tables(smoke):
     done, folder = smoke("reproduce_speech")
     found = metrics(folder)
@@ -668,6 +678,7 @@ def test_reproduce_speech_makes_both_tables(smoke):
     assert rows[-1][-1] == "5.28 / 4.892 / 1.57 / 0.776 |"
 
 
+@pytest.mark.slow
 def test_reproduce_speech_goes_on_where_it_was(smoke, call, quick, tmp_path, capsys):
     """Stopped after its first cell and called again with two processes, it finds what it finds at one go."""
     _, whole = smoke("reproduce_speech")

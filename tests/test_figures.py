@@ -39,6 +39,7 @@ def cells_of(roll, **options):
     return {(t, p): at(picture, ax, t + 0.5, p - 0.2) for t in range(len(roll)) for p in range(low, high)}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("margin", [None, 1, 3])
 @pytest.mark.parametrize("key", [0, 1, 2, 3, 20, 44, 84, 85, 86, 87])
 def test_every_key_is_seen_where_it_is(key, margin):

@@ -31,6 +31,7 @@ def seeded(do):
     return do()
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("structure", STRUCTURES, ids=name)
 def test_every_structure_generates(structure):
     for shared in (False, True) if structure.x_from_z is structure.x_from_x is pd.Order.FULL else (False,):
@@ -197,6 +198,7 @@ def test_forecast_with_controls_takes_those_after_the_own_end():
         torch.testing.assert_close(ahead[i], controls[i, n - 1 : n - 1 + H], atol=1e-6, rtol=0)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", ["frames", "entries"])
 @pytest.mark.parametrize("structure", ["VRNN", "SRNN", "DMM", "AR-HMM"])
 def test_reconstruction_does_not_look_at_what_is_hidden(structure, kind):
@@ -408,6 +410,7 @@ WITH_X = [
 ]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("emission", ["gaussian", "itakura-saito", "gamma", "log-normal"])
 @pytest.mark.parametrize(("structure", "options"), WITH_X)
@@ -434,6 +437,7 @@ def test_running_freely_without_latents():
     torch.testing.assert_close(out, out[:1].expand(B, T, D))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
 def test_power_emissions_generate(emission):
     model, guide = make("ArSSM", emission=emission, skip=True, emission_options={"residual": True})

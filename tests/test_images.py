@@ -273,6 +273,7 @@ def batch(**options):
 ALL = [*pd.GUIDES, *READS, "flow", "flow given x"]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("guide", ALL)
 @pytest.mark.parametrize("name", ["ArSSM", "VRNN"])
 def test_both_forms_of_sites_agree(name, guide, double):
@@ -316,6 +317,7 @@ def test_frames_are_encoded_once(form):
     assert calls == [(B, T, D)]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "guide", "encoder"),
     [
@@ -367,6 +369,7 @@ def no_noise(monkeypatch):
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("guide", ["partial", "full", "filtering", "mean-field", "a", "now", "last", "flow"])
 @pytest.mark.parametrize("name", ["DMM", "VRNN"])
@@ -447,6 +450,7 @@ def test_binary_and_grey_pairs(grey, tmp_path):
 # Learning.
 
 
+@pytest.mark.slow
 def test_moving_blobs_are_learnt():
     """A deep Kalman smoother with convolutions reconstructs blobs it has not seen."""
     angle = 0.5 * torch.arange(8.0) + 6.28 * torch.rand(64, 1)

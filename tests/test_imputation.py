@@ -13,6 +13,7 @@ class ManyFillings(ExactGuide):
         return super().encode(context.flatten(0, -3)).unflatten(0, context.shape[:-2])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("entries", [False, True])
 def test_exact_guide_imputes_the_conditional_mean(double, entries):
     model = LinearGaussian()
@@ -39,6 +40,7 @@ def test_exact_guide_imputes_the_conditional_mean(double, entries):
 
 
 @pytest.mark.filterwarnings("ignore::pyro_dssm.ConvergenceWarning")
+@pytest.mark.slow
 def test_a_gap_is_filled_much_better_than_by_the_mean():
     """By a few rounds, whether or not all sequences have converged."""
     data = splits(oscillator(120, 50, seed=0))

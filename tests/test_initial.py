@@ -31,6 +31,7 @@ def build(name, guide, initial, **options):
     return model, guide
 
 
+@pytest.mark.sample(8)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("initial", INITIALS)
 @pytest.mark.parametrize("guide", GUIDES)
@@ -44,6 +45,7 @@ def test_path_and_step_sites_agree(name, guide, initial):
     testing.check_sites_agree(model, guide, torch.randn(B, T, X), LENGTHS, mask, controls=controls, elbos=elbos)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("initial", INITIALS)
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("name", NAMES)
@@ -53,6 +55,7 @@ def test_every_parameter_moves(name, guide, initial):
     testing.check_every_parameter_moves(model, guide, torch.randn(B, T, X), LENGTHS)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("initial", INITIALS)
 @pytest.mark.parametrize("name", ["DMM", "STORN", "VRNN"])
@@ -77,6 +80,7 @@ def test_state_dicts_keep_their_names(name):
     assert "memories.z.initial" in dict(cls(X, Z).named_parameters())
 
 
+@pytest.mark.sample(5)
 @pytest.mark.filterwarnings("ignore::pyro_dssm.ConvergenceWarning")
 @pytest.mark.parametrize("initial", INITIALS)
 @pytest.mark.parametrize("name", NAMES)
@@ -114,6 +118,7 @@ def no_noise(monkeypatch):
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.usefixtures("double", "no_noise")
 @pytest.mark.parametrize("initial", INITIALS)
 @pytest.mark.parametrize("guide", GUIDES)

@@ -116,6 +116,7 @@ def ends():
         yield from ((end, *kind) for kind in kinds if kind[0] or end != "patience")
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("end", "valid", "averaging"), list(ends()))
 def test_returned_is_loaded(end, valid, averaging, tmp_path):
     programs = pair()
@@ -222,6 +223,7 @@ def interruptions():
                 yield pytest.param(moment, errors[(i + j) % 3], *kind, marks=marks)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("moment", "error", "valid", "averaging"), list(interruptions()))
 def test_interrupted(moment, error, valid, averaging, tmp_path, monkeypatch):
     expected, records_of_all = whole_run(valid, averaging)
@@ -374,6 +376,7 @@ def equal(a, b):
             assert one == two
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("moment", "grads", "truncate"),
     [

@@ -273,6 +273,7 @@ def test_scores_are_those_of_the_metrics_in_order():
         assert scores.mean(name) == pytest.approx(np.nanmean(expected))
 
 
+@pytest.mark.slow
 def test_processes_score_the_same_in_the_same_order():
     estimates, references = clips()
     estimates[0].requires_grad_()

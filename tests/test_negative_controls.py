@@ -514,6 +514,7 @@ def build(make):
     return model, pd.FullAlignment(model, **SMALL) if guide is None else guide
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fault", NAMED)
 def test_named_faults(fault):
     make, message = NAMED[fault]
@@ -522,6 +523,7 @@ def test_named_faults(fault):
         check_pair(model, guide, *random_batch(model)[:3])
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("fault", MORE)
 def test_more_faults(fault):
     """By the check that is for them."""

@@ -141,6 +141,7 @@ def faults():
             yield pytest.param(name, kind, marks=() if i < 2 or i % 3 == j else pytest.mark.slow)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("name", "kind"), list(faults()))
 def test_a_step_that_is_not_finite_changes_nothing(name, kind, tmp_path, monkeypatch):
     if "device" in name:

@@ -33,6 +33,7 @@ def surprise(x, mask):
     return float(terms[seen].sum() / (seen.sum() / D))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("truncate", [None, 5])
 @pytest.mark.parametrize("hidden", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("kind", ["frames", "entries"])

@@ -94,6 +94,7 @@ def test_bound_of_a_wrong_guide_is_below_the_evidence(model):
     assert nats.mean() + 4 * nats.std() / 20 < truth
 
 
+@pytest.mark.sample(2)
 def test_bound_of_a_shifted_guide(model):
     """Off by a constant, the guide's divergence from the posterior has a closed form: the gap of the bound."""
     x, guide = data(1), ExactGuide(model, shift=0.3)
@@ -105,6 +106,7 @@ def test_bound_of_a_shifted_guide(model):
     assert expected > 20 * error, "the gap is too small for this test to see it"
 
 
+@pytest.mark.sample(2)
 def test_importance_weighted_bound_rises_to_the_evidence(model):
     x, guide = data(1, steps=4), ExactGuide(model, shift=0.3)
     truth = evidence(model, x).item()
@@ -121,6 +123,7 @@ def test_importance_weighted_bound_rises_to_the_evidence(model):
     assert truth - means[-1] < 0.1 + 4 * errors[-1]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("sites", ["path", "step"])
 def test_analytic_and_sampled_divergence_agree(model, sites):
     """TraceMeanField_ELBO is another estimator of the same number, with less noise."""
@@ -160,6 +163,7 @@ def test_shift_is_found(autoregressive):
     assert (log_w - evidence(model, x, LENGTHS)).abs().max() > 1e-6
 
 
+@pytest.mark.slow
 def test_training_finds_the_evidence():
     """A guide of the right family, trained by SVI on one set, comes close to the evidence of a frozen model."""
     model = LinearGaussian(z_dim=1)

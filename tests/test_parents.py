@@ -27,6 +27,7 @@ def make(structure, **options):
     return pd.DSSM(structure, D, Z, **{"rnn_dim": 6, "mlp_dims": (32,), "emission": "gaussian", **options})
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("structure", STRUCTURES, ids=name)
 def test_model(structure):
     for shared in forms_of(structure):
@@ -62,6 +63,7 @@ def alignment(structure):
     return {"z": p.z_from_z, "past": p.z_from_past_x, "future": p.z_from_future_x}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("structure", STRUCTURES, ids=name)
 def test_full_alignment(structure):
     for shared in forms_of(structure):
@@ -69,12 +71,14 @@ def test_full_alignment(structure):
         check_guide_parents(guide, **alignment(structure), steps=T)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("structure", STRUCTURES, ids=name)
 def test_partial_alignment(structure):
     past = NONE if structure.posterior.z_from_past_x is NONE else FULL
     check_guide_parents(pd.PartialAlignment(make(structure), rnn_dim=6), z=MARKOV, past=past, future=True, steps=T)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("structure", STRUCTURES[::2], ids=name)
 def test_other_guides(structure):
     posterior = structure.posterior

@@ -276,6 +276,7 @@ def test_power_out_of_all_proportion_is_refused(name):
 # Levels.
 
 
+@pytest.mark.sample(4)
 @each
 @pytest.mark.parametrize("residual", [False, True])
 @settings(max_examples=60, derandomize=True, deadline=None)
@@ -547,6 +548,7 @@ def pair(name, structure="ArSSM", *, residual=True, **options):
     return model, guide
 
 
+@pytest.mark.sample(8)
 @double
 @each
 @pytest.mark.parametrize("form", FORMS)

@@ -314,6 +314,7 @@ def slow_model(seed=0):
     return model
 
 
+@pytest.mark.slow
 def test_imputation_by_the_truth_is_better_than_by_hand_and_calibrated(double):
     model = slow_model()
     data = pd.SequenceDataset(model.sample(60, 10))

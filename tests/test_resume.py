@@ -97,6 +97,7 @@ def assert_same_end(found, expected, folders):
     assert data["progress"] == other_data["progress"]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_stopped_between_epochs(name, tmp_path):
     expected = run(tmp_path / "a", **OPTIONS[name]())
@@ -105,6 +106,7 @@ def test_stopped_between_epochs(name, tmp_path):
     assert_same_end(found, expected, (tmp_path / "a", tmp_path / "b"))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_stopped_within_an_epoch(name, tmp_path):
     expected = run(tmp_path / "a", **OPTIONS[name]())

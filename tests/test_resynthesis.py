@@ -130,6 +130,7 @@ def test_perfect_power_gives_the_recordings(recordings, batch_size, monkeypatch)
     assert all(a["teacher_forcing"] and a["num_samples"] == 4 for a in asked)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("teacher_forcing", [True, False])
 @pytest.mark.parametrize("phase", ["original", "griffin-lim"])
 @pytest.mark.parametrize("name", ["ArSSM", "DMM"])
@@ -220,6 +221,7 @@ def holes(size, *ranges):
     return lost
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_known_is_untouched(emission, dtype):
@@ -292,6 +294,7 @@ def test_the_model_is_asked_for_the_spoiled_frames(monkeypatch):
 # Continuations.
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("seconds", [0.001, 0.05, 0.1])
 @pytest.mark.parametrize("size", [32, 641, 900])
 def test_a_prompt_is_continued(size, seconds):
@@ -335,6 +338,7 @@ def test_a_perfect_forecast_continues_a_tone(monkeypatch):
 # From nothing.
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
 @pytest.mark.parametrize("seconds", [0.001, 0.1])
 def test_generated_sound(emission, seconds):

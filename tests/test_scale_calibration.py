@@ -154,6 +154,7 @@ def test_entries_that_are_seldom_seen_are_drawn_towards_the_others():
     assert float(found.factor[:2].min()) < float(found.factor[2]) < float(found.factor[:2].max())
 
 
+@pytest.mark.sample(4)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("name", ["DMM", "ArSSM", "EKVAE", "learned"])
 @pytest.mark.parametrize("standardise", [False, True])

@@ -70,6 +70,7 @@ def kinds_of_rates():
     return [pytest.param(name, marks=() if name in first else pytest.mark.slow) for name in SCHEDULERS]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", kinds_of_rates())
 def test_the_rate_is_torchs_own(name, recwarn):
     """The record shows the rate of an epoch's last step."""
@@ -204,6 +205,7 @@ def resumptions():
             yield pytest.param(name, fresh, marks=() if fresh == bool(i % 2) else pytest.mark.slow)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("name", "fresh"), list(resumptions()))
 def test_resumed(name, fresh, tmp_path):
     """To the bit, by new objects or by the very same ones."""
@@ -236,6 +238,7 @@ def test_resumed(name, fresh, tmp_path):
 # What was used before.
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["ours", "SGD", "ReduceLROnPlateau", "OneCycleLR"])
 def test_an_optimiser_that_was_used_starts_from_scratch(name):
     """For the same pair and for another one; and it leaves the other one alone."""
@@ -390,6 +393,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_schedule_that_was_used_starts_afresh(name):
     new, used = KINDS[name](), KINDS[name]()
@@ -404,6 +408,7 @@ def test_a_schedule_that_was_used_starts_afresh(name):
     assert used.log() == new.log()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("of one's own", "in arrays", "around others")])
 def test_a_schedule_goes_on_from_a_checkpoint(name, tmp_path):
     """Which counts for more than starting afresh."""
@@ -457,6 +462,7 @@ def test_what_was_changed_from_outside_stays():
     assert "before" not in repr(used)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["MultiStepLR", "OneCycleLR", "ReduceLROnPlateau", "ours"])
 def test_resumed_from_a_validation(name, tmp_path, monkeypatch):
     """All batches of the epoch are done, and its end is not."""

@@ -48,6 +48,7 @@ def entry_mask():
     return torch.rand(B, T, D) > 0.3
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("guide", ["partial", "full"])
 @pytest.mark.parametrize("structure", pd.Structure.all(), ids=name)
 def test_all_structures(structure, guide):
@@ -57,6 +58,7 @@ def test_all_structures(structure, guide):
     check_sites_agree(model, guide, *batch(), entry_mask(), elbos=(elbo,))
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("guide", pd.GUIDES)
 @pytest.mark.parametrize("index", range(3))
 def test_all_guides(guide, index):
@@ -70,6 +72,7 @@ def test_all_guides(guide, index):
 SHARED = [s for s in STRUCTURES if s.x_from_z is s.x_from_x is pd.Order.FULL]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("structure", SHARED, ids=name)
 def test_shared_rnn(structure):
     index = SHARED.index(structure)
@@ -83,6 +86,7 @@ def test_shared_rnn(structure):
     check_sites_agree(model, guide, *batch(), frame_mask(), controls=controls, elbos=elbos)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("guide", ["partial", "full", "mean-field"])
 def test_flows(guide, conditional):
@@ -93,6 +97,7 @@ def test_flows(guide, conditional):
     check_draws_have_their_density(guide, *batch())
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("emission", ["bernoulli", "autoregressive"])
 @pytest.mark.parametrize("mask", [frame_mask, entry_mask, lambda: None], ids=["frames", "entries", "none"])
 def test_binary_emissions(emission, mask):
@@ -108,6 +113,7 @@ LAST_FRAME = [
 ]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("mask", [frame_mask, entry_mask, lambda: None], ids=["frames", "entries", "none"])
 @pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
 @pytest.mark.parametrize(
@@ -121,6 +127,7 @@ def test_power_emissions(structure, options, emission, mask):
     check_sites_agree(model, guide, x.exp(), lengths, mask())
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("control_dim", [0, 2])
 @pytest.mark.parametrize("flow", [None, False, True], ids=["gaussian", "flow", "conditional"])
 @pytest.mark.parametrize("guide", pd.GUIDES)
@@ -138,6 +145,7 @@ def test_two_sizes_of_rnn_states(structure, shared):
     check_sites_agree(model, guide, *batch(), frame_mask())
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("cls", pd.ZOO.values(), ids=lambda cls: cls.__name__)
 def test_zoo(cls):
     options = {"rnn_dim": 5, "mlp_dims": (6,), "emission": "gaussian"}

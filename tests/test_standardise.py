@@ -165,6 +165,7 @@ def masks_of(name):
     return (None, "frames") if name in WHOLE_FRAMES_ONLY else (None, "frames", "entries")
 
 
+@pytest.mark.sample(8)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("name", PAIRS)
 def test_bounds_differ_by_the_volume_of_what_is_observed(name):
@@ -183,6 +184,7 @@ def test_bounds_differ_by_the_volume_of_what_is_observed(name):
             assert torch.allclose(found[1], found[0] - volume, rtol=1e-10, atol=1e-10), (form, mask is not None)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("name", "vectorize"), [*((name, True) for name in PAIRS), ("ArSSM", False), ("own", False)])
 def test_training_sees_the_same_gradients_and_squared_errors(name, vectorize):
@@ -198,6 +200,7 @@ def test_training_sees_the_same_gradients_and_squared_errors(name, vectorize):
     assert found[1][1:] == pytest.approx(found[0][1:], rel=1e-9, nan_ok=True)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("name", sampled(PAIRS, fast=["DMM", "ArSSM", "EKVAE", "mixture"]))
 def test_whatever_is_generated_is_in_the_units_of_the_data(name):

@@ -42,12 +42,14 @@ def frames():
 # Everything moves.
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("guide", ["partial", "full"])
 @pytest.mark.parametrize("structure", pd.Structure.all(), ids=name)
 def test_every_parameter_moves(structure, guide):
     check_every_parameter_moves(*make(structure, guide), frames(), LENGTHS)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("flow", [None, False, True], ids=["gaussian", "flow", "conditional"])
 @pytest.mark.parametrize("guide", pd.GUIDES)
@@ -85,6 +87,7 @@ ELBOS = {
 }
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("flow", [None, False])
 @pytest.mark.parametrize("elbo", ELBOS)
@@ -193,6 +196,7 @@ def test_predictive(form):
     assert parallel[latent].shape == draws[latent].shape
 
 
+@pytest.mark.sample(2)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("form", FORMS)
 def test_particles_agree_in_expectation(form):

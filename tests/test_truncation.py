@@ -60,6 +60,7 @@ def losses(model, guide, batch, length):
         return [loss_of(model, guide, chunk).item() for chunk in pd.chunks(model, guide, batch, length)]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("rnn", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("name", MODELS)
@@ -71,6 +72,7 @@ def test_chunks_add_up(name, guide, rnn, no_noise):
         assert sum(losses(model, guide, batch, length)) == pytest.approx(whole, abs=1e-8)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("name", MODELS)
 def test_with_masks_and_controls(name, guide, no_noise):
@@ -190,6 +192,7 @@ def test_memory_does_not_grow_with_the_length():
     assert truncated[1] < 1.1 * truncated[0]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("name", ["ArSSM", "VRNN"])
 def test_everything_trains(name, guide):
@@ -204,6 +207,7 @@ def test_everything_trains(name, guide):
     assert history["valid"][-1] < history["valid"][0]
 
 
+@pytest.mark.slow
 def test_truncated_training_learns_as_well():
     found = {}
     for truncate in (None, 10):

@@ -125,6 +125,7 @@ CALLERS = {
 }
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     ("case", "caller"),
     [(a, b) for a in ERRORS for b in CALLERS if not (b in ("fit", "evaluate") and a in NOT_IN_SETS)],

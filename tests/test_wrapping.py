@@ -103,6 +103,7 @@ def assert_same_parents(make, conditional, **options):
     assert own[1].any(), "it reads something"
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", sorted({*[*BUILT_IN][:-11:11], *[*BUILT_IN][-11:]}))
 def test_parents_of_built_in_guides(name):
     initial = {} if name.startswith("fusion") or "DVBF" in name else {"initial": "hierarchical"}
@@ -258,6 +259,7 @@ OVERRIDES["OwnExtra"] = of(OwnExtra, lambda **o: zoo("DMM", **o))
 OVERRIDES["OwnKindOfPath"] = of(OwnKindOfPath, lambda **o: zoo("DMM", **o), **SIZES)
 
 
+@pytest.mark.sample(5)
 @CONDITIONAL
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_parents_of_guides_of_ones_own(name, conditional):

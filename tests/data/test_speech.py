@@ -632,6 +632,7 @@ def test_a_killed_write_is_not_taken_for_a_cache(corpus, tmp_path):
     assert len(kept(cache)) == 4
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(corpus, tmp_path, monkeypatch, caplog):
     """All that processes must do in one test, as they take seconds to start."""
     bad = find_recordings(corpus)[3].path

@@ -54,6 +54,7 @@ WAYS = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("mask", ["none", "frame", "entry"])
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 2), (4, 3)])
 @pytest.mark.parametrize("way", WAYS)

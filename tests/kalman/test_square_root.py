@@ -116,6 +116,7 @@ HARD = [
 ]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize(("kind", "d", "p", "r", "q"), HARD)
 def test_single_precision_is_that_of_double(kind, d, p, r, q, mask):
@@ -136,6 +137,7 @@ def test_single_precision_is_that_of_double(kind, d, p, r, q, mask):
     assert (error < 1e-3 * (1 + exact.log_likelihood.abs()) + last_digits).all()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("extended", [False, True])
 @pytest.mark.parametrize("kind", ["trend", "oscillator"])
 def test_three_hundred_frames(kind, extended):
@@ -150,6 +152,7 @@ def test_three_hundred_frames(kind, extended):
         assert sd < 1e-4
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize(("p", "r"), [(1.0, 1e-2), (1.0, 1e-6), (10.0, 1e-6), (100.0, 1e-6), (1e4, 1e-4)])
 def test_square_roots_are_never_much_worse_than_covariances(d, p, r):
@@ -209,6 +212,7 @@ def dense(given, digits=120):
         return means, sds, float(evidence)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("q", [0.0, 1e-12, "rank one", "last"])
 @pytest.mark.parametrize(("p", "r"), [(1e8, 1e-10), (1e-8, 1e-10), (1e-8, 1e2), (1e8, 1e2)])
@@ -259,6 +263,7 @@ def summed(filtered, smoothed):
     return sum((x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in fields)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("smoother", [rts_smoother, parallel_smoother])
 @pytest.mark.parametrize("known", [False, True])
 def test_gradients_at_a_singular_noise(double, known, smoother):
