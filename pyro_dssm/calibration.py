@@ -27,6 +27,7 @@ SHIFTS = (1, 3, 7, 13)  # pairs of draws that stand for all pairs
 LEAST, MOST, GRID = 0.01, 2.0, 28  # factors that are tried, in units of the root mean squared deviation
 PRIOR = 10.0  # frames that the factor common to all entries counts as
 ROUNDS, SETTLED = 6, 0.02  # where hidden frames are read again, the draws depend on the scale
+WORSE = 1.02  # the ratio of scores above which factors are taken back half of the way
 
 
 @dataclass(frozen=True)
@@ -174,15 +175,25 @@ def calibrate(
         before = _intervals(model, guide, valid, *measured)
         some = _enough(valid, fraction, num_samples // 2 + 1)
         drawn = num_samples // 2 + 1, num_rounds, batch_size, seed + 1
+        factor = accepted = torch.ones(model.x_dim)
+        best, taken_back = math.inf, False
         for _ in range(ROUNDS):
             with measuring(model, guide, seed):
                 r, weights = _deviations(model, guide, some, constant, float(fraction), *drawn)
-            own, too_wide = _factors(r, weights)
-            factor = _shrunk(own, (weights > 0).sum(0))
-            last = torch.ones_like(factor) if model.calibration is None else model.calibration.to(factor)
+            score = _score(r, weights, factor)
+            if score > WORSE * best:
+                # With a sharper emission, what is drawn of hidden frames can be worse: chains move less.
+                factor, taken_back = (accepted * factor).sqrt(), True
+            else:
+                best, accepted = score, factor
+                own, too_wide = _factors(r, weights)
+                factor = _shrunk(own, (weights > 0).sum(0))
             model.calibration = factor.to(model._like)
-            if (factor / last).log().abs().max() < SETTLED:
+            if (factor / accepted).log().abs().max() < SETTLED:
                 break
+        if taken_back:
+            factor = accepted
+            model.calibration = factor.to(model._like)
         after = _intervals(model, guide, valid, *measured)
     except BaseException:
         model.calibration = earlier
@@ -348,6 +359,18 @@ def _factors(r: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     part = torch.where(crosses, here / torch.where(crosses, here - there, 1.0), 0.0)
     factor = torch.lerp(at(grid, lowest).log(), at(grid, other).log(), part).exp()
     return factor, (lowest[0] == 0) & weights.any(0)
+
+
+def _score(r: Tensor, weights: Tensor, factor: Tensor) -> float:
+    """The score of draws that were made with these factors, summed over the hidden entries."""
+
+    def distance(m: Tensor, scale: Tensor) -> Tensor:
+        u = m / scale
+        return scale * (u * torch.special.erf(u * math.sqrt(0.5)) + math.sqrt(2 / math.pi) * (-0.5 * u.square()).exp())
+
+    apart = [distance(r - r.roll(shift, 0), math.sqrt(2) * factor).mean(0) for shift in (1, 3) if shift < len(r)]
+    scores = distance(r, factor).mean(0) - 0.5 * torch.stack(apart).mean(0)
+    return float((weights * scores).sum(dtype=torch.float64))
 
 
 def _shrunk(factors: Tensor, counts: Tensor) -> Tensor:

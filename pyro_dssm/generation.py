@@ -262,7 +262,7 @@ class Generation:
         with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)
             if inputs.hidden is None:
-                return inputs.without_padding(inputs.x).expand(num_samples, *inputs.x.shape)
+                return inputs.without_padding(inputs.x).repeat(num_samples, *[1] * inputs.x.dim())
             known, z = self._infer(guide, inputs, num_samples, num_rounds)
             drawn = self._frames(inputs, known, z, means=means)
         filled = inputs.without_padding(torch.where(inputs.hidden, drawn, inputs.x))

@@ -43,7 +43,7 @@ def assert_same_pair(a, b, data=None):
     assert b[1].model is b[0]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", pd.ZOO)
 @pytest.mark.parametrize("guide", ["partial", "full", "mean-field"])
 def test_zoo(name, guide, tmp_path):

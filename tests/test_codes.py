@@ -77,7 +77,7 @@ def test_state_given_its_code_is_bayes_rule(double, matrix, hidden):
     assert torch.autograd.gradcheck(of, inputs)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("square_root", [False, True])
 @pytest.mark.parametrize("kind", ["smoothing", "filtering"])
 @pytest.mark.parametrize("make", [pd.EKVAE, pd.KVAE])

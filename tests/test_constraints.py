@@ -234,7 +234,7 @@ def stop_at(step):
     return augment
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     "make",
     [
@@ -329,7 +329,7 @@ LAWS = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("sites", ["path", "step"])
 @pytest.mark.parametrize("masked", [None, "frames", "entries"])

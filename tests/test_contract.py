@@ -93,7 +93,7 @@ class TestMeanField(PairContract):
 BY_DEFAULT = ("DMM", "SRNN", "VRNN", "SVGLP", "RNN")
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     "name", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in pd.ZOO]
 )

@@ -106,7 +106,7 @@ def pair(family, change=lambda fn: fn):
     return model, Guide(model)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("family", by_default("bernoulli", "one_hot", "gamma", "correlated", of=FAMILIES))
 def test_families(family):
     model, guide = pair(family)

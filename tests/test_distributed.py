@@ -12,6 +12,8 @@ import torch
 import pyro_dssm as pd
 from pyro_dssm.checkpoints import read_tensors
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = '''
 """Run as: python script.py OUT. Forks a process that trains alone and two that train together."""
 import os

@@ -260,7 +260,7 @@ PARTICLES = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("particles", PARTICLES)
 @pytest.mark.parametrize("form", FORMS)
@@ -275,7 +275,7 @@ def test_gradient_of_the_bound(pair, form, particles):
     assert max(found.values()) < 6, found
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("pair", [name for name in PAIRS if name != "bernoulli"])
 def test_gradient_of_the_bound_in_brief(pair):
@@ -320,7 +320,7 @@ def test_guides_that_draw_in_another_order(kind):
     assert max(deviation(found[k], 80 * grads[k]) for k in grads) < 6
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("particles", PARTICLES)
 @pytest.mark.parametrize("dims", [1, 2])

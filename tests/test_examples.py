@@ -338,7 +338,7 @@ def test_pendulum_with_hidden_frames(call, tmp_path, trajectories, monkeypatch):
     assert list(found["test"]["r2"]) == ["0", "1"]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("options", [["--system", "ball"], ["--model", "DKS", "--strategy", "elbo"]])
 def test_pendulum_with_another_system_or_model(options, call, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -565,7 +565,7 @@ def test_speech_evaluates_any_folder(odd_recordings, smoke, call, tmp_path, monk
     assert found["packet_loss"]["recordings"] == 2
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     "options",
     [

@@ -82,7 +82,7 @@ def test_draws_have_the_conditional_law(autoregressive, name, scale):
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
     ("name", "scale"),
-    itertools.product(("inside", "start", "several", "entries"), (1.0, 0.3, 0.1, 0.03)),
+    list(itertools.product(("inside", "start", "several", "entries"), (1.0, 0.3, 0.1, 0.03))),
 )
 def test_a_guide_that_only_draws_alternates_with_filters_through_the_gaps(name, scale):
     model, mask = linear(scale), MASKS[name]
@@ -91,7 +91,7 @@ def test_a_guide_that_only_draws_alternates_with_filters_through_the_gaps(name, 
     check(impute(model, DrawsOnly(model), x, mask)[:, hidden], mean, sd)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
     ("guide", "reads_mask"),
@@ -314,7 +314,7 @@ def test_a_space_too_large_for_particles_is_found_out():
     assert len(draws[:, 0, 4].unique(dim=0)) == 40
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("scale", "num_rounds", "expected"), [(0.1, 20, 2), (0.01, 3, 2), (0.01, 1, 1), (10.0, 20, 4)])
 def test_chains_that_promise_nothing_are_given_up(scale, num_rounds, expected, monkeypatch):
     """In many sharp entries no round moves a path, which two of them tell; in blunt ones all goes on."""
@@ -368,7 +368,7 @@ def test_large_batches_are_filled_in_parts(monkeypatch):
     assert torch.isfinite(draws).all()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("emission", ["bernoulli", "autoregressive"])
 @pytest.mark.parametrize("entries", [False, True])
 def test_binary_frames(emission, entries):

@@ -84,7 +84,7 @@ def test_no_script_is_missing():
     assert {"music", "pendulum", "speech", "distributed", "taxonomy", "custom_guide"} < set(EXAMPLES)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_wrong_flag_is_named(name, parser_of, capsys):
     parser = parser_of(name)

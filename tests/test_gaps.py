@@ -79,7 +79,7 @@ def first_steps(guide, mask, x=None, lengths=None, controls=None):
     return guide.encode(guide._context(guide.model.observe(x, lengths, mask, controls)))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_step_knows_what_is_hidden(name):

@@ -437,7 +437,7 @@ def test_running_freely_without_latents():
     torch.testing.assert_close(out, out[:1].expand(B, T, D))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
 def test_power_emissions_generate(emission):
     model, guide = make("ArSSM", emission=emission, skip=True, emission_options={"residual": True})

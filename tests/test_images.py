@@ -317,7 +317,7 @@ def test_frames_are_encoded_once(form):
     assert calls == [(B, T, D)]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("name", "guide", "encoder"),
     [

@@ -13,7 +13,7 @@ class ManyFillings(ExactGuide):
         return super().encode(context.flatten(0, -3)).unflatten(0, context.shape[:-2])
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("entries", [False, True])
 def test_exact_guide_imputes_the_conditional_mean(double, entries):
     model = LinearGaussian()
@@ -70,3 +70,11 @@ def test_nothing_hidden_is_one_round():
         torch.manual_seed(1)
         results.append(model.reconstruct(guide, x, mask=mask))
     assert torch.equal(*results)
+
+
+def test_draws_are_no_view_of_the_data():
+    model = pd.DMM(3, 2, emission="gaussian")
+    x = torch.randn(2, 5, 3)
+    before = x.clone()
+    model.impute(pd.PartialAlignment(model), x, num_samples=2).zero_()
+    assert torch.equal(x, before)

@@ -55,7 +55,7 @@ def test_every_parameter_moves(name, guide, initial):
     testing.check_every_parameter_moves(model, guide, torch.randn(B, T, X), LENGTHS)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("initial", INITIALS)
 @pytest.mark.parametrize("name", ["DMM", "STORN", "VRNN"])

@@ -280,7 +280,7 @@ def test_collapsed_bound_does_not_depend_on_the_kind(kind):
     assert ((blind.log_likelihood - seeing.log_likelihood)[:, where].abs() > 1e-3).any()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @double
 @pytest.mark.parametrize("situation", ["plain", "everything"])
 @pytest.mark.parametrize("name", ["linear", "kvae"])
@@ -379,7 +379,7 @@ def log_mean_exp(log_w):
     return w.mean(0).log() + top, w.std(0) / w.mean(0) / n**0.5
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @double
 @pytest.mark.parametrize("initial", ["gaussian", "hierarchical"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -599,7 +599,7 @@ def test_collapsed_program_draws_hidden_codes_from_the_model(kind):
     assert ((codes.var(0) / cov.diagonal() - 1).abs() < 4 * (2 / 4000) ** 0.5).all()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @double
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -620,7 +620,7 @@ def test_growing_dynamics_and_long_padding(name, kind):
     assert all(torch.isfinite(g).all() for g in grads.values())
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @double
 @pytest.mark.parametrize(
     ("name", "kind", "bound", "initial"),
@@ -682,7 +682,7 @@ def test_step_sites_are_path_sites(name, kind, initial):
             torch.testing.assert_close(b[1][key], a[1][key], atol=1e-8, rtol=1e-8)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @double
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
@@ -846,7 +846,7 @@ def test_filtered_and_smoothed(name):
 
 @pytest.mark.sample(8)
 @pytest.mark.filterwarnings("ignore::pyro_dssm.ConvergenceWarning")
-@pytest.mark.parametrize(("name", "kind"), itertools.product(MODELS, KINDS))
+@pytest.mark.parametrize(("name", "kind"), list(itertools.product(MODELS, KINDS)))
 @torch.no_grad()
 def test_generation(name, kind):
     model, guide = build(name, kind, control_dim=U, initial="hierarchical")
@@ -930,7 +930,7 @@ def test_joint_chunks_start_from_the_last_state():
         last = z[:, -1, :N]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("name", "bound", "initial"),
     [

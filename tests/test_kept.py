@@ -376,7 +376,7 @@ def equal(a, b):
             assert one == two
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("moment", "grads", "truncate"),
     [

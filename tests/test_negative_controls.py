@@ -514,7 +514,7 @@ def build(make):
     return model, pd.FullAlignment(model, **SMALL) if guide is None else guide
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("fault", NAMED)
 def test_named_faults(fault):
     make, message = NAMED[fault]

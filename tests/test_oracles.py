@@ -94,7 +94,7 @@ def test_bound_of_a_wrong_guide_is_below_the_evidence(model):
     assert nats.mean() + 4 * nats.std() / 20 < truth
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 def test_bound_of_a_shifted_guide(model):
     """Off by a constant, the guide's divergence from the posterior has a closed form: the gap of the bound."""
     x, guide = data(1), ExactGuide(model, shift=0.3)
@@ -106,7 +106,7 @@ def test_bound_of_a_shifted_guide(model):
     assert expected > 20 * error, "the gap is too small for this test to see it"
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 def test_importance_weighted_bound_rises_to_the_evidence(model):
     x, guide = data(1, steps=4), ExactGuide(model, shift=0.3)
     truth = evidence(model, x).item()
@@ -123,7 +123,7 @@ def test_importance_weighted_bound_rises_to_the_evidence(model):
     assert truth - means[-1] < 0.1 + 4 * errors[-1]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("sites", ["path", "step"])
 def test_analytic_and_sampled_divergence_agree(model, sites):
     """TraceMeanField_ELBO is another estimator of the same number, with less noise."""

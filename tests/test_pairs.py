@@ -121,7 +121,7 @@ def check(name, mask="none"):
     check_pair(model, guide, *batch[:2], MASKS[mask](batch.x), controls=batch.controls)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_few(name):
     check(name, "frames")

@@ -71,7 +71,7 @@ def test_full_alignment(structure):
         check_guide_parents(guide, **alignment(structure), steps=T)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("structure", STRUCTURES, ids=name)
 def test_partial_alignment(structure):
     past = NONE if structure.posterior.z_from_past_x is NONE else FULL

@@ -338,7 +338,7 @@ def test_a_perfect_forecast_continues_a_tone(monkeypatch):
 # From nothing.
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
 @pytest.mark.parametrize("seconds", [0.001, 0.1])
 def test_generated_sound(emission, seconds):

@@ -10,7 +10,8 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm.calibration import _factors, _shrunk
+from pyro_dssm import calibration
+from pyro_dssm.calibration import _factors, _score, _shrunk
 from pyro_dssm.imputation import coverage, imputation, varying_entries
 from pyro_dssm.nn import normal
 
@@ -137,6 +138,40 @@ def test_the_score_has_its_minimum_at_the_noise():
     found, too_wide = _factors(means[..., 3:] - 0.1 * truth[:, 3:], torch.ones(4000, 1))
     assert float(found) < 0.2
     assert too_wide.all()
+
+
+def test_the_score_is_that_of_the_definition():
+    """E|x - y| - E|y - y'| / 2 for y of the mixture, by drawing."""
+    torch.manual_seed(0)
+    means, factor = torch.randn(30, 1, 1), torch.tensor([0.7])
+    x = torch.tensor([[0.4]])
+    y = means[torch.randint(30, (400_000,)), 0, 0] + 0.7 * torch.randn(400_000)
+    expected = float((x - y).abs().mean() - 0.5 * (y[::2] - y[1::2]).abs().mean())
+    found = sum(_score((x - means[torch.randperm(30)]), torch.ones(1, 1), factor) for _ in range(300)) / 300
+    # Draws of one chain are never compared to themselves.
+    pairs = (y[::2] - y[1::2]).abs().mean() * 30 / 29 - 0.7 * 2 / torch.pi**0.5 / 29
+    assert found == pytest.approx(expected + 0.5 * float((y[::2] - y[1::2]).abs().mean() - pairs), abs=0.01)
+
+
+def test_factors_that_make_the_draws_worse_are_taken_back(monkeypatch):
+    """Below a half of the scale, the chains get stuck and spread: what is kept is never worse than at the start."""
+    model, scales, scores = Autoregressive(1.0), [], []
+
+    def deviations(model, *args):
+        now = 1.0 if model.calibration is None else float(model.calibration.mean())
+        torch.manual_seed(0)
+        r = (0.2 if now > 0.5 else 3.0) * torch.randn(40, 2000, 3)
+        scales.append(now)
+        scores.append(_score(r, torch.ones(2000, 3), torch.full((3,), now)))
+        return r, torch.ones(2000, 3)
+
+    monkeypatch.setattr(calibration, "_deviations", deviations)
+    found = pd.calibrate(model, pd.NoLatents(model), recordings(1, count=5), num_samples=39, num_rounds=1)
+    assert min(scales) < 0.5
+    kept = float(found.factor.mean())
+    assert 0.5 < kept < 0.9
+    assert scores[scales.index(pytest.approx(kept))] == min(scores)
+    assert torch.equal(model.calibration, found.factor)
 
 
 def test_entries_that_are_seldom_seen_are_drawn_towards_the_others():

@@ -70,7 +70,7 @@ def kinds_of_rates():
     return [pytest.param(name, marks=() if name in first else pytest.mark.slow) for name in SCHEDULERS]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", kinds_of_rates())
 def test_the_rate_is_torchs_own(name, recwarn):
     """The record shows the rate of an epoch's last step."""
@@ -238,7 +238,7 @@ def test_resumed(name, fresh, tmp_path):
 # What was used before.
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", ["ours", "SGD", "ReduceLROnPlateau", "OneCycleLR"])
 def test_an_optimiser_that_was_used_starts_from_scratch(name):
     """For the same pair and for another one; and it leaves the other one alone."""
@@ -408,7 +408,7 @@ def test_a_schedule_that_was_used_starts_afresh(name):
     assert used.log() == new.log()
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("of one's own", "in arrays", "around others")])
 def test_a_schedule_goes_on_from_a_checkpoint(name, tmp_path):
     """Which counts for more than starting afresh."""
@@ -462,7 +462,7 @@ def test_what_was_changed_from_outside_stays():
     assert "before" not in repr(used)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", ["MultiStepLR", "OneCycleLR", "ReduceLROnPlateau", "ours"])
 def test_resumed_from_a_validation(name, tmp_path, monkeypatch):
     """All batches of the epoch are done, and its end is not."""

@@ -72,7 +72,7 @@ def test_all_guides(guide, index):
 SHARED = [s for s in STRUCTURES if s.x_from_z is s.x_from_x is pd.Order.FULL]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("structure", SHARED, ids=name)
 def test_shared_rnn(structure):
     index = SHARED.index(structure)
@@ -86,7 +86,7 @@ def test_shared_rnn(structure):
     check_sites_agree(model, guide, *batch(), frame_mask(), controls=controls, elbos=elbos)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("guide", ["partial", "full", "mean-field"])
 def test_flows(guide, conditional):
@@ -97,7 +97,7 @@ def test_flows(guide, conditional):
     check_draws_have_their_density(guide, *batch())
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("emission", ["bernoulli", "autoregressive"])
 @pytest.mark.parametrize("mask", [frame_mask, entry_mask, lambda: None], ids=["frames", "entries", "none"])
 def test_binary_emissions(emission, mask):
@@ -145,7 +145,7 @@ def test_two_sizes_of_rnn_states(structure, shared):
     check_sites_agree(model, guide, *batch(), frame_mask())
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("cls", pd.ZOO.values(), ids=lambda cls: cls.__name__)
 def test_zoo(cls):
     options = {"rnn_dim": 5, "mlp_dims": (6,), "emission": "gaussian"}

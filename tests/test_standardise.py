@@ -184,7 +184,7 @@ def test_bounds_differ_by_the_volume_of_what_is_observed(name):
             assert torch.allclose(found[1], found[0] - volume, rtol=1e-10, atol=1e-10), (form, mask is not None)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("name", "vectorize"), [*((name, True) for name in PAIRS), ("ArSSM", False), ("own", False)])
 def test_training_sees_the_same_gradients_and_squared_errors(name, vectorize):
@@ -200,7 +200,7 @@ def test_training_sees_the_same_gradients_and_squared_errors(name, vectorize):
     assert found[1][1:] == pytest.approx(found[0][1:], rel=1e-9, nan_ok=True)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("name", sampled(PAIRS, fast=["DMM", "ArSSM", "EKVAE", "mixture"]))
 def test_whatever_is_generated_is_in_the_units_of_the_data(name):

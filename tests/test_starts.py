@@ -137,7 +137,7 @@ def weights_at(model, guide, batch, given):
     return found[0] - found[1]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @of_case
 def test_chunks_add_up_to_the_whole(emission, initial, name):
     model, guide, batch = build(emission, initial, name)
@@ -240,7 +240,7 @@ def reacts(guide, emission, form):
     return table(z.unbind(-2)), table([trace.nodes["zeta"]["value"]])[0]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("emission", ["gaussian", "gamma"])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_causal_guides_see_nothing_later(name, emission):

@@ -60,7 +60,7 @@ def no_noise(monkeypatch):
 # What comes out.
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("guide", [pd.PartialAlignment, pd.FullAlignment, pd.MeanField])
 def test_bound_improves(guide):
     model, guide = pair(guide=guide)

@@ -137,7 +137,7 @@ def test_single_precision_is_that_of_double(kind, d, p, r, q, mask):
     assert (error < 1e-3 * (1 + exact.log_likelihood.abs()) + last_digits).all()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("extended", [False, True])
 @pytest.mark.parametrize("kind", ["trend", "oscillator"])
 def test_three_hundred_frames(kind, extended):
@@ -263,7 +263,7 @@ def summed(filtered, smoothed):
     return sum((x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in fields)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("smoother", [rts_smoother, parallel_smoother])
 @pytest.mark.parametrize("known", [False, True])
 def test_gradients_at_a_singular_noise(double, known, smoother):
