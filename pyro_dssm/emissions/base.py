@@ -9,9 +9,12 @@ import torch
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["Emission", "drawn", "expected", "followed", "hide"]
+
+HAVE_ZERO = (constraints.real, constraints.real_vector, constraints.boolean, constraints.nonnegative_integer)
 
 
 class Emission(nn.Module):
@@ -271,12 +274,40 @@ def hide(fn: Any, observed: Tensor | None) -> Any:
     if observed is None:
         return fn
     if observed.shape[-1] == 1:
-        return fn.mask(observed[..., 0])
+        return _masked(fn, observed[..., 0])
     if hasattr(fn, "hide"):
         return fn.hide(observed)
     if isinstance(fn, torch.distributions.Independent) and fn.reinterpreted_batch_ndims == 1:
-        return fn.base_dist.mask(observed).to_event(1)
+        return _masked(fn.base_dist, observed).to_event(1)
     raise ValueError(
         f"mask: single entries can only be hidden from an emission whose entries are independent, or that has a "
         f"`hide` method; got {type(fn).__name__}. Hide whole frames with a mask of shape (B, T)."
     )
+
+
+def _masked(fn: Any, mask: Tensor) -> Any:
+    support = getattr(fn, "support", None)
+    kind = getattr(support, "base_constraint", support)
+    return fn.mask(mask) if kind is None or any(kind is k for k in HAVE_ZERO) else _Inside(fn, mask)
+
+
+class _Inside(MaskedDistribution):
+    """Scores hidden values, which are zeros, at a point of the support, so that no gradient of theirs is NaN."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        mask = self._mask.view(*self._mask.shape, *[1] * len(self.event_shape))
+        return super().log_prob(torch.where(mask, value, self._point(value)))
+
+    @torch.no_grad()
+    def _point(self, value: Tensor) -> Tensor:
+        support = self.base_dist.support
+        kind = getattr(support, "base_constraint", support)
+        if kind is constraints.one_hot:
+            return torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)[0]
+        try:
+            transform = transform_to(kind)
+        except NotImplementedError:
+            return torch.zeros_like(value)
+        shape = transform.inverse_shape(self.batch_shape + self.event_shape) if kind.event_dim else ()
+        point: Tensor = transform(value.new_zeros(shape))
+        return point
