@@ -65,7 +65,9 @@ def impute(model, guide, x, mask, **options):
 
 @pytest.mark.sample(8)
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize(("autoregressive", "name", "scale"), itertools.product((False, True), MASKS, (1.0, 0.1, 0.03)))
+@pytest.mark.parametrize(
+    ("autoregressive", "name", "scale"), list(itertools.product((False, True), MASKS, (1.0, 0.1, 0.03)))
+)
 def test_draws_have_the_conditional_law(autoregressive, name, scale):
     """At the defaults, by a guide that is too wide and off by half a standard deviation of the emission."""
     model, mask = linear(scale, autoregressive=autoregressive), MASKS[name]
