@@ -66,3 +66,12 @@ def test_draws_whose_gradient_is_right_on_average_alone(kind):
     """What is drawn in the padding has no score, whatever its gradient."""
     model = Model(LATENTS[kind], gaussian)
     check_draw_gradients(model, OwnGuide(model, LATENTS[kind]), *ragged(model))
+
+
+def test_a_calibrated_pair_is_sound():
+    """Frames are drawn with the calibrated scale, and scored with it where draws are compared with their density."""
+    model = pd.DMM(3, 2, emission="gaussian", mlp_dims=(16,))
+    guide = pd.PartialAlignment(model, rnn_dim=4)
+    model.calibration = torch.tensor([0.1, 1.0, 5.0])
+    pd.testing.check_pair(model, guide, *pd.testing.random_batch(model)[:3])
+    assert model.calibrated

@@ -369,7 +369,9 @@ def _draws_of_model(model: DSSM, args: Arguments, controls: Tensor | None) -> It
     free: Any = poutine.uncondition(model)
     given = _complete(*args)
     with run_as(model, "step"):
-        scored = trace_of(free, {**frames, **_along(model, z)}, (given, None, None), controls)
+        with model.calibrated_frames():
+            # As `sample` draws them.
+            scored = trace_of(free, {**frames, **_along(model, z)}, (given, None, None), controls)
         drawn = trace_of(free, {}, (given, None, None), controls)
     unknown = ("zeta", "z_1", "a_1") if model.zeta_dim else ()
     yield f"{type(model).__name__}.sample", [s for s in sites_of(scored, model) if s.name not in unknown]
