@@ -337,13 +337,16 @@ def _factors(r: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     size = (r.square().mean(0).sum(0) / count).sqrt().clamp(min=1e-6)
     grid = size * torch.logspace(math.log10(LEAST), math.log10(MOST), GRID).unsqueeze(-1)
     shifts = sorted({1 + (shift - 1) % (len(r) - 1) for shift in SHIFTS})
-    slopes = []
+    squares = [0.5 * r.square(), *(0.25 * (r - r.roll(shift, 0)).square() for shift in shifts)]
+    coefficients = [2.0, *[-math.sqrt(2) / len(shifts)] * len(shifts)]
+    slopes, kept = [], torch.empty_like(r)
     for f in grid:
-        slope = 2 * (-0.5 * (r / f).square()).exp().mean(0)
-        for shift in shifts:
-            apart = (r - r.roll(shift, 0)) / f
-            slope = slope - math.sqrt(2) / len(shifts) * (-0.25 * apart.square()).exp().mean(0)
-        slopes.append((weights * slope).sum(0))
+        # In place, since these are by far the most numbers of a calibration.
+        parts = [
+            c * torch.mul(v, -1 / f.square(), out=kept).exp_().mean(0)
+            for c, v in zip(coefficients, squares, strict=True)
+        ]
+        slopes.append((weights * torch.stack(parts).sum(0)).sum(0))
     slope = torch.stack(slopes)
     rise = torch.cumulative_trapezoid(slope, grid, dim=0)
     lowest = torch.cat([torch.zeros_like(rise[:1]), rise]).argmin(0, keepdim=True)
