@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: demo demo-pendulum test test-examples test-slow benchmark lint clean
+.PHONY: demo demo-pendulum test test-examples test-slow attack benchmark lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/music.py --out runs/demo
@@ -19,7 +19,11 @@ test-examples: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow tests/test_examples.py tests/test_notebooks.py tests/test_distributed.py
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow --ignore=tests/attack
+
+# Everything that can go wrong from outside, many times over, and one table of how often it did.
+attack: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow or not slow" tests/attack
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m benchmark tests/benchmarks --benchmark-disable-gc
