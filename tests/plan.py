@@ -1,8 +1,8 @@
 """Counts the plan of the package: how its files hang together, and how far a call travels through them.
 
-Run as: ``python tests/plan.py [--package DIR] [--trips]``. A room is a file or a folder at the top level of the package, an
-arrow an import between two rooms, a floor the length of the longest chain of arrows below a room. Imports that only a
-type checker reads count as well: who reads the code follows them too.
+Run as: ``python tests/plan.py [--package DIR] [--trips]``. A room is a file or a folder at the top level of the
+package, an arrow an import between two rooms, a floor the length of the longest chain of arrows below a room.
+Imports that only a type checker reads count as well: who reads the code follows them too.
 """
 
 from __future__ import annotations
