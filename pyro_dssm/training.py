@@ -245,11 +245,13 @@ def fit(
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """
+    rule = next((name for name, known in LR_SCHEDULES.items() if known is lr_schedule), lr_schedule)
     if isinstance(lr_schedule, str):
         if lr_schedule not in LR_SCHEDULES:
             raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
         lr_schedule = LR_SCHEDULES[lr_schedule]
     adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
+    rates = {"lr": lr, "lr_schedule": rule, "weight_decay": weight_decay, "clip_norm": clip_norm}
     options: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -281,6 +283,7 @@ def fit(
         folder=None if checkpoint is None else Path(checkpoint),
         checkpoint_seconds=checkpoint_seconds,
         augment=augment,
+        rates=rates if optimizer is None else {},
         **options,
     )
     if run.rank == 0:
@@ -324,8 +327,8 @@ def _run(run: Run, *, progress: bool, max_seconds: float | None, report: Callabl
     run.model.train()
     run.guide.train()
     run.settle()
-    going = run.epoch < run.epochs and not run.history.stopped_early
-    hidden = not progress or run.rank != 0
+    going = not run.is_complete
+    hidden = not progress or run.rank != 0 or not going
     with tqdm(total=run.epochs, initial=run.epoch, unit="epoch", disable=hidden) as bar:
         while going:
             epoch_begun = time.monotonic()
