@@ -34,7 +34,7 @@ __all__ = ["Description", "content", "differences"]
 # Bytes that are hashed at once.
 PIECE = 1 << 24
 # What changes while a loss or an optimiser is at work.
-RUNNING = ("reconstruction", "kl", "squared_error", "entries", "max_plate_nesting", "optim_objs", "grad_clip")
+RUNNING = {"max_plate_nesting", "optim_objs", "grad_clip"}
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -69,10 +69,10 @@ def content(data: SequenceDataset) -> dict[str, Any]:
                 waiting.append(piece)
                 size += len(piece)
                 if size >= PIECE:
-                    digest.update(torch.cat(waiting).numpy())
+                    digest.update(torch.cat(waiting).numpy().data)
                     waiting, size = [], 0
     if waiting:
-        digest.update(torch.cat(waiting).numpy())
+        digest.update(torch.cat(waiting).numpy().data)
     return {"sequences": len(data), "frames": data.num_frames, "content": digest.hexdigest()}
 
 
@@ -88,7 +88,7 @@ def _pieces(value: Tensor) -> Iterator[Tensor]:
 def _hash_of(value: Tensor) -> str:
     digest = hashlib.blake2b(f"{value.dtype}{value.shape}".encode(), digest_size=8)
     for piece in _pieces(value):
-        digest.update(piece.numpy())
+        digest.update(piece.numpy().data)
     return digest.hexdigest()
 
 
@@ -100,8 +100,8 @@ class Description:
 
     Example:
         >>> description = Description()
-        >>> description.of("augment", functools.partial(torch.roll, shifts=1))
-        {'partial': 'torch.roll', 'shifts': 1}
+        >>> description.of("augment", functools.partial(sorted, reverse=True))
+        {'partial': 'builtins.sorted', 'reverse': True}
         >>> description.of("lr_schedule", lambda progress: 1.0), len(description.opaque)
         ('a lambda', 1)
     """
@@ -181,11 +181,13 @@ class Description:
 
     def _attributes(self, name: str, value: Any) -> dict[str, Any]:
         """An object of Pyro's by its public attributes."""
-        found = {k: v for k, v in vars(value).items() if not k.startswith("_") and k not in RUNNING}
+        running = RUNNING | (RecordingELBO.__annotations__.keys() if isinstance(value, RecordingELBO) else set())
+        found = {k: v for k, v in vars(value).items() if not k.startswith("_") and k not in running}
         return {"class": _name(type(value)), **self._mapping(name, found)}
 
     def _adam(self, name: str, value: ClippedNormAdam) -> dict[str, Any]:
-        options = {**value.pt_optim_args, "lr": value.lr, "clip_norm": value.clip_norm}
+        arguments: Any = value.pt_optim_args
+        options = {**arguments, "lr": value.lr, "clip_norm": value.clip_norm}
         return {"class": _name(type(value)), **self._mapping(name, options)}
 
     def _schedule(self, name: str, value: KLSchedule) -> dict[str, Any]:

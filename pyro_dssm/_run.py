@@ -20,7 +20,7 @@ from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ._files import atomic_write, remove_leftovers
+from ._files import FolderLock, atomic_write, remove_leftovers
 from ._interrupts import uninterrupted
 from ._measuring import observed_entries
 from ._optimisation import Optimisation
@@ -42,7 +42,6 @@ from .evaluation import bounds
 from .guides import Guide
 from .objectives import KLSchedule, RecordingELBO, kl_weight
 from .optim import ClippedNormAdam
-from .standardise import same_values
 from .truncation import chunks
 
 log = logging.getLogger(__name__)
@@ -122,6 +121,9 @@ class Run:
         self._saved: Kept | None = None
         self._unread: list[tuple[int, int]] = []
         self._can_be_kept = False
+        # Whether an error is on its way, which must not be replaced by one of writing.
+        self.failed = False
+        self._lock = None if self.folder is None or self.rank != 0 else FolderLock(self.folder)
         self.optimisation = Optimisation(self.optimizer, model, guide)
         objective: Any = self.loss
         self.svi = SVI(model, guide, self.optimizer, objective.loss, loss_and_grads=self._loss_and_grads)
@@ -425,8 +427,9 @@ class Run:
     def keep(self) -> None:
         """Writes the state of training and the pair that is kept, each whole or not at all."""
         self.check()
-        if self.folder is None or self.rank != 0:
+        if self.folder is None or self._lock is None:
             return
+        self._lock.acquire()
         optimizer, shape = flatten(self.optimisation.state())
         # At the end of the epoch that is kept, what is kept follows from the rest.
         follows = self.batch == 0 and self.kept.epoch == self.epoch
@@ -454,45 +457,77 @@ class Run:
     def _write_kept(self) -> None:
         """Writes ``best.safetensors``, where it holds something else."""
         kept = self.kept
-        if self.folder is None or self.rank != 0 or kept.epoch == 0 or kept is self._saved:
+        if self.folder is None or self._lock is None or kept.epoch == 0:
             return
         path = self.folder / "best.safetensors"
+        if kept is self._saved and path.is_file():
+            return
+        self._lock.acquire()
         write_pair(path, self.model, self.guide, kept.tensors, {"epoch": kept.epoch, **kept.extra})
         self._saved = kept
 
     def finish(self) -> None:
         """However the run has ended: puts the weights in place that are kept, and sees to it that the files say so."""
-        with uninterrupted():
-            try:
+        try:
+            with suppress(*((OSError, ValueError) if self.failed else ())):
                 if self.batch == 0 and (self.epoch, 0) != self._written:
-                    # An epoch was finished, but could not be written; the error of that is on its way.
-                    with suppress(OSError):
-                        self.keep()
+                    # An epoch was finished, but could not be written.
+                    self.keep()
                 else:
                     self._write_kept()
-            finally:
-                self._put(self.kept.tensors)
+        finally:
+            self._put(self.kept.tensors)
+            if self._lock is not None:
+                self._lock.release()
 
     def begin(self, *, resume: bool) -> None:
         """Goes on from the folder's checkpoint, or starts from scratch."""
-        if self.folder is not None and self.rank == 0:
-            for name in FILES:
-                remove_leftovers(self.folder / name)
         if self.folder is not None or self.world > 1:
             # Now, while everything is as it came; what cannot be compared is refused before a file is removed.
             _ = self.plan
+        with uninterrupted():
+            no_writing = self._claim(self._lock)
         self.optimisation.forget()
         with uninterrupted():
             if resume:
                 self.resume()
-            else:
+            elif no_writing is None:
                 self.start_anew()
+        if no_writing is not None and not self.is_complete:
+            raise no_writing
         self.synchronise()
         if self.rank == 0 and (self.epoch or self.batch):
             if self.is_complete:
                 log.info("%s holds this run, complete with %d epochs: nothing is trained.", self.folder, self.epoch)
             else:
                 log.info("Resuming the run in %s at epoch %d, batch %d.", self.folder, self.epoch + 1, self.batch + 1)
+
+    def _claim(self, lock: FolderLock | None) -> OSError | None:
+        """Keeps other runs out of the folder.
+
+        Returns:
+            Why nothing can be written there, if so: of that, a complete run has no need.
+        """
+        refusal, no_writing = "", None
+        try:
+            if lock is not None:
+                lock.acquire()
+                for name in FILES:
+                    remove_leftovers(lock.path.with_name(name))
+        except ValueError as error:
+            refusal = str(error)
+        except (FileExistsError, NotADirectoryError):
+            refusal = f"checkpoint: expected a folder, got the file {self.folder}."
+        except OSError as error:
+            no_writing = error
+        if self.world > 1 and self.folder is not None:
+            answer = [refusal]
+            gloo = "gloo" in distributed.get_backend()
+            distributed.broadcast_object_list(answer, 0, device=None if gloo else self.model._like.device)
+            refusal = answer[0]
+        if refusal:
+            raise ValueError(refusal)
+        return no_writing
 
     @property
     def is_complete(self) -> bool:
@@ -583,17 +618,11 @@ class Run:
         return [f"epochs: {then} in the checkpoint, {now} now, by which {timed[0]} is timed"]
 
     def _other_weights(self, tensors: dict[str, Tensor]) -> list[str]:
-        """What differs in the tensors, apart from the weights, which are those of the checkpoint from here on."""
+        """What differs in the tensors apart from their values, which are those of the checkpoint from here on."""
         now = pair_tensors(self.model, self.guide)
-        both = {name: (tensors[name], now[name]) for name in now if name in tensors}
-        found = []
-        dtypes = next(((a.dtype, b.dtype) for a, b in both.values() if a.dtype != b.dtype), None)
-        if dtypes is not None:
-            found.append("dtype of the weights: {} in the checkpoint, {} now".format(*map(_word, dtypes)))
-        loc, scale = (both.get(f"model.standardise.{name}") for name in ("loc", "scale"))
-        if loc and scale and not (same_values(*loc, scale[0]) and same_values(*scale, scale[0])):
-            found.append("model.standardise: other means and scales in the checkpoint than now")
-        return found
+        dtypes = ((tensors[name].dtype, now[name].dtype) for name in now if name in tensors)
+        other = next((both for both in dtypes if both[0] != both[1]), None)
+        return [] if other is None else ["weights: {} in the checkpoint, {} now".format(*map(_word, other))]
 
     def _earlier_plan(self) -> dict[str, Any]:
         """What version 0.1 wrote down."""

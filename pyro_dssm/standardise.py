@@ -122,11 +122,7 @@ class Standardise(nn.Module):
         else:
             scale = torch.where(varies, variance.sqrt(), 1.0)
         loc, scale = mean.to(self.loc.dtype), scale.to(self.scale.dtype)
-        if (
-            self.fitted
-            and not refit
-            and not (same_values(loc, self.loc, scale) and same_values(scale, self.scale, scale))
-        ):
+        if self.fitted and not refit and not (_same(loc, self.loc, scale) and _same(scale, self.scale, scale)):
             raise ValueError(
                 "data: expected the data that these means and scales are of, got other data; weights that were trained "
                 "with the former would not fit the latter (refit=True replaces them all the same)."
@@ -174,7 +170,7 @@ class Standardise(nn.Module):
         return f"{self.x_dim}{', shared=True' if self.shared else ''}{'' if self.fitted else ', not fitted'}"
 
 
-def same_values(a: Tensor, b: Tensor, scale: Tensor) -> bool:
+def _same(a: Tensor, b: Tensor, scale: Tensor) -> bool:
     # Sums over the same data differ in their last digits between machines, and with the order of the sequences: of a
     # mean that is about zero, in all of them.
     return bool(((wide(a) - wide(b)).abs() <= 1e-5 * (wide(a).abs() + wide(scale))).all())

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ._checks import positive, share
 from ._devices import generators_kept
 from ._extras import require
 from ._fresh import remembering
+from ._interrupts import uninterrupted
 from ._optimisation import check_scheduler
 from ._program import evaluating, modes_kept
 from ._run import History, Run, world
@@ -269,38 +270,70 @@ def fit(
         "num_workers": num_workers,
     }
     _check_options(model, guide, {**options, "train": train})
-    if model.calibrated:
-        model.uncalibrate()
-        warnings.warn("fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=2)
-    if model.standardise is not None and not model.standardise.fitted:
-        model.standardise.fit(train)
-    _check_estimator(model, guide, options["loss"], train, augment)
-    run = Run(
-        model,
-        guide,
-        train,
-        lr=lr if optimizer is None else None,
-        folder=None if checkpoint is None else Path(checkpoint),
-        checkpoint_seconds=checkpoint_seconds,
-        augment=augment,
-        rates=rates if optimizer is None else {},
-        **options,
-    )
-    if run.rank == 0:
-        warn_of_scale(model, train)
-    with _left_alone(run), generators_kept(model._like.device):
+    options |= {
+        "lr": lr if optimizer is None else None,
+        "folder": None if checkpoint is None else Path(checkpoint),
+        "checkpoint_seconds": checkpoint_seconds,
+        "augment": augment,
+        "rates": rates if optimizer is None else {},
+    }
+    runs: list[Run] = []
+    try:
+        # A Ctrl-C reaches the run itself, not what comes before and after it.
+        with uninterrupted() as held, _prepared(model, train, runs):
+            _check_estimator(model, guide, options["loss"], train, augment)
+            run = Run(model, guide, train, **options)
+            runs.append(run)
+            if run.rank == 0:
+                warn_of_scale(model, train)
+            with _left_alone(run), generators_kept(model._like.device), _finishing(run), held.released():
+                run.begin(resume=resume)
+                with _writer(tensorboard, run.rank) as write:
+                    _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
+    except BaseException as error:
+        # The weights stay, so what is known about them must not get lost either.
+        with suppress(AttributeError):
+            error.history = runs[0].history if runs else History()  # type: ignore[attr-defined]
+        raise
+    return run.history
+
+
+@contextmanager
+def _prepared(model: DSSM, train: SequenceDataset, runs: list[Run]) -> Iterator[None]:
+    """Standardises by the training set and drops a calibrated scale; undone where nothing of the run is kept."""
+    calibration, part = model.calibration, model.standardise
+    fitted = part is None or part.fitted
+    try:
+        if calibration is not None:
+            model.uncalibrate()
+            warnings.warn(
+                "fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=4
+            )
+        if part is not None and not fitted:
+            part.fit(train)
+        yield
+    except BaseException:
+        if not any(run.kept.epoch for run in runs):
+            model.calibration = calibration
+            if part is not None and not fitted:
+                part.loc.fill_(math.nan)
+                part.scale.fill_(math.nan)
+        raise
+
+
+@contextmanager
+def _finishing(run: Run) -> Iterator[None]:
+    """Ends the run, however that comes."""
+    try:
+        yield
+    except BaseException:
+        run.failed = True
+        raise
+    finally:
         try:
-            run.begin(resume=resume)
-            with closing(run), _writer(tensorboard, run.rank) as write:
-                _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
-        except BaseException as error:
-            # The weights stay, so what is known about them must not get lost either.
-            with suppress(AttributeError):
-                error.history = run.history  # type: ignore[attr-defined]
-            raise
+            run.close()
         finally:
             run.finish()
-    return run.history
 
 
 @contextmanager
