@@ -55,25 +55,23 @@ def content(data: SequenceDataset) -> dict[str, Any]:
         >>> content(data)["frames"], content(data) == content(data.subset([1, 0]))
         (8, False)
     """
-    digest = hashlib.blake2b(digest_size=16)
+    shapes, values = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     waiting: list[Tensor] = []
     size = 0
     for i in range(len(data)):
         for value in data[i]:
-            if value is None:
-                digest.update(b"none")
-                continue
-            digest.update(f"{value.dtype}{value.shape}".encode())
+            shapes.update(b"none" if value is None else f"{value.dtype}{value.shape}".encode())
             # Many short sequences are hashed together.
-            for piece in _pieces(value):
+            for piece in () if value is None else _pieces(value):
                 waiting.append(piece)
                 size += len(piece)
                 if size >= PIECE:
-                    digest.update(torch.cat(waiting).numpy().data)
+                    values.update(torch.cat(waiting).numpy().data)
                     waiting, size = [], 0
     if waiting:
-        digest.update(torch.cat(waiting).numpy().data)
-    return {"sequences": len(data), "frames": data.num_frames, "content": digest.hexdigest()}
+        values.update(torch.cat(waiting).numpy().data)
+    shapes.update(values.digest())
+    return {"sequences": len(data), "frames": data.num_frames, "content": shapes.hexdigest()}
 
 
 def _pieces(value: Tensor) -> Iterator[Tensor]:
