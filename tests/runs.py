@@ -7,13 +7,10 @@ import pyro_dssm as pd
 from pyro_dssm.data.gaps import RandomGaps
 
 
-def waves(count=9, seed=0, controls=0):
+def waves(count=9, seed=0):
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 8, (count,), generator=g).tolist()
-    x = [torch.randn(n, 2, generator=g).cumsum(0) for n in lengths]
-    return pd.SequenceDataset(
-        x, controls=[torch.randn(n, controls, generator=g) for n in lengths] if controls else None
-    )
+    return pd.SequenceDataset([torch.randn(n, 2, generator=g).cumsum(0) for n in lengths])
 
 
 def pair(guide=pd.PartialAlignment, model=pd.ArSSM, seed=0, **options):

@@ -188,8 +188,8 @@ def test_folders_that_nothing_was_written_into_are_removed(tmp_path):
     with pytest.raises(RuntimeError):
         fit(tmp_path / "a" / "b", augment=RaiseAt(1, RuntimeError()))
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="checkpoint: expected a folder, got the file"):
-        (tmp_path / "file").write_text("")
         fit(tmp_path / "file")
 
 

@@ -1,4 +1,4 @@
-"""Runs of every kind, killed 200 times and resumed: to the bit, they end as if nothing had been. Takes about 3 minutes."""
+"""Runs of every kind, killed 200 times and resumed: they end to the bit as if nothing had been. Takes 3 minutes."""
 
 import pytest
 from killing import Forked, Fresh, kill_and_go_on
