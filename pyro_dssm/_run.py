@@ -450,9 +450,7 @@ class Run:
         write_tensors(self.folder / "last.safetensors", tensors, metadata)
         self._written = (self.epoch, self.batch)
         self._write_kept()
-        lines = "".join(json.dumps(record) + "\n" for record in self.history.epochs)
-        with atomic_write(self.folder / "log.jsonl") as file:
-            file.write(lines.encode())
+        self._write_log()
 
     def _write_kept(self) -> None:
         """Writes ``best.safetensors``, where it holds something else."""
@@ -466,6 +464,18 @@ class Run:
         write_pair(path, self.model, self.guide, kept.tensors, {"epoch": kept.epoch, **kept.extra})
         self._saved = kept
 
+    def _write_log(self) -> None:
+        """Writes ``log.jsonl``, where it holds something else."""
+        if self.folder is None or self._lock is None or not self.history.epochs:
+            return
+        path = self.folder / "log.jsonl"
+        lines = "".join(json.dumps(record) + "\n" for record in self.history.epochs).encode()
+        if path.is_file() and path.read_bytes() == lines:
+            return
+        self._lock.acquire()
+        with atomic_write(path) as file:
+            file.write(lines)
+
     def finish(self) -> None:
         """However the run has ended: puts the weights in place that are kept, and sees to it that the files say so."""
         try:
@@ -474,7 +484,9 @@ class Run:
                     # An epoch was finished, but could not be written.
                     self.keep()
                 else:
+                    # Of a run that was complete, or that an earlier one had no time or place to write.
                     self._write_kept()
+                    self._write_log()
         finally:
             self._put(self.kept.tensors)
             if self._lock is not None:

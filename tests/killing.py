@@ -48,8 +48,8 @@ def work(name, folder, epochs, place="", write="0"):
     if place:
         die(place, int(write))
     programs, history = train(name, folder, int(epochs), checkpoint_seconds=0)
-    pd.save(f"{folder}/end.safetensors", *programs)
-    Path(folder, "end.json").write_text(json.dumps(without_seconds(history)))
+    pd.save(f"{folder} end/end.safetensors", *programs)
+    Path(f"{folder} end", "end.json").write_text(json.dumps(without_seconds(history)))
 
 
 def die(place, write):
@@ -139,10 +139,14 @@ def check_whole(folder):
 
 def end_of(folder):
     """All that a run has ended with."""
-    kept = {name: read_tensors(folder / f"{name}.safetensors") for name in ("end", "last", "best")}
+    end = folder.with_name(f"{folder.name} end")
+    kept = {name: read_tensors(folder / f"{name}.safetensors") for name in ("last", "best")}
+    kept["end"] = read_tensors(end / "end.safetensors")
     tensors = {f"{name} {k}": v for name, (values, _) in kept.items() for k, v in values.items()}
-    history = json.loads((folder / "end.json").read_text())
-    return tensors, kept["last"][1]["progress"], kept["last"][1]["kl"], history
+    history = json.loads((end / "end.json").read_text())
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+    return tensors, kept["last"][1]["progress"], kept["last"][1]["kl"], history, log == history[0]
 
 
 def differs(a, b):
@@ -150,7 +154,9 @@ def differs(a, b):
     tensors, others = a[0], b[0]
     wrong = [k for k in {**tensors, **others} if k not in tensors or k not in others]
     wrong += [k for k in tensors if k in others and not torch.equal(tensors[k], others[k])]
-    return wrong + [name for name, x, y in zip(("progress", "kl", "history"), a[1:], b[1:], strict=True) if x != y]
+    return wrong + [
+        name for name, x, y in zip(("progress", "kl", "history", "log"), a[1:], b[1:], strict=True) if x != y
+    ]
 
 
 def kill_and_go_on(process, name, folder, kills, *, epochs=3, longest=0.3, seed=0):

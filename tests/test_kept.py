@@ -6,13 +6,13 @@ import math
 import pkgutil
 import random
 import signal
-import sys
 import threading
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from interrupting import Moment
 from pyro.infer import Trace_ELBO
 from stopping import RaiseAt, Stop
 from torch import nn
@@ -239,26 +239,6 @@ def test_interrupted_without_a_folder(valid, averaging):
         fit(programs, valid, averaging=averaging, augment=RaiseAt(4, KeyboardInterrupt()))
     assert same(state(*programs), state(*expected))
     assert caught.value.history.best_epoch == len(caught.value.history.epochs) == 1
-
-
-class Moment:
-    """Interrupts at one of the calls that the library makes; counts them otherwise."""
-
-    def __init__(self, when=None):
-        self.when, self.calls = when, 0
-
-    def __call__(self, frame, event, _):
-        if event == "call" and "pyro_dssm" in frame.f_code.co_filename:
-            self.calls += 1
-            if self.calls == self.when:
-                signal.raise_signal(signal.SIGINT)
-
-    def __enter__(self):
-        sys.setprofile(self)
-        return self
-
-    def __exit__(self, *args):
-        sys.setprofile(None)
 
 
 # Python itself drops what is raised while it clears up a generator.
