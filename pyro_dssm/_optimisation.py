@@ -155,6 +155,10 @@ class Optimisation:
         for p in self._own():
             self.optimizer.optim_objs.pop(p)
             self.optimizer.grad_clip.pop(p, None)
+        # Of a run that has ended before its first step.
+        waiting = self.optimizer._state_waiting_to_be_consumed
+        for name in [name for name in waiting if self._is_own(name)]:
+            del waiting[name]
 
     def state(self) -> dict[str, Any]:
         """The state of the pair's parameters, by names without the serial number of a module.

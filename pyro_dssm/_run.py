@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ._files import atomic_write, remove_leftovers
+from ._files import FolderLock, atomic_write, remove_leftovers
 from ._interrupts import uninterrupted
 from ._measuring import observed_entries
 from ._optimisation import Optimisation
+from ._plan import Description, content, differences
 from .checkpoints import (
     flatten,
     load_pair,
@@ -40,8 +44,12 @@ from .objectives import KLSchedule, RecordingELBO, kl_weight
 from .optim import ClippedNormAdam
 from .truncation import chunks
 
+log = logging.getLogger(__name__)
+
 __all__ = ["FILES", "History", "Run", "seed_of", "world"]
 
+# Options that the plan holds as they are.
+PLAIN = ("batch_size", "seed", "truncate", "averaging", "valid_every", "valid_particles")
 FILES = ("best.safetensors", "last.safetensors", "log.jsonl")
 
 
@@ -113,6 +121,9 @@ class Run:
         self._saved: Kept | None = None
         self._unread: list[tuple[int, int]] = []
         self._can_be_kept = False
+        # Whether an error is on its way, which must not be replaced by one of writing.
+        self.failed = False
+        self._lock = None if self.folder is None or self.rank != 0 else FolderLock(self.folder)
         self.optimisation = Optimisation(self.optimizer, model, guide)
         objective: Any = self.loss
         self.svi = SVI(model, guide, self.optimizer, objective.loss, loss_and_grads=self._loss_and_grads)
@@ -142,6 +153,45 @@ class Run:
     folder: Path | None
     checkpoint_seconds: float
     augment: Callable[[Batch], Batch] | None
+    # What the plan says of the learning rate.
+    rates: dict[str, Any]
+
+    # What it is.
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """Everything that can change a number of this run, as JSON holds it.
+
+        Two runs with equal plans draw the same noise and take the same steps; how they begin (the weights) and how
+        long they last (patience, time) is no part of it. It is that of the start, before anything has been changed.
+
+        Raises:
+            ValueError: If there is a checkpoint, but an argument that no later call could be compared with.
+        """
+        description = Description()
+        plan = {
+            "train": content(self.data),
+            "valid": None if self.valid is None else content(self.valid),
+            "model": description.of_pair("model", self.model),
+            "guide": description.of_pair("guide", self.guide),
+            "parts of model": {"sites": self.model.sites, **description.of_parts("model", self.model)},
+            "parts of guide": description.of_parts("guide", self.guide),
+            "epochs": self.epochs,
+            **{name: description.of(name, getattr(self, name)) for name in PLAIN},
+            **{name: description.of(name, value) for name, value in self.rates.items()},
+            **{name: description.of(name, getattr(self, name)) for name in ("loss", "kl", "augment")},
+            "optimizer": None if self.rates else description.of("optimizer", self.optimizer),
+            "processes": self.world,
+            "device": self.model._like.device.type,
+        }
+        if self.folder is not None and description.opaque:
+            name, value = description.opaque[0]
+            raise ValueError(
+                f"{name}: expected what a later call can be compared with, as checkpoint needs it, got {value!r}. Give "
+                "a function of a module (without what it captures), or an object whose repr says its settings; or "
+                "train with checkpoint=None."
+            )
+        return plan
 
     # One step.
 
@@ -366,17 +416,20 @@ class Run:
             # Nothing has been validated so far.
             h.best_epoch, self.kept = self.epoch, candidate
         self.optimisation.end_epoch(bound)
-        if self.patience is not None and self.epoch - h.best_epoch >= self.patience * self.valid_every:
-            h.stopped_early = True
-        h.stopped_early = self.agree(h.stopped_early)
+        h.stopped_early = self.agree(self._is_out_of_patience())
+
+    def _is_out_of_patience(self) -> bool:
+        since = self.epoch - self.history.best_epoch
+        return self.patience is not None and since >= self.patience * self.valid_every
 
     # What is kept.
 
     def keep(self) -> None:
         """Writes the state of training and the pair that is kept, each whole or not at all."""
         self.check()
-        if self.folder is None or self.rank != 0:
+        if self.folder is None or self._lock is None:
             return
+        self._lock.acquire()
         optimizer, shape = flatten(self.optimisation.state())
         # At the end of the epoch that is kept, what is kept follows from the rest.
         follows = self.batch == 0 and self.kept.epoch == self.epoch
@@ -389,7 +442,7 @@ class Run:
         }
         metadata = {
             "progress": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "sums": self.sums},
-            "plan": self._plan(),
+            "plan": self.plan,
             "history": {**vars(self.history), "best_valid": _number(self.history.best_valid)},
             "kl": self.kl.state_dict(),
             "optimizer": shape,
@@ -397,55 +450,101 @@ class Run:
         write_tensors(self.folder / "last.safetensors", tensors, metadata)
         self._written = (self.epoch, self.batch)
         self._write_kept()
-        lines = "".join(json.dumps(record) + "\n" for record in self.history.epochs)
-        with atomic_write(self.folder / "log.jsonl") as file:
-            file.write(lines.encode())
+        self._write_log()
 
     def _write_kept(self) -> None:
         """Writes ``best.safetensors``, where it holds something else."""
         kept = self.kept
-        if self.folder is None or self.rank != 0 or kept.epoch == 0 or kept is self._saved:
+        if self.folder is None or self._lock is None or kept.epoch == 0:
             return
         path = self.folder / "best.safetensors"
+        if kept is self._saved and path.is_file():
+            return
+        self._lock.acquire()
         write_pair(path, self.model, self.guide, kept.tensors, {"epoch": kept.epoch, **kept.extra})
         self._saved = kept
 
+    def _write_log(self) -> None:
+        """Writes ``log.jsonl``, where it holds something else."""
+        if self.folder is None or self._lock is None or not self.history.epochs:
+            return
+        path = self.folder / "log.jsonl"
+        lines = "".join(json.dumps(record) + "\n" for record in self.history.epochs).encode()
+        if path.is_file() and path.read_bytes() == lines:
+            return
+        self._lock.acquire()
+        with atomic_write(path) as file:
+            file.write(lines)
+
     def finish(self) -> None:
         """However the run has ended: puts the weights in place that are kept, and sees to it that the files say so."""
-        with uninterrupted():
-            try:
+        try:
+            with suppress(*((OSError, ValueError) if self.failed else ())):
                 if self.batch == 0 and (self.epoch, 0) != self._written:
-                    # An epoch was finished, but could not be written; the error of that is on its way.
-                    with suppress(OSError):
-                        self.keep()
+                    # An epoch was finished, but could not be written.
+                    self.keep()
                 else:
+                    # Of a run that was complete, or that an earlier one had no time or place to write.
                     self._write_kept()
-            finally:
-                self._put(self.kept.tensors)
-
-    def _plan(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "sequences": len(self.data),
-            "frames": self.data.num_frames,
-            "truncate": self.truncate,
-            "optimizer": type(self.optimizer).__name__,
-            "kl": self.kl._plan(),
-        }
+                    self._write_log()
+        finally:
+            self._put(self.kept.tensors)
+            if self._lock is not None:
+                self._lock.release()
 
     def begin(self, *, resume: bool) -> None:
         """Goes on from the folder's checkpoint, or starts from scratch."""
-        if self.folder is not None and self.rank == 0:
-            for name in FILES:
-                remove_leftovers(self.folder / name)
+        if self.folder is not None or self.world > 1:
+            # Now, while everything is as it came; what cannot be compared is refused before a file is removed.
+            _ = self.plan
+        with uninterrupted():
+            no_writing = self._claim(self._lock)
         self.optimisation.forget()
         with uninterrupted():
             if resume:
                 self.resume()
-            else:
+            elif no_writing is None:
                 self.start_anew()
+        if no_writing is not None and not self.is_complete:
+            raise no_writing
         self.synchronise()
+        if self.rank == 0 and (self.epoch or self.batch):
+            if self.is_complete:
+                log.info("%s holds this run, complete with %d epochs: nothing is trained.", self.folder, self.epoch)
+            else:
+                log.info("Resuming the run in %s at epoch %d, batch %d.", self.folder, self.epoch + 1, self.batch + 1)
+
+    def _claim(self, lock: FolderLock | None) -> OSError | None:
+        """Keeps other runs out of the folder.
+
+        Returns:
+            Why nothing can be written there, if so: of that, a complete run has no need.
+        """
+        refusal, no_writing = "", None
+        try:
+            if lock is not None:
+                lock.acquire()
+                for name in FILES:
+                    remove_leftovers(lock.path.with_name(name))
+        except ValueError as error:
+            refusal = str(error)
+        except (FileExistsError, NotADirectoryError):
+            refusal = f"checkpoint: expected a folder, got the file {self.folder}."
+        except OSError as error:
+            no_writing = error
+        if self.world > 1 and self.folder is not None:
+            answer = [refusal]
+            gloo = "gloo" in distributed.get_backend()
+            distributed.broadcast_object_list(answer, 0, device=None if gloo else self.model._like.device)
+            refusal = answer[0]
+        if refusal:
+            raise ValueError(refusal)
+        return no_writing
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.epoch >= self.epochs or self.history.stopped_early
 
     def start_anew(self) -> None:
         """Removes what an earlier run left in the folder."""
@@ -458,14 +557,12 @@ class Run:
         if self.folder is None or not (self.folder / "last.safetensors").is_file():
             return
         tensors, metadata = read_tensors(self.folder / "last.safetensors")
-        # An older checkpoint does not say which schedule it is of.
-        plan = self._plan()
-        kept = {"kl": plan["kl"], **metadata["plan"]}
-        if kept != plan:
+        if "progress" not in metadata:
             raise ValueError(
-                f"checkpoint: {self.folder} holds a run with {kept}, which cannot go on with {plan}. Choose "
-                "another folder, or resume=False to start anew."
+                f"checkpoint: expected the state of a run in {self.folder / 'last.safetensors'}, got a saved pair, as "
+                "best.safetensors holds one. Remove it, or start from scratch with resume=False."
             )
+        self._compare(metadata, tensors)
         load_pair(self.model, self.guide, tensors)
         like = self.model._like
         self.average = {k: v.to(like.device) for k, v in take(tensors, "average/").items()}
@@ -479,8 +576,77 @@ class Run:
         history = metadata["history"]
         history["best_valid"] = math.inf if history["best_valid"] is None else history["best_valid"]
         self.history = History(**history)
+        # As patience says now, which may be another one.
+        self.history.stopped_early = self.batch == 0 and self.epoch > 0 and self._is_out_of_patience()
         self.kl.load_state_dict(metadata["kl"])
         self._resume_kept({k: v.to(like.device) for k, v in take(tensors, "best/").items()})
+
+    def _compare(self, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Raises ``ValueError`` where a checkpoint is of another run, with all that differs."""
+        kept, now = metadata["plan"], json.loads(json.dumps(self.plan))
+        if "train" in kept:
+            free = ("epochs", "device")
+            found = differences(*({k: v for k, v in plan.items() if k not in free} for plan in (kept, now)))
+            found += self._other_epochs(kept["epochs"], metadata["progress"])
+        else:
+            earlier = self._earlier_plan()
+            # The oldest ones do not say which schedule they are of.
+            found = differences({"kl": earlier["kl"], **kept}, earlier)
+        found += self._other_weights(tensors)
+        if found:
+            raise ValueError(
+                f"checkpoint: expected the run that {self.folder} holds, got another one ({'; '.join(found)}). Choose "
+                "another folder, or start from scratch with resume=False."
+            )
+        # From here to the line of the caller of fit.
+        if "train" not in kept:
+            warnings.warn(
+                f"fit: the checkpoint in {self.folder} is of version 0.1, which did not say what the data were, how "
+                "model and guide were built, nor the learning rate, loss, schedules and augment; that they are the "
+                "same could not be checked.",
+                stacklevel=5,
+            )
+        elif kept["device"] != now["device"]:
+            warnings.warn(
+                f"fit: the run in {self.folder} was begun on {kept['device']}, whose noise is another than that of "
+                f"{now['device']}; it ends with other weights than if it had stayed there.",
+                stacklevel=5,
+            )
+
+    def _other_epochs(self, then: int, progress: dict[str, Any]) -> list[str]:
+        """What an other number of epochs would have changed in those that are done."""
+        now, done = self.epochs, progress["epoch"]
+        begun = done + (progress["batch"] > 0)
+        if now < begun:
+            raise ValueError(f"epochs: expected at least the {begun} that the run in {self.folder} has, got {now}.")
+        timed = []
+        if self.rates.get("lr_schedule", "constant") != "constant":
+            timed.append("lr_schedule")
+        if self.valid is not None and done in (then, now) and done % self.valid_every:
+            # The last epoch is always validated.
+            timed.append("valid_every")
+        if then == now or not timed:
+            return []
+        return [f"epochs: {then} in the checkpoint, {now} now, by which {timed[0]} is timed"]
+
+    def _other_weights(self, tensors: dict[str, Tensor]) -> list[str]:
+        """What differs in the tensors apart from their values, which are those of the checkpoint from here on."""
+        now = pair_tensors(self.model, self.guide)
+        dtypes = ((tensors[name].dtype, now[name].dtype) for name in now if name in tensors)
+        other = next((both for both in dtypes if both[0] != both[1]), None)
+        return [] if other is None else ["weights: {} in the checkpoint, {} now".format(*map(_word, other))]
+
+    def _earlier_plan(self) -> dict[str, Any]:
+        """What version 0.1 wrote down."""
+        return {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "sequences": len(self.data),
+            "frames": self.data.num_frames,
+            "truncate": self.truncate,
+            "optimizer": type(self.optimizer).__name__,
+            "kl": self.kl._plan(),
+        }
 
     def _resume_kept(self, best: dict[str, Tensor]) -> None:
         h = self.history
@@ -507,6 +673,10 @@ class Run:
         if self.world > 1:
             for tensor in pair_tensors(self.model, self.guide).values():
                 distributed.broadcast(tensor, 0)
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _number(value: float) -> float | None:

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ._checks import positive, share
 from ._devices import generators_kept
 from ._extras import require
 from ._fresh import remembering
+from ._interrupts import uninterrupted
 from ._optimisation import check_scheduler
 from ._program import evaluating, modes_kept
 from ._run import History, Run, world
@@ -245,11 +246,13 @@ def fit(
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """
+    rule = next((name for name, known in LR_SCHEDULES.items() if known is lr_schedule), lr_schedule)
     if isinstance(lr_schedule, str):
         if lr_schedule not in LR_SCHEDULES:
             raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
         lr_schedule = LR_SCHEDULES[lr_schedule]
     adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
+    rates = {"lr": lr, "lr_schedule": rule, "weight_decay": weight_decay, "clip_norm": clip_norm}
     options: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -267,37 +270,70 @@ def fit(
         "num_workers": num_workers,
     }
     _check_options(model, guide, {**options, "train": train})
-    if model.calibrated:
-        model.uncalibrate()
-        warnings.warn("fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=2)
-    if model.standardise is not None and not model.standardise.fitted:
-        model.standardise.fit(train)
-    _check_estimator(model, guide, options["loss"], train, augment)
-    run = Run(
-        model,
-        guide,
-        train,
-        lr=lr if optimizer is None else None,
-        folder=None if checkpoint is None else Path(checkpoint),
-        checkpoint_seconds=checkpoint_seconds,
-        augment=augment,
-        **options,
-    )
-    if run.rank == 0:
-        warn_of_scale(model, train)
-    with _left_alone(run), generators_kept(model._like.device):
+    options |= {
+        "lr": lr if optimizer is None else None,
+        "folder": None if checkpoint is None else Path(checkpoint),
+        "checkpoint_seconds": checkpoint_seconds,
+        "augment": augment,
+        "rates": rates if optimizer is None else {},
+    }
+    runs: list[Run] = []
+    try:
+        # A Ctrl-C reaches the run itself, not what comes before and after it.
+        with uninterrupted() as held, _prepared(model, train, runs):
+            _check_estimator(model, guide, options["loss"], train, augment)
+            run = Run(model, guide, train, **options)
+            runs.append(run)
+            if run.rank == 0:
+                warn_of_scale(model, train)
+            with _left_alone(run), generators_kept(model._like.device), _finishing(run), held.released():
+                run.begin(resume=resume)
+                with _writer(tensorboard, run.rank) as write:
+                    _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
+    except BaseException as error:
+        # The weights stay, so what is known about them must not get lost either.
+        with suppress(AttributeError):
+            error.history = runs[0].history if runs else History()  # type: ignore[attr-defined]
+        raise
+    return run.history
+
+
+@contextmanager
+def _prepared(model: DSSM, train: SequenceDataset, runs: list[Run]) -> Iterator[None]:
+    """Standardises by the training set and drops a calibrated scale; undone where nothing of the run is kept."""
+    calibration, part = model.calibration, model.standardise
+    fitted = part is None or part.fitted
+    try:
+        if calibration is not None:
+            model.uncalibrate()
+            warnings.warn(
+                "fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=4
+            )
+        if part is not None and not fitted:
+            part.fit(train)
+        yield
+    except BaseException:
+        if not any(run.kept.epoch for run in runs):
+            model.calibration = calibration
+            if part is not None and not fitted:
+                part.loc.fill_(math.nan)
+                part.scale.fill_(math.nan)
+        raise
+
+
+@contextmanager
+def _finishing(run: Run) -> Iterator[None]:
+    """Ends the run, however that comes."""
+    try:
+        yield
+    except BaseException:
+        run.failed = True
+        raise
+    finally:
         try:
-            run.begin(resume=resume)
-            with closing(run), _writer(tensorboard, run.rank) as write:
-                _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
-        except BaseException as error:
-            # The weights stay, so what is known about them must not get lost either.
-            with suppress(AttributeError):
-                error.history = run.history  # type: ignore[attr-defined]
-            raise
+            run.close()
         finally:
             run.finish()
-    return run.history
 
 
 @contextmanager
@@ -324,8 +360,8 @@ def _run(run: Run, *, progress: bool, max_seconds: float | None, report: Callabl
     run.model.train()
     run.guide.train()
     run.settle()
-    going = run.epoch < run.epochs and not run.history.stopped_early
-    hidden = not progress or run.rank != 0
+    going = not run.is_complete
+    hidden = not progress or run.rank != 0 or not going
     with tqdm(total=run.epochs, initial=run.epoch, unit="epoch", disable=hidden) as bar:
         while going:
             epoch_begun = time.monotonic()

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from stopping import RaiseAt, Stop
 from torch import nn
 
 import pyro_dssm as pd
@@ -218,22 +219,6 @@ def test_state_goes_through_json(before, after):
     assert second.log() == whole.log()
 
 
-class Stop(Exception):
-    """Stops training."""
-
-
-def stop_at(step):
-    calls = []
-
-    def augment(batch):
-        calls.append(1)
-        if len(calls) == step:
-            raise Stop
-        return batch
-
-    return augment
-
-
 @pytest.mark.sample(6)
 @pytest.mark.parametrize(
     "make",
@@ -248,14 +233,14 @@ def test_resumes_to_the_bit(make, truncate, tmp_path):
 
     def run(folder, **options):
         programs, constraint = pair(dropout=0.1), make()
-        options = {"epochs": 4, "lr": 2e-2, "checkpoint": folder, "truncate": truncate, **options}
+        options = {"epochs": 4, "lr": 2e-2, "checkpoint": folder, "truncate": truncate, "augment": RaiseAt(), **options}
         history = fit(programs, data, kl=constraint, **options)
         return weights(programs), constraint.state_dict(), [r | {"seconds": 0} for r in history.epochs]
 
     expected = run(tmp_path / "a")
     for step in (5, 4):
         with pytest.raises(Stop):
-            run(tmp_path / "b", augment=stop_at(step), checkpoint_seconds=0)
+            run(tmp_path / "b", augment=RaiseAt(step), checkpoint_seconds=0)
     found = run(tmp_path / "b")
     assert same(found[0], expected[0])
     assert found[1:] == expected[1:]
@@ -267,7 +252,7 @@ def test_another_schedule_is_refused(tmp_path):
     data = oscillator(4, 5)
     fit(pair(), data, kl=Lagrangian(0.5), checkpoint=tmp_path, epochs=1)
     for other in (Lagrangian(0.6), GECO(0.5), pd.ConstantKL()):
-        with pytest.raises(ValueError, match="which cannot go on with"):
+        with pytest.raises(ValueError, match=r"\(kl\.\w+: .* in the checkpoint, .* now"):
             fit(pair(), data, kl=other, checkpoint=tmp_path)
     constraint = Lagrangian(0.5)
     assert len(fit(pair(), data, kl=constraint, checkpoint=tmp_path, epochs=3).epochs) == 3
@@ -278,10 +263,19 @@ def test_older_checkpoints_go_on(tmp_path):
     data = oscillator(4, 5)
     fit(pair(), data, kl=pd.LinearKL(epochs=1), checkpoint=tmp_path, epochs=1)
     tensors, metadata = read_tensors(tmp_path / "last.safetensors")
-    assert metadata["plan"].pop("kl") == "LinearKL"
-    write_tensors(tmp_path / "last.safetensors", tensors, metadata)
-    # A schedule may be stretched along with the epochs.
-    assert len(fit(pair(), data, kl=pd.LinearKL(epochs=2), checkpoint=tmp_path, epochs=2).epochs) == 2
+    # What they say of a run; of its schedule, at most the name.
+    said = {"batch_size": metadata["plan"]["batch_size"], "seed": 0, "sequences": 4, "frames": data.num_frames}
+    for kl in ({}, {"kl": "LinearKL"}):
+        plan = {**said, **kl, "truncate": None, "optimizer": "ClippedNormAdam"}
+        write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, "plan": plan})
+        with pytest.raises(ValueError, match="seed: 0 in the checkpoint, 1 now"):
+            fit(pair(), data, kl=pd.LinearKL(epochs=2), checkpoint=tmp_path, epochs=2, seed=1)
+        with pytest.warns(UserWarning, match="is of version 0.1, which did not say what the data were"):
+            history = fit(pair(), data, kl=pd.LinearKL(epochs=2), checkpoint=tmp_path, epochs=2)
+        assert len(history.epochs) == 2
+    # From here on, it is known.
+    with pytest.raises(ValueError, match="kl.epochs: 2.0 in the checkpoint, 3.0 now"):
+        fit(pair(), data, kl=pd.LinearKL(epochs=3), checkpoint=tmp_path, epochs=2)
 
 
 def test_records(tmp_path):

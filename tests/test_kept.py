@@ -6,14 +6,15 @@ import math
 import pkgutil
 import random
 import signal
-import sys
 import threading
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from interrupting import Moment
 from pyro.infer import Trace_ELBO
+from stopping import RaiseAt, Stop
 from torch import nn
 
 import pyro_dssm as pd
@@ -60,7 +61,7 @@ def same(a, b):
 
 
 def fit(programs, valid=True, **options):
-    usual = {"epochs": EPOCHS, "batch_size": 3, "lr": 5e-2, "progress": False}
+    usual = {"epochs": EPOCHS, "batch_size": 3, "lr": 5e-2, "progress": False, "augment": RaiseAt()}
     return pd.fit(*programs, waves(), waves(3, seed=1) if valid else None, **{**usual, **options})
 
 
@@ -78,23 +79,6 @@ def check_folder(folder, programs, before):
 
 
 KINDS = [(valid, averaging) for valid in (True, False) for averaging in (0.0, 0.9)]
-
-
-class Stop(Exception):
-    """Stops training."""
-
-
-def at(call, error):
-    """A callable of one argument, which it returns, and that raises at one call."""
-    calls = []
-
-    def f(x):
-        calls.append(1)
-        if len(calls) == call:
-            raise error
-        return x
-
-    return f
 
 
 # Returned is loaded.
@@ -174,9 +158,9 @@ def test_a_parameter_with_two_names(averaging, tmp_path):
 # Whatever ends it.
 
 MOMENTS = {
-    "first step": lambda error, monkeypatch: {"augment": at(1, error)},
-    "step": lambda error, monkeypatch: {"augment": at(4, error)},
-    "callback": lambda error, monkeypatch: {"callback": at(1, error)},
+    "first step": lambda error, monkeypatch: {"augment": RaiseAt(1, error)},
+    "step": lambda error, monkeypatch: {"augment": RaiseAt(4, error)},
+    "callback": lambda error, monkeypatch: {"callback": RaiseAt(1, error)},
     "optimiser": lambda error, monkeypatch: raise_after(
         monkeypatch, "pyro_dssm.optim.torch.optim.AdamW.step", 4, error
     ),
@@ -252,29 +236,9 @@ def test_interrupted_without_a_folder(valid, averaging):
     # The first epoch; the second was not finished.
     programs = pair()
     with pytest.raises(KeyboardInterrupt) as caught:
-        fit(programs, valid, averaging=averaging, augment=at(4, KeyboardInterrupt()))
+        fit(programs, valid, averaging=averaging, augment=RaiseAt(4, KeyboardInterrupt()))
     assert same(state(*programs), state(*expected))
     assert caught.value.history.best_epoch == len(caught.value.history.epochs) == 1
-
-
-class Moment:
-    """Interrupts at one of the calls that the library makes; counts them otherwise."""
-
-    def __init__(self, when=None):
-        self.when, self.calls = when, 0
-
-    def __call__(self, frame, event, _):
-        if event == "call" and "pyro_dssm" in frame.f_code.co_filename:
-            self.calls += 1
-            if self.calls == self.when:
-                signal.raise_signal(signal.SIGINT)
-
-    def __enter__(self):
-        sys.setprofile(self)
-        return self
-
-    def __exit__(self, *args):
-        sys.setprofile(None)
 
 
 # Python itself drops what is raised while it clears up a generator.

@@ -132,6 +132,9 @@ class Watch:
             self.before = weights(self.programs), state_of(self.optimizer)
         return batch
 
+    def __repr__(self):
+        return "a watch"
+
 
 def faults():
     """Every optimiser meets one of them in the default run."""

@@ -8,6 +8,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from stopping import RaiseAt, Stop
 from torch.optim import lr_scheduler as schedulers
 
 import pyro_dssm as pd
@@ -152,15 +153,15 @@ def test_a_state_that_cannot_be_kept_is_refused(tmp_path):
         def state_dict(self):
             return {**super().state_dict(), "odd": object()}
 
-    calls = []
+    augment = RaiseAt()
     with pytest.raises(ValueError, match="optimizer: expected one whose state a checkpoint can hold.*got Odd"):
         fit(
             pair(),
             optimizer=pyro.optim.PyroOptim(Odd, {"lr": 1e-2}),
             checkpoint=tmp_path,
-            augment=lambda batch: calls.append(1) or batch,
+            augment=augment,
         )
-    assert len(calls) == 1
+    assert augment.calls == 1
     fit(pair(), optimizer=pyro.optim.PyroOptim(Odd, {"lr": 1e-2}), epochs=1)
 
 
@@ -194,10 +195,6 @@ STATEFUL = {
 }
 
 
-class Stop(Exception):
-    """Stops training."""
-
-
 def resumptions():
     """Every optimiser goes on in one way in the default run."""
     for i, name in enumerate(STATEFUL):
@@ -215,19 +212,11 @@ def test_resumed(name, fresh, tmp_path):
     programs, optimizer = pair(), STATEFUL[name]()
     options = {"checkpoint": tmp_path / "b", "checkpoint_seconds": 0, "epochs": 3}
     for step in (2, 3):
-        calls = []
-
-        def stop(batch, calls=calls, step=step):
-            calls.append(1)
-            if len(calls) == step:
-                raise Stop
-            return batch
-
         with pytest.raises(Stop):
-            fit(programs, valid, optimizer=optimizer, augment=stop, **options)
+            fit(programs, valid, optimizer=optimizer, augment=RaiseAt(step), **options)
         if fresh:
             programs, optimizer = pair(seed=step), STATEFUL[name]()
-    history = fit(programs, valid, optimizer=optimizer, **options)
+    history = fit(programs, valid, optimizer=optimizer, augment=RaiseAt(), **options)
     assert history["lr"] == whole["lr"]
     assert same(state(*programs), state(*expected))
     ends = [read_tensors(tmp_path / folder / "last.safetensors")[0] for folder in "ab"]

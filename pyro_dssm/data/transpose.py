@@ -33,6 +33,9 @@ class RandomTransposition:
             raise ValueError(f"semitones: expected a positive integer, got {semitones!r}.")
         self.share, self.semitones = share, semitones
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(share={self.share!r}, semitones={self.semitones!r})"
+
     def __call__(self, batch: Batch) -> Batch:
         """The batch with its pieces moved, drawn from torch's generator.
 
