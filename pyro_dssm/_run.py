@@ -22,11 +22,12 @@ from ._interrupts import uninterrupted
 from ._measuring import observed_entries
 from ._optimisation import Optimisation
 from .checkpoints import (
+    card_of,
+    check_state,
     flatten,
     load_pair,
     pair_tensors,
-    read_metadata,
-    read_tensors,
+    read_run,
     take,
     unflatten,
     write_pair,
@@ -457,7 +458,7 @@ class Run:
         """Goes on from what was kept, if anything was."""
         if self.folder is None or not (self.folder / "last.safetensors").is_file():
             return
-        tensors, metadata = read_tensors(self.folder / "last.safetensors")
+        tensors, metadata = read_run(self.folder / "last.safetensors")
         # An older checkpoint does not say which schedule it is of.
         plan = self._plan()
         kept = {"kl": plan["kl"], **metadata["plan"]}
@@ -466,6 +467,7 @@ class Run:
                 f"checkpoint: {self.folder} holds a run with {kept}, which cannot go on with {plan}. Choose "
                 "another folder, or resume=False to start anew."
             )
+        check_state(tensors, self.model, self.guide)
         load_pair(self.model, self.guide, tensors)
         like = self.model._like
         self.average = {k: v.to(like.device) for k, v in take(tensors, "average/").items()}
@@ -491,7 +493,7 @@ class Run:
         elif self.epoch:
             self.kept = Kept(self._snapshot(), self.epoch, extra)
         assert self.folder is not None
-        if read_metadata(self.folder / "best.safetensors").get("extra", {}).get("epoch") == self.kept.epoch:
+        if card_of(self.folder / "best.safetensors").get("epoch") == self.kept.epoch:
             self._saved = self.kept
 
     def agree(self, value: bool) -> bool:  # noqa: FBT001
