@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 __all__ = ["Parts", "change", "frozen_copy", "is_plain"]
 
 
 def frozen_copy(value: Any) -> Any:
-    """A copy of the lists, dictionaries and sets in a value, and the rest as it is.
+    """A copy of the lists, dictionaries and sets in a value, with NumPy's numbers as Python's, and the rest as it is.
 
     Example:
         >>> given = {"mlp_dims": [8]}
@@ -27,7 +28,7 @@ def frozen_copy(value: Any) -> Any:
     for kind in (list, tuple, set):
         if type(value) is kind:
             return kind(map(frozen_copy, value))
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def is_plain(value: Any, levels: int = 8) -> bool:
@@ -96,32 +97,27 @@ class Parts:
                     found[prefix + name] = value
         return found
 
-    def check(self, what: str, program: nn.Module) -> None:
-        """Raises ``ValueError`` where modules or tensors are others than those that the constructor made.
+    def replaced(self, program: nn.Module) -> list[str]:
+        """Says which modules and tensors are others than those that the constructor made.
+
+        What is built by the same arguments cannot take the state of such a program, or is another function of it.
 
         Args:
-            what: What errors call it.
             program: The program that these parts are of.
 
-        Raises:
-            ValueError: If what is built by the same arguments cannot take the state of this program, or would be
-                another function of it.
+        Returns:
+            What is where in the place of what; modules, or else tensors.
         """
         now = Parts.of(program)
-        found = [
+        return [
             f"{_class(now.kinds.get(path))} at {path!r} in the place of {_class(self.kinds.get(path))}"
             for path in {**self.kinds, **now.kinds}
             if now.kinds.get(path) != self.kinds.get(path)
         ] or [
-            f"{shape} for {name!r} in the place of {self.shapes.get(name)}"
+            f"a tensor of shape {shape} for {name!r} in the place of {self.shapes.get(name)}"
             for name, shape in {**dict.fromkeys(self.shapes), **now.shapes}.items()
             if shape != self.shapes.get(name) and not (name in self.shapes and self.shapes[name] is None)
         ]
-        if found:
-            raise ValueError(
-                f"{what}: expected the parts that its constructor has made, got {found[0]}; a file holds arguments and "
-                "weights, so other parts belong in the constructor of a class of your own."
-            )
 
 
 _NOTHING = object()

@@ -473,6 +473,9 @@ class Run:
         self.average = {k: v.to(like.device) for k, v in take(tensors, "average/").items()}
         self.optimisation.load(unflatten(take(tensors, "optimizer/"), metadata["optimizer"]))
         progress = metadata["progress"]
+        done = progress["epoch"] * self.num_batches + progress["batch"]
+        if progress["step"] != done or progress["batch"] >= self.num_batches:
+            raise ValueError(f"checkpoint: expected as many steps in {self.folder} as batches, got {progress}.")
         self.epoch, self.batch, self.step = progress["epoch"], progress["batch"], progress["step"]
         self._written = (self.epoch, self.batch)
         self.sums = [math.nan if v is None else v for v in progress["sums"]]
@@ -481,8 +484,15 @@ class Run:
         history = metadata["history"]
         history["best_valid"] = math.inf if history["best_valid"] is None else history["best_valid"]
         self.history = History(**history)
-        self.kl.load_state_dict(metadata["kl"])
+        self._resume_schedule(metadata["kl"])
         self._resume_kept({k: v.to(like.device) for k, v in take(tensors, "best/").items()})
+
+    def _resume_schedule(self, state: dict[str, Any]) -> None:
+        try:
+            self.kl.load_state_dict(state)
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"checkpoint: expected the state of {self.kl!r} in {self.folder}, got {what}.") from error
 
     def _resume_kept(self, best: dict[str, Tensor]) -> None:
         h = self.history

@@ -10,7 +10,6 @@ Whatever a file says is checked before anything is built, as if a stranger had w
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from ._building import Bounded, Excess, Sizes, size_of
 from ._devices import generators_kept
 from ._files import atomic_write
-from ._parts import change, is_plain
+from ._parts import change, frozen_copy, is_plain
 from ._program import Program, note_parts
 from ._tensorfile import DTYPES, FORMAT, TensorFile, dump, opened, stamp
 from .audio import Spectrogram
@@ -107,7 +106,7 @@ def describe(program: Program) -> dict[str, Any]:
         The description.
 
     Raises:
-        ValueError: If an argument is nothing that JSON can hold, or something was put in the place of a part.
+        ValueError: If an argument is nothing that JSON can hold.
     """
     return _described(program, set())
 
@@ -135,13 +134,13 @@ def _described(program: Program, seen: set[int]) -> dict[str, Any]:
         raise ValueError(f"{name}: expected constructor arguments that JSON can hold, got {value!r}.")
 
     built = program._built
-    built.check(name, program)
     return {
         "class": type(program).__qualname__,
         "module": type(program).__module__,
         "arguments": {name: encode(value) for name, value in program.arguments.items()},
-        "changed": {path: copy.deepcopy(value) for path, value in built.changed(program).items()},
+        "changed": {path: frozen_copy(value) for path, value in built.changed(program).items()},
         "frozen": sorted(path for path, p in program.named_parameters() if not p.requires_grad),
+        "replaced": built.replaced(program)[:8],
     }
 
 
@@ -197,6 +196,7 @@ def _build(description: Any, model: DSSM | None, changes: list[tuple[Program, An
         raise ValueError(f"path: expected a model, a program or a structure among the arguments, got {kind!r:.80}.")
 
     _need_description(description)
+    _need_parts("path", description)
     cls = _class_of(description["class"], description["module"])
     program = cls(**{key: decode(value) for key, value in description["arguments"].items()})
     changes.append((program, description))
@@ -205,12 +205,23 @@ def _build(description: Any, model: DSSM | None, changes: list[tuple[Program, An
 
 def _need_description(value: Any) -> None:
     """Raises ``ValueError`` unless a value has the form of a description."""
-    kinds: dict[str, type] = {"class": str, "module": str, "arguments": dict, "changed": dict, "frozen": list}
+    kinds: dict[str, type] = {"class": str, "module": str, "arguments": dict}
+    later: dict[str, type] = {"changed": dict, "frozen": list, "replaced": list}
     # Version 0.1 did not know what had been changed.
-    names = set(kinds) if isinstance(value, dict) and len(value) > 3 else {"class", "module", "arguments"}
-    whole = isinstance(value, dict) and value.keys() == names
-    if not whole or not all(isinstance(value[name], kinds[name]) for name in names):
+    kinds |= later if isinstance(value, dict) and len(value) > len(kinds) else {}
+    whole = isinstance(value, dict) and value.keys() == kinds.keys()
+    if not whole or not all(isinstance(value[name], kind) for name, kind in kinds.items()):
         raise ValueError(f"path: expected class, module and arguments of a program, got {value!r:.200}.")
+
+
+def _need_parts(what: str, description: dict[str, Any]) -> None:
+    """Raises ``ValueError`` where something was put in the place of what the constructor had made."""
+    if description.get("replaced"):
+        raise ValueError(
+            f"{what}: expected a {description['class']:.200} with the parts that its constructor has made, got "
+            f"{description['replaced'][0]!s:.500}; a file holds arguments and weights, so other parts belong in the "
+            "constructor of a class of your own."
+        )
 
 
 def _class_of(name: str, module: str) -> type[Program]:
@@ -364,6 +375,8 @@ def save(
     both = sorted(str(name) for name in card.keys() & extra.keys())
     if both:
         raise ValueError(f"card: expected none of the names that are given beside it, got {', '.join(both)}.")
+    for name, program in (("model", model), ("guide", guide)):
+        _need_parts(name, describe(program))
     write_pair(path, model, guide, pair_tensors(model, guide), {**card, **extra}, transform)
 
 
@@ -388,6 +401,7 @@ def write_pair(
     Raises:
         ValueError: If anything could not be read again.
     """
+    card, transform = frozen_copy(dict(card)), frozen_copy(transform)
     for name, value in card.items():
         if not isinstance(name, str) or not name or not is_plain(value, 16):
             raise ValueError(f"{name}: expected a value that JSON can hold, got {value!r}.")
@@ -397,7 +411,7 @@ def write_pair(
         "sites": model.sites,
         "dtype": str(model._like.dtype).removeprefix("torch."),
         "transform": _encoded(transform),
-        "card": dict(card),
+        "card": card,
     }
     write_tensors(path, tensors, metadata)
 
