@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 __all__ = ["Bounded", "Excess", "Sizes", "size_of"]
 
@@ -51,20 +51,22 @@ class Sizes(TorchFunctionMode):
         if self.calls > self.most_calls:
             raise Excess(f"a constructor that calls torch more than {self.most_calls:,} times")
         name = getattr(func, "__name__", "").strip("_")
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if name in _VIEWS:
+            return func(*args, **kwargs)
+        given = _tensors((*args, *kwargs.values()))
         if any(t.is_meta for t in given):
             return kwargs["out"] if name == "eye" else _on_meta(func, args, kwargs)
         entries = _entries(name, given, args, kwargs)
         if entries is None:
             # How much comes out of it only torch knows.
             found = _on_meta(func, args, kwargs)
-            entries = sum(t.numel() for t in tree_leaves(found) if isinstance(t, Tensor))
+            entries = sum(t.numel() for t in _tensors(found if isinstance(found, list | tuple) else [found]))
         return self.run(func, name, args, kwargs, entries)
 
     def run(self, func: Any, name: str, args: Any, kwargs: Any, entries: int) -> Any:
         """One call, of which so many entries come at most."""
         if entries <= SMALL:
-            self.count(8 * entries if name in _SHAPES or name not in _VIEWS else 0)
+            self.count(8 * entries)
             return func(*args, **kwargs)
         if name in _SHAPES:
             shape = _SHAPES[name](args, kwargs)
@@ -88,7 +90,7 @@ class Bounded(Sizes):
 
     def run(self, func: Any, name: str, args: Any, kwargs: Any, entries: int) -> Any:
         """One call, of which so many entries come at most."""
-        self.count(0 if name in _VIEWS else 8 * entries)
+        self.count(8 * entries)
         return func(*args, **kwargs)
 
 
@@ -98,8 +100,18 @@ def size_of(values: Iterable[Any]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
+
+
 def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
-    given = any(isinstance(t, Tensor) for t in tree_leaves((args, kwargs)))
+    given = _tensors((*args, *kwargs.values()))
     args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, kwargs))
     if "device" in kwargs or not given:
         kwargs = {**kwargs, "device": torch.device("meta")}
@@ -110,8 +122,6 @@ def _entries(name: str, given: list[Tensor], args: Any, kwargs: Any) -> int | No
     """How many entries come out of a call at most, where that is known without making it."""
     if name in _SHAPES:
         return math.prod(_SHAPES[name](args, kwargs))
-    if name in _VIEWS:
-        return 0
     if not given:
         return None if name in _FACTORIES else 0
     if name == "linear":

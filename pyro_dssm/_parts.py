@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,9 +66,7 @@ class Parts:
         for path, module in program.named_modules():
             prefix = f"{path}." if path else ""
             kinds[path] = f"{type(module).__module__}.{type(module).__qualname__}"
-            for name, value in vars(module).items():
-                if _counts(module, name) and is_plain(value):
-                    attributes[prefix + name] = repr(value)
+            attributes.update((prefix + name, repr(value)) for name, value in _settings(module).items())
             empty = (n for kind in (module._parameters, module._buffers) for n, value in kind.items() if value is None)
             shapes.update((prefix + name, None) for name in empty)
         shapes.update((name, tuple(t.shape)) for name, t in program.state_dict().items())
@@ -85,9 +84,7 @@ class Parts:
         found = {}
         for path, module in program.named_modules():
             prefix = f"{path}." if path else ""
-            for name, value in vars(module).items():
-                if not _counts(module, name) or not is_plain(value):
-                    continue
+            for name, value in _settings(module).items():
                 before = self.attributes.get(prefix + name)
                 if before is None:
                     # An attribute of the class may have been hidden by one of the instance.
@@ -127,11 +124,29 @@ def _class(name: str | None) -> str:
     return "nothing" if name is None else name.rpartition(".")[2]
 
 
-def _counts(module: nn.Module, name: str) -> bool:
-    """Whether an attribute is a setting of a module: neither private, nor its mode, nor computed."""
-    if name.startswith("_") or name == "training":
-        return False
-    return not isinstance(inspect.getattr_static(type(module), name, None), property)
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The public plain attributes of a module but its mode, and the properties that can be set."""
+    found = {name: value for name, value in vars(module).items() if name[:1] != "_" and name != "training"}
+    for name, settable in _properties(type(module)).items():
+        found.pop(name, None)
+        if settable:
+            found[name] = getattr(module, name, None)
+    return {name: value for name, value in found.items() if is_plain(value)}
+
+
+# Classes may go away.
+_known: weakref.WeakKeyDictionary[type, dict[str, bool]] = weakref.WeakKeyDictionary()
+
+
+def _properties(cls: type) -> dict[str, bool]:
+    """The public properties of a class, and whether they can be set."""
+    found = _known.get(cls)
+    if found is None:
+        names = {name for base in cls.__mro__ for name, value in vars(base).items() if isinstance(value, property)}
+        static = {name: inspect.getattr_static(cls, name) for name in names if name[:1] != "_"}
+        found = {name: value.fset is not None for name, value in static.items() if isinstance(value, property)}
+        _known[cls] = found
+    return found
 
 
 def change(program: nn.Module, changes: Mapping[str, Any]) -> None:
@@ -148,8 +163,10 @@ def change(program: nn.Module, changes: Mapping[str, Any]) -> None:
     for path, value in changes.items():
         owner, _, name = path.rpartition(".")
         module = modules.get(owner)
-        before = _NOTHING if module is None else vars(module).get(name, getattr(type(module), name, _NOTHING))
-        if module is None or not _counts(module, name) or not is_plain(before):
+        before = _NOTHING
+        if module is not None and name[:1] not in ("", "_") and name != "training":
+            before = _settings(module).get(name, getattr(type(module), name, _NOTHING))
+        if module is None or not is_plain(before):
             raise ValueError(f"an attribute {path[:80]!r} that the class does not have")
         if not is_plain(value) or not (before is None or value is None or _kind(before) == _kind(value)):
             raise ValueError(f"a {type(value).__name__} for the attribute {path[:80]!r}")

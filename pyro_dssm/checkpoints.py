@@ -473,8 +473,8 @@ def _pair_file(file: TensorFile) -> PairFile:
     early = file.format != FORMAT
     names = {"model", "guide", "sites", "dtype"} | ({"extra"} if early else {"transform", "card"})
     if metadata.keys() != names:
-        kind = "the state of a run, to be resumed by fit" if "progress" in metadata else "another kind of checkpoint"
-        raise ValueError(f"path: expected a saved pair, got {kind}: {file.path}.")
+        which = " (the state of a run, which fit resumes)" if "progress" in metadata else ""
+        raise ValueError(f"path: expected a saved pair, got another kind of checkpoint{which}: {file.path}.")
     for name in ("model", "guide"):
         _need_description(metadata[name])
     if metadata["sites"] not in ("path", "step"):
@@ -707,9 +707,10 @@ def check_state(tensors: Mapping[str, Tensor], model: DSSM, guide: Guide) -> Non
         for name in {**dict.fromkeys(sorted(least)), **found} if found or not group else ():
             then, now = found.get(name), pair.get(name)
             if then != now:
+                kind = "guide" if name.startswith("guide.") else "model"
                 raise ValueError(
-                    f"checkpoint: expected the weights of this pair, got {then or 'nothing'} for {group}{name:.200} in "
-                    f"the place of {now or 'nothing'}."
+                    f"{kind}: expected one of the checkpoint's shape and dtype, {then or 'nothing'} for "
+                    f"{group + name!r:.200}, got {now or 'nothing'}."
                 )
 
 
