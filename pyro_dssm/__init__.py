@@ -1,7 +1,7 @@
 """Deep state-space models in Pyro."""
 
 from .calibration import Calibration, calibrate
-from .checkpoints import load, save
+from .checkpoints import PairFile, inspect, load, save
 from .constraints import (
     GECO,
     Constraint,
@@ -114,6 +114,7 @@ __all__ = [
     "NoLatents",
     "NoiseGuide",
     "Order",
+    "PairFile",
     "PartialAlignment",
     "RNN",
     "RSSM",
@@ -140,6 +141,7 @@ __all__ = [
     "evaluate",
     "first_multiplier",
     "fit",
+    "inspect",
     "kl_weight",
     "load",
     "moderate_scale",

@@ -183,12 +183,34 @@ class Optimisation:
 
         Args:
             state: From :meth:`state`.
+
+        Raises:
+            ValueError: If it is of other parameters, or has not the form that such an optimiser gives it.
         """
+        self._check(state)
         self.forget()
         if isinstance(self.optimizer, ClippedNormAdam):
             self.optimizer._waiting = dict(state)
         else:
             self.optimizer.set_state({self._full_name(k): v for k, v in state.items()})
+
+    def _check(self, state: Any) -> None:
+        named = {
+            plain_name(f"{program._pyro_name}.{name}"): p
+            for program in self.programs
+            for name, p in program.named_parameters()
+        }
+        moments = {"step", "exp_avg", "exp_avg_sq"} if isinstance(self.optimizer, ClippedNormAdam) else None
+        for key, entry in state.items() if isinstance(state, dict) else [("", None)]:
+            p = named.get(key.replace("$$$", ".").removesuffix("_unconstrained")) if isinstance(key, str) else None
+            good = p is not None and isinstance(entry, dict)
+            if isinstance(entry, dict) and moments is not None:
+                good = entry.keys() == moments and all(_is_moment(value, p, name) for name, value in entry.items())
+            if not good:
+                raise ValueError(
+                    f"checkpoint: expected the state of {_name(self.optimizer)} for this pair, got another one for "
+                    f"{key!r:.200}."
+                )
 
     def _full_name(self, plain: str) -> str:
         """The name that Pyro's store has in this process for a parameter."""
@@ -198,6 +220,11 @@ class Optimisation:
             if plain[: len(head)] == head and plain[len(head) :][:1] in (".", "$"):
                 return root + plain[len(head) :]
         return plain
+
+
+def _is_moment(value: Any, p: Any, name: str) -> bool:
+    shape = () if name == "step" or p is None else p.shape
+    return p is not None and isinstance(value, Tensor) and value.is_floating_point() and value.shape == shape
 
 
 def _scheduler(optimizer: PyroOptim, kinds: tuple[type, ...]) -> bool:

@@ -11,10 +11,13 @@ from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
+from pyro.nn.module import _PyroModuleMeta
 from pyro.params import param_with_module_name
 from torch import nn
 
-__all__ = ["Plain", "PlainNotImplementedError", "PlainValueError", "Program", "evaluating", "modes_kept"]
+from ._parts import Parts, frozen_copy
+
+__all__ = ["Plain", "PlainNotImplementedError", "PlainValueError", "Program", "evaluating", "modes_kept", "note_parts"]
 
 _serial = itertools.count()
 
@@ -43,7 +46,21 @@ _PLAIN: dict[type[Exception], type[Plain]] = {
 }
 
 
-class Program(PyroModule):
+class _Noting(_PyroModuleMeta):
+    """Notes what a program's constructor has made, whatever classes it is of."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        program = super().__call__(*args, **kwargs)
+        note_parts(program)
+        return program
+
+
+def note_parts(program: Program) -> None:
+    """Takes a program as it is for what its arguments build."""
+    object.__setattr__(program, "_built", Parts.of(program))
+
+
+class Program(PyroModule, metaclass=_Noting):
     """A Pyro program with parameters: the base class of every model and guide here.
 
     It adds four things to :class:`pyro.nn.PyroModule`.
@@ -53,15 +70,17 @@ class Program(PyroModule):
       ``SVI`` would train only the first.
     - Every parameter is registered when the program is called, not when it is first used. Path sites
       reach their networks after the call has returned, which is too late for ``SVI`` to see them.
-    - The arguments it was built with, so that a checkpoint can build it again.
+    - The arguments it was built with, as they were then, so that a checkpoint can build it again, and what it was then,
+      so that a checkpoint knows what has been changed.
     - Errors of one sentence, under SVI too: see :class:`Plain`.
     """
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    _built: Parts
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Program:
         self = super().__new__(cls)
-        object.__setattr__(self, "_arguments", (args, kwargs))
+        object.__setattr__(self, "_arguments", (frozen_copy(args), frozen_copy(kwargs)))
         return self
 
     def __init__(self) -> None:
@@ -73,8 +92,8 @@ class Program(PyroModule):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the constructor, by name."""
-        args, kwargs = self._arguments
+        """The arguments of the constructor, by name: a copy, whose lists and dictionaries are the caller's."""
+        args, kwargs = frozen_copy(self._arguments)
         bound = inspect.signature(type(self).__init__).bind(self, *args, **kwargs)
         arguments: dict[str, Any] = {}
         for name, value in list(bound.arguments.items())[1:]:

@@ -26,11 +26,12 @@ from ._measuring import observed_entries
 from ._optimisation import Optimisation
 from ._plan import Description, content, differences
 from .checkpoints import (
+    card_of,
+    check_state,
     flatten,
     load_pair,
     pair_tensors,
-    read_metadata,
-    read_tensors,
+    read_run,
     take,
     unflatten,
     write_pair,
@@ -556,18 +557,17 @@ class Run:
         """Goes on from what was kept, if anything was."""
         if self.folder is None or not (self.folder / "last.safetensors").is_file():
             return
-        tensors, metadata = read_tensors(self.folder / "last.safetensors")
-        if "progress" not in metadata:
-            raise ValueError(
-                f"checkpoint: expected the state of a run in {self.folder / 'last.safetensors'}, got a saved pair, as "
-                "best.safetensors holds one. Remove it, or start from scratch with resume=False."
-            )
+        tensors, metadata = read_run(self.folder / "last.safetensors")
         self._compare(metadata, tensors)
+        check_state(tensors, self.model, self.guide)
         load_pair(self.model, self.guide, tensors)
         like = self.model._like
         self.average = {k: v.to(like.device) for k, v in take(tensors, "average/").items()}
         self.optimisation.load(unflatten(take(tensors, "optimizer/"), metadata["optimizer"]))
         progress = metadata["progress"]
+        done = progress["epoch"] * self.num_batches + progress["batch"]
+        if progress["step"] != done or progress["batch"] >= self.num_batches:
+            raise ValueError(f"checkpoint: expected as many steps in {self.folder} as batches, got {progress}.")
         self.epoch, self.batch, self.step = progress["epoch"], progress["batch"], progress["step"]
         self._written = (self.epoch, self.batch)
         self.sums = [math.nan if v is None else v for v in progress["sums"]]
@@ -578,7 +578,7 @@ class Run:
         self.history = History(**history)
         # As patience says now, which may be another one.
         self.history.stopped_early = self.batch == 0 and self.epoch > 0 and self._is_out_of_patience()
-        self.kl.load_state_dict(metadata["kl"])
+        self._resume_schedule(metadata["kl"])
         self._resume_kept({k: v.to(like.device) for k, v in take(tensors, "best/").items()})
 
     def _compare(self, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -648,6 +648,13 @@ class Run:
             "kl": self.kl._plan(),
         }
 
+    def _resume_schedule(self, state: dict[str, Any]) -> None:
+        try:
+            self.kl.load_state_dict(state)
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"checkpoint: expected the state of {self.kl!r} in {self.folder}, got {what}.") from error
+
     def _resume_kept(self, best: dict[str, Tensor]) -> None:
         h = self.history
         extra = {} if h.best_valid == math.inf else {"valid_nats_per_step": h.best_valid}
@@ -657,7 +664,7 @@ class Run:
         elif self.epoch:
             self.kept = Kept(self._snapshot(), self.epoch, extra)
         assert self.folder is not None
-        if read_metadata(self.folder / "best.safetensors").get("extra", {}).get("epoch") == self.kept.epoch:
+        if card_of(self.folder / "best.safetensors").get("epoch") == self.kept.epoch:
             self._saved = self.kept
 
     def agree(self, value: bool) -> bool:  # noqa: FBT001

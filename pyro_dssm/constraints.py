@@ -293,9 +293,25 @@ class Constraint(KLSchedule):
 
         Args:
             state: From :meth:`state_dict`.
+
+        Raises:
+            ValueError: If it is no such state.
         """
+        low, high = self.limits
+        multiplier, steps, average = state.get("multiplier"), state.get("steps"), state.get("average", math.nan)
+        flags = [state.get(name) for name in ("met", "warned_cap", "warned_initial")]
+        whole = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
+        finite = is_number(average) if steps else "average" not in state
+        if not (is_number(multiplier) and low <= multiplier <= high and whole and finite):  # type: ignore[operator]
+            raise ValueError(
+                f"state: expected a multiplier within {self.limits}, steps and an average, got {state!r:.200}."
+            )
+        if not all(isinstance(value, bool) for value in flags):
+            raise ValueError(
+                f"state: expected met, warned_cap and warned_initial to be True or False, got {flags!r:.80}."
+            )
         self._multiplier, self._steps = float(state["multiplier"]), int(state["steps"])
-        self._average = float(state.get("average", math.nan))
+        self._average = float(average)
         self._met = bool(state["met"])
         self._warned_cap, self._warned_initial = bool(state["warned_cap"]), bool(state["warned_initial"])
 
