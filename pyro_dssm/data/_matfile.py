@@ -39,9 +39,7 @@ class _Matrix:
     body: memoryview
 
 
-def mat_cells(
-    data: bytes, names: Collection[str], num_columns: int, max_bytes: int
-) -> dict[str, list[np.ndarray]]:
+def mat_cells(data: bytes, names: Collection[str], num_columns: int, max_bytes: int) -> dict[str, list[np.ndarray]]:
     """Finds cell arrays of matrices in the bytes of a file.
 
     Args:

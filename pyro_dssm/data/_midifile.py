@@ -73,8 +73,8 @@ def midi_notes(data: bytes, *, clip: bool) -> MidiNotes:
         if kind == b"MTrk":  # chunks of other kinds are passed over, as the format wants it
             ticks = max(ticks, track.read(body))
             num_tracks -= 1
-    columns = (np.frombuffer(values, np.int64) for values in (track.begin, track.end, track.pitch))
-    return MidiNotes(*columns, ticks, division, track.percussion)
+    begin, end, pitch = (np.array(values, np.int64) for values in (track.begin, track.end, track.pitch))
+    return MidiNotes(begin, end, pitch, ticks, division, track.percussion)
 
 
 def _chunk(data: bytes, at: int) -> tuple[bytes, bytes, int]:

@@ -60,30 +60,29 @@ def read_npz(
     """
     positive("max_bytes", max_bytes)
     aliases, synonyms = dict(aliases or {}), dict(synonyms or {})
-    with open_regular(path, max_bytes) as file, named(path):
-        with _archive(file, path) as archive:
-            members = {n: info for n, info in members_of(archive).items() if n not in (ignore or ())}
-            known = [*names, *aliases]
-            for name in sorted(members):
-                if name not in known:
-                    hint = did_you_mean(name, known, synonyms)
-                    way = "" if ignore is None else f" To leave it aside, ignore=[{name!r}]."
-                    understood = ", ".join(_listed(names, aliases))
-                    raise ValueError(
-                        f"{name}: expected the arrays {understood} in {os.fspath(path)}, got {name!r}{hint or '.'}{way}"
-                    )
-            for other, name in aliases.items():
-                if other in members and name in members:
-                    raise ValueError(f"{other}: expected either {name!r} or {other!r}, got both in {os.fspath(path)}.")
-            members = {aliases.get(name, name): info for name, info in members.items()}
-            missing = [name for name in required if name not in members]
-            if missing:
-                raise ValueError(f"{missing[0]}: expected in {os.fspath(path)}, got the arrays {sorted(members)[:20]}.")
-            found = {name: members[name] for name in names if name in members}
-            total = sum(info.file_size for info in found.values())
-            if total > max_bytes:
-                raise ValueError(f"path: expected at most {max_bytes} bytes of arrays (max_bytes), got {total}.")
-            return {name: _array(archive, info, name) for name, info in found.items()}
+    with open_regular(path, max_bytes) as file, named(path), _archive(file, path) as archive:
+        members = {n: info for n, info in members_of(archive).items() if n not in (ignore or ())}
+        known = [*names, *aliases]
+        for name in sorted(members):
+            if name not in known:
+                hint = did_you_mean(name, known, synonyms)
+                way = "" if ignore is None else f" To leave it aside, ignore=[{name!r}]."
+                understood = ", ".join(_listed(names, aliases))
+                raise ValueError(
+                    f"{name}: expected the arrays {understood} in {os.fspath(path)}, got {name!r}{hint or '.'}{way}"
+                )
+        for other, name in aliases.items():
+            if other in members and name in members:
+                raise ValueError(f"{other}: expected either {name!r} or {other!r}, got both in {os.fspath(path)}.")
+        members = {aliases.get(name, name): info for name, info in members.items()}
+        missing = [name for name in required if name not in members]
+        if missing:
+            raise ValueError(f"{missing[0]}: expected in {os.fspath(path)}, got the arrays {sorted(members)[:20]}.")
+        found = {name: members[name] for name in names if name in members}
+        total = sum(info.file_size for info in found.values())
+        if total > max_bytes:
+            raise ValueError(f"path: expected at most {max_bytes} bytes of arrays (max_bytes), got {total}.")
+        return {name: _array(archive, info, name) for name, info in found.items()}
 
 
 @contextmanager

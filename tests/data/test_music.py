@@ -459,7 +459,9 @@ def test_compressed_bomb_is_cut_off(tmp_path, rolls):
 
 @pytest.mark.parametrize("reader", [read_mat, read_packed])
 def test_too_many_frames_are_refused(tmp_path, rolls, reader):
-    path = write_packed(tmp_path / "a", splits_of(rolls)) if reader is read_packed else save_mat(tmp_path / "a.mat", rolls)
+    path = (
+        write_packed(tmp_path / "a", splits_of(rolls)) if reader is read_packed else save_mat(tmp_path / "a.mat", rolls)
+    )
     refused(partial(reader, max_frames=20), path, "at most 20 frames, got 21; max_frames")
     assert_same(reader(path, max_frames=21), rolls)
 
