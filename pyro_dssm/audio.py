@@ -324,15 +324,16 @@ def read_with_rate(
         raise ValueError(f"path: expected finite samples, got others in {path}.")
     if wave.abs().max() < _SILENT:
         raise ValueError(f"path: expected sound, got silence in {path}.")
-    with refusing(path, "an audio file that can be resampled and trimmed"):
-        if native != rate:
-            librosa = require("librosa", extra="speech")
+    if native != rate:
+        librosa = require("librosa", extra="speech")
+        with refusing(path, "an audio file that can be resampled"):
             wave = torch.from_numpy(librosa.resample(wave.numpy(), orig_sr=native, target_sr=rate))
-        if trim_db is not None:
-            librosa = require("librosa", extra="speech")
+        if not wave.isfinite().all():
+            raise ValueError(f"path: expected finite samples at {rate} Hz, got others in {path}.")
+    if trim_db is not None:
+        librosa = require("librosa", extra="speech")
+        with refusing(path, "an audio file that can be trimmed"):
             wave = torch.from_numpy(librosa.effects.trim(wave.numpy(), top_db=trim_db)[0].copy())
-    if not wave.isfinite().all():
-        raise ValueError(f"path: expected finite samples at {rate} Hz, got others in {path}.")
     if len(wave) < min_samples:
         raise ValueError(f"path: expected at least {min_samples} samples, got {len(wave)} in {path}.")
     return wave, native
@@ -394,7 +395,10 @@ def _too_long(path: Path, most: int, rate: int, count: int | str) -> ValueError:
 def _blocks(path: Path, file: Any, most: int) -> np.ndarray:
     """Decodes block after block, so that memory is taken for what is there and not for what is promised."""
     promised, blocks, count = file.frames, [], 0
-    while len(block := file.read(min(_BLOCK, promised + 1 - count), dtype="float32")):
+    while count < promised:
+        block = file.read(min(_BLOCK, promised - count), dtype="float32")
+        if not len(block):
+            break
         blocks.append(block)
         count += len(block)
         if count > most:

@@ -22,7 +22,7 @@ import numpy as np
 from .._checks import did_you_mean, positive
 from .._reading import named, open_regular
 
-__all__ = ["MAX_NPZ_BYTES", "array_of", "members_of", "open_archive", "read_npz"]
+__all__ = ["MAX_NPZ_BYTES", "array_of", "members_of", "open_archive", "read_npz", "unpacked"]
 
 MAX_NPZ_BYTES = 1 << 30
 _MAX_DIRECTORY = 1 << 20  # bytes of the table of members; one takes about 60
@@ -171,13 +171,30 @@ def array_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray | No
         ValueError: If the header of the array disagrees with the bytes behind it; other kinds of exception too, where
             the archive is damaged.
     """
+    return _parsed(unpacked(archive, info))
+
+
+def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int | None = None) -> bytes:
+    """Unpacks one member of an archive, never beyond the size that the archive declares.
+
+    Args:
+        archive: The archive.
+        info: The member.
+        max_bytes: The largest that is accepted.
+
+    Raises:
+        ValueError: If it is too large, or compressed in a way that does not let itself be bounded; other kinds of
+            exception too, where the archive is damaged.
+    """
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack as much as they like
         raise ValueError(f"expected {info.filename} stored or deflated, got compression {info.compress_type}")
+    if max_bytes is not None and info.file_size > max_bytes:
+        raise ValueError(f"expected {info.filename} of at most {max_bytes} bytes, got {info.file_size}")
     with archive.open(info) as file:
         data = file.read(info.file_size + 1)  # the checksum is compared at the end of the member
     if len(data) != info.file_size:
         raise ValueError(f"the archive declares {info.file_size} bytes, but it holds others")
-    return _parsed(data)
+    return data
 
 
 def _parsed(data: bytes) -> np.ndarray | None:
