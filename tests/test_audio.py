@@ -298,7 +298,7 @@ def test_silence_at_the_ends_is_trimmed_where_asked(tmp_path):
 BAD_FILES = {
     "text": (lambda p: p.write_text("no audio"), "can be decoded"),
     "nothing": (lambda p: p.write_bytes(b""), "can be decoded"),
-    "a folder": (lambda p: p.mkdir(), "can be decoded"),
+    "a folder": (lambda p: p.mkdir(), "a regular file, got a folder"),
     "half a file": (lambda p: cut(p), "can be decoded"),
     "no samples": (lambda p: soundfile.write(p, np.zeros(0), 16000, format="WAV"), "whole audio file, got 0 samples"),
     "too short": (lambda p: soundfile.write(p, np.full(1023, 0.1), 16000), "at least 1024 samples, got 1023"),

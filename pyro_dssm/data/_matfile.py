@@ -17,10 +17,12 @@ import numpy as np
 
 from .._checks import did_you_mean
 
-__all__ = ["MAX_MAT_BYTES", "mat_cells"]
+__all__ = ["mat_cells"]
 
 _MAX_CELLS = 100_000
-MAX_MAT_BYTES = 1 << 30
+_MAX_VARIABLES = 1000
+_MAX_DIMENSIONS = 32
+_SHOWN = 60  # characters of a name
 
 # The format: "MAT-File Format", The MathWorks. An element is a tag (type, size) and its data, padded
 # to 8 bytes; a matrix is an element that holds flags, dimensions, a name and then numbers or cells.
@@ -37,13 +39,14 @@ class _Matrix:
     body: memoryview
 
 
-def mat_cells(data: bytes, names: Collection[str], num_columns: int) -> dict[str, list[np.ndarray]]:
+def mat_cells(data: bytes, names: Collection[str], num_columns: int, max_bytes: int) -> dict[str, list[np.ndarray]]:
     """Finds cell arrays of matrices in the bytes of a file.
 
     Args:
         data: The whole file.
         names: The variables to look for.
         num_columns: Number of columns that every matrix must have.
+        max_bytes: Most bytes that the compressed variables of the file may unpack to, all together.
 
     Returns:
         The matrices of each variable that was found.
@@ -55,10 +58,12 @@ def mat_cells(data: bytes, names: Collection[str], num_columns: int) -> dict[str
     if order is None or data.startswith(b"MATLAB 7.3"):
         raise ValueError("expected MATLAB format 5 to 7, got another one (save with -v7, not -v7.3)")
     found: dict[str, list[np.ndarray]] = {}
-    for kind, body in _variables(memoryview(data)[128:], order):
+    for kind, body in _variables(memoryview(data)[128:], order, max_bytes):
         if kind != _MI_MATRIX:
             continue
         matrix = _matrix(body, order)
+        if matrix.name in found:
+            raise ValueError(f"expected one variable {matrix.name}, got two")
         if matrix.name in names:
             found[matrix.name] = _cells(matrix, order, num_columns)
         elif matrix.name:
@@ -74,21 +79,32 @@ def _tell(name: str, names: Collection[str]) -> None:
     warnings.warn(f"left aside the variable {name!r}, which is none of {', '.join(names)}", stacklevel=2)
 
 
-def _variables(view: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+def _variables(view: memoryview, order: str, max_bytes: int) -> Iterator[tuple[int, memoryview]]:
     """Walks over the variables of a file, decompressing within a common budget."""
-    budget = MAX_MAT_BYTES
+    budget, count = max_bytes, 0
     while view:
+        count += 1
+        if count > _MAX_VARIABLES:
+            raise ValueError(f"expected at most {_MAX_VARIABLES} variables, got more")
         kind, body, rest = _element(view, order)
         if kind == _MI_COMPRESSED:
             rest = view[8 + len(body) :]  # compressed elements are not padded
-            inflater = zlib.decompressobj()
-            plain = inflater.decompress(body, budget)
-            if not inflater.eof:
-                raise ValueError(f"a compressed variable is cut short or larger than {MAX_MAT_BYTES} bytes")
+            plain = _inflated(body, budget, max_bytes)
             budget -= len(plain)
             kind, body, _ = _element(memoryview(plain), order)
         yield kind, body
         view = rest
+
+
+def _inflated(body: memoryview, budget: int, max_bytes: int) -> bytes:
+    """Decompresses what is left of the budget at most; one byte more tells that it was not enough."""
+    inflater = zlib.decompressobj()
+    plain = inflater.decompress(body, budget + 1)  # never 0, which would lift the limit
+    if len(plain) > budget:
+        raise ValueError(f"its variables unpack to more than {max_bytes} bytes; max_frames sets the limit")
+    if not inflater.eof:
+        raise ValueError("a compressed variable is cut short")
+    return plain
 
 
 def _element(view: memoryview, order: str) -> tuple[int, memoryview, memoryview]:
@@ -113,8 +129,10 @@ def _matrix(view: memoryview, order: str) -> _Matrix:
     (word,) = struct.unpack_from(order + "I", flags)
     if word & _MX_COMPLEX:
         raise ValueError("expected a real matrix, got a complex one")
+    if not 8 <= len(shape) <= 4 * _MAX_DIMENSIONS:
+        raise ValueError(f"expected 2 to {_MAX_DIMENSIONS} dimensions, got {len(shape) // 4}")
     dimensions = struct.unpack(f"{order}{len(shape) // 4}i", shape)
-    return _Matrix(word & 0xFF, dimensions, bytes(name).decode("latin-1"), view)
+    return _Matrix(word & 0xFF, dimensions, bytes(name[:_SHOWN]).decode("latin-1"), view)
 
 
 def _cells(matrix: _Matrix, order: str, num_columns: int) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ cannot be compared with figures on the other.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
@@ -19,6 +20,8 @@ import torch
 from tqdm import tqdm
 
 from .._extras import require
+from .._reading import contents, refusing
+from ._npz import open_archive, unpacked
 from .rolls import KEYS, LOWEST_PITCH, read_packed, write_packed
 from .sequences import SequenceDataset, Splits
 
@@ -30,6 +33,9 @@ _VOICES = ("Soprano", "Alto", "Tenor", "Bass")
 # Works in order of their number go round these five: 60 % train, 20 % valid, 20 % test.
 _ROUND = ("train", "valid", "train", "test", "train")
 _FIFTH = 7
+# Of a score: the largest of the corpus has a third of the bytes and about 200 quarter notes.
+_MAX_BYTES = 4 << 20
+_MAX_FRAMES = 100_000
 
 Note = tuple[float, float, int]
 """Begin and end in quarter notes, and MIDI pitch."""
@@ -175,13 +181,15 @@ def read_chorale(path: str | os.PathLike[str]) -> np.ndarray | None:
     found in both sets.
 
     Args:
-        path: A MusicXML file.
+        path: A MusicXML file, compressed or not, of at most 4 MiB when it is unpacked.
 
     Returns:
         Array (T, 88) of zeros and ones, uint8; None if the score has fewer than four voices or a
         metre that is not counted in quarter notes or longer.
 
     Raises:
+        ValueError: If the file is malformed, no regular file or too large, or holds no notes of the 88 keys.
+        FileNotFoundError: If there is no such file.
         ImportError: If music21 is not installed.
 
     Example:
@@ -190,15 +198,32 @@ def read_chorale(path: str | os.PathLike[str]) -> np.ndarray | None:
         (88, 4)
     """
     music21 = _music21()
-    with warnings.catch_warnings():
+    data = contents(path, _MAX_BYTES)
+    with refusing(path, "a score in MusicXML"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # music21's remarks on a score are not the user's concern
-        score = music21.converter.parse(Path(path), forceSource=True, storePickle=False)
+        # Text of one known format: of a file, music21 reads any format that its name asks for, pickles too.
+        score = music21.converter.parseData(_music_xml(data), format="musicxml")
         parts = _voices(score)
         metres = score.recurse().getElementsByClass("TimeSignature")
         if len(parts) < len(_VOICES) or any(metre.denominator > 4 for metre in metres):
             return None
         notes = [note for part in parts for note in _notes(part)]
         return _roll(notes, _shift(notes, _written_tonic(score)))
+
+
+def _music_xml(data: bytes) -> str:
+    """The text of a score, which may lie in a zip archive with others that are about it."""
+    if data.startswith(b"PK"):
+        with open_archive(io.BytesIO(data)) as archive:
+            scores = [info for info in archive.infolist() if not info.filename.startswith("META-INF")]
+            scores = [info for info in scores if info.filename.lower().endswith((".xml", ".musicxml"))]
+            if len(scores) != 1:
+                raise ValueError(f"expected one score in the archive, got {len(scores)}")
+            data = unpacked(archive, scores[0], _MAX_BYTES)
+    text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    if "<!ENTITY" in text:  # a few lines of those stand for gigabytes
+        raise ValueError("expected no entities of its own, got a declaration")
+    return text
 
 
 def _voices(score: Any) -> list[Any]:
@@ -235,8 +260,15 @@ def _shift(notes: Sequence[Note], written: int | None) -> int:
 
 
 def _roll(notes: Sequence[Note], shift: int) -> np.ndarray:
-    frames = np.zeros((int(np.ceil(max(stop for _, stop, _ in notes))), KEYS), dtype=np.uint8)
+    length = int(np.ceil(max(stop for _, stop, _ in notes)))
+    if length > _MAX_FRAMES:
+        raise ValueError(f"expected at most {_MAX_FRAMES} quarter notes, got {length}")
+    frames = np.zeros((length, KEYS), dtype=np.uint8)
     for begin, stop, pitch in notes:
+        if not 0 <= pitch + shift - LOWEST_PITCH < KEYS:
+            raise ValueError(f"expected pitches of the {KEYS} keys, got {pitch + shift}")
         frames[int(np.ceil(begin)) : int(np.ceil(stop)), pitch + shift - LOWEST_PITCH] = 1
     sounding = np.flatnonzero(frames.any(axis=1))
+    if len(sounding) == 0:
+        raise ValueError("expected notes at the beginning of quarter notes, got none")
     return frames[sounding[0] : sounding[-1] + 1]

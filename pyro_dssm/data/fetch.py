@@ -11,15 +11,22 @@ import argparse
 import hashlib
 import http.client
 import os
+import re
+import socket
+import ssl
 import sys
-import time
+import threading
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
+from .._checks import is_number, positive
 from .._files import atomic_write
+from .._reading import check_regular, file_path, open_regular
 from .music import MUSIC_SETS, MusicSet, data_folder
 from .rolls import content_hash, read_mat
 
@@ -42,7 +49,7 @@ def fetch(
     """Downloads one file, unless it is there already.
 
     The bytes go to a temporary file in the target folder, which takes the name only if everything is
-    right and is removed if not.
+    right and is removed if not. Only http and https are spoken, also where the server leads elsewhere.
 
     Args:
         url: Address, http or https.
@@ -50,14 +57,14 @@ def fetch(
         sha256: Checksum of the file as 64 hexadecimal digits; None only together with ``check``.
         check: Called with the complete temporary file; raises `ValueError` to refuse its content.
         max_bytes: Largest size accepted.
-        timeout: Seconds that the whole download may take.
+        timeout: Seconds that the whole download may take, from looking up the name to the last byte.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If an argument is wrong, or the file is larger than ``max_bytes``, has another
-            checksum or is refused by ``check``.
+        ValueError: If an argument is wrong, what is at the path is no regular file, or what the server sends is larger
+            than ``max_bytes``, has another checksum, is refused by ``check`` or leads to another kind of address.
         OSError: If the download fails; the message names the address.
 
     Example:
@@ -65,12 +72,16 @@ def fetch(
         Traceback (most recent call last):
         ValueError: url must begin with http:// or https://, got 'ftp://example.org/a.npz'
     """
-    path = Path(path)
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"url must begin with http:// or https://, got {url!r}")
+    path = file_path("path", path)
+    _check_url(url)
     if sha256 is None and check is None:
         raise ValueError("sha256 must be given where check is not, got None for both")
-    if path.exists() and _is_right(path, sha256, check):
+    if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-fA-F]{64}", sha256)):
+        raise ValueError(f"sha256: expected 64 hexadecimal digits, got {sha256!r}.")
+    positive("max_bytes", max_bytes)
+    if not is_number(timeout) or timeout <= 0:
+        raise ValueError(f"timeout: expected a positive number of seconds, got {timeout!r}.")
+    if path.exists() and check_regular(path) and _is_right(path, sha256, check):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
@@ -83,6 +94,18 @@ def fetch(
     return path
 
 
+def _check_url(url: object) -> None:
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        raise ValueError(f"url must begin with http:// or https://, got {url!r}")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0 and not re.search(r"[^!-~]", url)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"url: expected an address of a server and of a file in it, in ASCII, got {url!r}.")
+
+
 def _is_right(path: Path, sha256: str | None, check: Callable[[Path], None] | None) -> bool:
     try:
         _check_file(path, sha256, check)
@@ -93,7 +116,7 @@ def _is_right(path: Path, sha256: str | None, check: Callable[[Path], None] | No
 
 def _check_file(path: Path, sha256: str | None, check: Callable[[Path], None] | None) -> None:
     if sha256 is not None:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.sha256()
             for chunk in iter(lambda: file.read(_CHUNK), b""):
                 digest.update(chunk)
@@ -104,43 +127,135 @@ def _check_file(path: Path, sha256: str | None, check: Callable[[Path], None] | 
 
 
 def _download(url: str, file: BinaryIO, max_bytes: int, timeout: float) -> None:
-    """Copies the answer of a server to a file; every failure becomes a sentence with the address."""
+    """Copies the answer of a server to a file; every failure becomes a sentence with the address.
+
+    The limits of sockets hold for each step by itself, and a server that sends a byte now and then meets them for ever.
+    So another thread does the talking, and at the deadline this one hangs up, whatever that is busy with.
+    """
+    transfer = _Transfer(url, file, max_bytes, timeout)
+    thread = threading.Thread(target=transfer.run, name=f"fetch {url}", daemon=True)
+    thread.start()
     try:
-        for chunk in _chunks(url, max_bytes, timeout):
-            file.write(chunk)
-    except urllib.error.HTTPError as error:
+        thread.join(min(timeout, threading.TIMEOUT_MAX))
+        finished = not thread.is_alive()
+    finally:
+        transfer.hang_up()
+    error: Exception | None = transfer.error
+    if not finished:
+        received = f"{transfer.received} bytes received"
+        raise OSError(f"could not download {url}: not complete after {timeout:g} seconds (timed out), {received}")
+    if isinstance(error, urllib.error.HTTPError):
         error.close()
         raise OSError(f"could not download {url}: the server answered {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
+    if isinstance(error, _Refused):
+        raise error
+    if error is not None:  # of the system, or what a server sets off that speaks something else
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise OSError(f"could not download {url}: {reason}") from error
 
 
-def _chunks(url: str, max_bytes: int, timeout: float) -> Iterator[bytes]:
-    deadline = time.monotonic() + timeout
-    received = 0
-    with urllib.request.urlopen(url, timeout=timeout) as response:
-        declared = _declared_size(response)
-        _check_size(url, declared or 0, max_bytes)
-        # read1 returns what has arrived: a server that sends a byte now and then meets the deadline
-        while chunk := response.read1(_CHUNK):
-            received += len(chunk)
-            _check_size(url, received, max_bytes)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not complete after {timeout:g} seconds, {received} bytes received")
-            yield chunk
-    if declared is not None and received != declared:
-        raise ConnectionError(f"the server promised {declared} bytes and sent {received}")
+class _Refused(ValueError):
+    """What a server sends, and is not taken."""
+
+
+class _Transfer:
+    """Receives a file, in a thread of its own."""
+
+    def __init__(self, url: str, file: BinaryIO, max_bytes: int, timeout: float) -> None:
+        self.url, self.file, self.max_bytes, self.timeout = url, file, max_bytes, timeout
+        self.received = 0
+        self.error: Exception | None = None
+        self.sockets: list[socket.socket] = []
+        self.over = False
+
+    def run(self) -> None:
+        """Receives all of it; what goes wrong is kept for the thread that waits."""
+        try:
+            self._receive()
+        except Exception as error:
+            self.error = error
+
+    def hang_up(self) -> None:
+        """Ends whatever the connections wait for."""
+        self.over = True
+        for connected in list(self.sockets):
+            with suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+    def _receive(self) -> None:
+        with _opener(self.sockets).open(self.url, timeout=self.timeout) as response:
+            declared = _declared_size(response)
+            _check_size(self.url, declared or 0, self.max_bytes)
+            while not self.over and (chunk := response.read1(_CHUNK)):
+                self.received += len(chunk)
+                _check_size(self.url, self.received, self.max_bytes)
+                if not self.over:
+                    self.file.write(chunk)
+        if declared is not None and self.received != declared:
+            raise ConnectionError(f"the server promised {declared} bytes and sent {self.received}")
+
+
+def _opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
+    """Opens http and https, and nothing else that urllib knows; keeps the sockets at hand."""
+
+    class Plain(http.client.HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.append(self.sock)
+
+    class Secure(http.client.HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.append(self.sock)
+
+    class Http(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Plain, req)
+
+    class Https(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Secure, req, context=ssl.create_default_context())
+
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _Redirects(),
+        Http(),
+        Https(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to other addresses of http and https alone."""
+
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
+    ) -> Any:
+        """Looks where it leads first."""
+        target = urllib.parse.urljoin(req.full_url, headers.get("location") or headers.get("uri") or "")
+        if not target.lower().startswith(("http://", "https://")):
+            fp.close()
+            raise ValueError(
+                f"url: expected http:// or https:// all the way, got {target[:200]!r} from {req.full_url}."
+            )
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _declared_size(response: Any) -> int | None:
     text = response.headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and text.isascii() and len(text) < 20 else None
 
 
 def _check_size(url: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise ValueError(f"max_bytes is {max_bytes}, but {url} sends at least {size} bytes")
+        raise _Refused(f"max_bytes is {max_bytes}, but {url} sends at least {size} bytes")
 
 
 def fetch_music(

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import io
-import math
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from .._checks import positive
 from .._extras import require
 from .._files import atomic_write
+from .._reading import contents, refusing
+from ._midifile import MidiNotes, midi_notes
 from .rolls import KEYS, LOWEST_PITCH
 
 __all__ = ["read_midi", "write_midi"]
 
 _TICKS_PER_BEAT = 480
 _VELOCITY = 80
-_PERCUSSION = 9
-# Bounds on a file to read: a delta time of a few bytes can claim 2^28 ticks.
-_MAX_FRAMES = 1_000_000
-_MAX_BYTES = 64 << 20
 
 
 def write_midi(
@@ -100,23 +96,37 @@ def _changes(keys: np.ndarray) -> Iterator[tuple[int, int, bool]]:
         yield frame, key, bool(steps[frame, key] > 0)
 
 
-def read_midi(path: str | os.PathLike[str], *, frames_per_beat: int = 1) -> torch.Tensor:
-    """Reads a MIDI file as a piano roll.
+def read_midi(
+    path: str | os.PathLike[str],
+    *,
+    frames_per_beat: int = 1,
+    clip: bool = False,
+    max_frames: int = 1_000_000,
+    max_bytes: int = 16 << 20,
+) -> torch.Tensor:
+    """Reads a MIDI file as a piano roll, in time and memory that grow with the file and its frames alone.
 
     Frame ``t`` holds the notes that sound at its beginning, so shorter notes between two frames are
     lost, and percussion (channel 10) has no keys: a warning counts what is left aside. Tempo and velocity
-    are ignored.
+    are ignored. A note of which a second onset follows ends there, and a note that is never released
+    sounds to the end of the file.
 
     Args:
-        path: A MIDI file with time in beats.
+        path: A MIDI file with time in beats, whose tracks sound together (format 0 or 1).
         frames_per_beat: Frames in a quarter note, 1 to 480.
+        clip: Takes data bytes above 127, which the format does not allow, for 127 rather than refusing the file.
+        max_frames: Most frames of a file that is accepted.
+        max_bytes: Most bytes of a file that is accepted.
 
     Returns:
         Tensor (T, 88) of zeros and ones, float32, where T covers the file up to its end of track.
 
     Raises:
-        ValueError: If the file is malformed, too long, or has notes outside the 88 keys.
-        ImportError: If mido is not installed.
+        ValueError: If the file is malformed, no regular file, too long or too large, or has notes outside the 88 keys.
+        FileNotFoundError: If there is no such file.
+
+    Reference:
+        Standard MIDI Files 1.0 (MIDI Manufacturers Association, 1996)
 
     Example:
         >>> import pathlib, tempfile
@@ -126,42 +136,40 @@ def read_midi(path: str | os.PathLike[str], *, frames_per_beat: int = 1) -> torc
         torch.Size([4, 88])
     """
     _check_frames_per_beat(frames_per_beat)
-    mido = require("mido", extra="music")
-    size = os.stat(path).st_size
-    if size > _MAX_BYTES:
-        raise ValueError(f"{path} must have at most {_MAX_BYTES} bytes, got {size}")
-    data = Path(path).read_bytes()
-    try:
-        midi = mido.MidiFile(file=io.BytesIO(data))
-    except Exception as error:  # mido reports damage by many kinds of exception
-        raise ValueError(f"{path} is not a MIDI file: {str(error) or type(error).__name__}") from error
-    if midi.ticks_per_beat < 1:
-        raise ValueError(f"{path} must count time in beats, got division {midi.ticks_per_beat}")
-    return _frames(path, midi, frames_per_beat)
+    if not isinstance(clip, bool):
+        raise ValueError(f"clip: expected True or False, got {clip!r}.")
+    positive("max_frames", max_frames)
+    positive("max_bytes", max_bytes)
+    data = contents(path, max_bytes)
+    with refusing(path, "a MIDI file"):
+        notes = midi_notes(data, clip=clip)
+    return _roll(path, notes, frames_per_beat, max_frames)
 
 
-def _frames(path: str | os.PathLike[str], midi: Any, frames_per_beat: int) -> torch.Tensor:
-    def frame(tick: int) -> int:
-        """First frame that begins at a tick or after it."""
-        return -(-tick * frames_per_beat // midi.ticks_per_beat)
-
-    length = frame(max((sum(message.time for message in track) for track in midi.tracks), default=0))
-    if not 1 <= length <= _MAX_FRAMES:
-        raise ValueError(f"{path} must last 1 to {_MAX_FRAMES} frames, got {length}")
-    roll = torch.zeros(length, KEYS)
-    short = 0
-    for begin, end, pitch in (note for track in midi.tracks for note in _notes(track)):
-        if not 0 <= pitch - LOWEST_PITCH < KEYS:
-            raise ValueError(f"{path} must hold pitches 21 to 108, got {pitch}")
-        stop = length if math.isinf(end) else frame(int(end))
-        roll[frame(begin) : stop, pitch - LOWEST_PITCH] = 1
-        short += stop <= frame(begin)
-    _tell(path, short, sum(map(_is_percussion, (message for track in midi.tracks for message in track))))
-    return roll
+def _roll(path: str | os.PathLike[str], notes: MidiNotes, frames_per_beat: int, max_frames: int) -> torch.Tensor:
+    length = -(-notes.ticks * frames_per_beat // notes.ticks_per_beat)
+    if not 1 <= length <= max_frames:
+        raise ValueError(f"{path} must last 1 to {max_frames} frames, got {length}; max_frames sets the limit")
+    keys = notes.pitch - LOWEST_PITCH
+    outside = (keys < 0) | (keys >= KEYS)
+    if outside.any():
+        raise ValueError(f"{path} must hold pitches 21 to 108, got {notes.pitch[outside][0]}")
+    # The first frame that begins at a tick or after it.
+    begin, end = (-(-ticks * frames_per_beat // notes.ticks_per_beat) for ticks in (notes.begin, notes.end))
+    end = np.where(notes.end < 0, length, end)
+    _tell(path, int((end <= begin).sum()), notes.percussion)
+    return torch.from_numpy(_sounding(keys, begin, end, length))
 
 
-def _is_percussion(message: Any) -> bool:
-    return message.type == "note_on" and message.channel == _PERCUSSION and message.velocity > 0
+def _sounding(keys: np.ndarray, begin: np.ndarray, end: np.ndarray, length: int) -> np.ndarray:
+    """The roll of notes, which may overlap: their numbers add up along time, however long they are."""
+    frames = np.unique(np.concatenate([[0], begin, end]))
+    frames = frames[frames < length]  # those where something may change
+    steps = np.zeros((len(frames), KEYS), np.int32)
+    for when, step in ((begin, 1), (end, -1)):
+        within = when < length
+        np.add.at(steps, (np.searchsorted(frames, when[within]), keys[within]), step)
+    return np.repeat((steps.cumsum(0) > 0).astype(np.float32), np.diff(frames, append=length), axis=0)
 
 
 def _tell(path: str | os.PathLike[str], short: int, percussion: int) -> None:
@@ -170,20 +178,3 @@ def _tell(path: str | os.PathLike[str], short: int, percussion: int) -> None:
     lost += [f"{percussion} notes of percussion"] if percussion else []
     if lost:
         warnings.warn(f"{path}: left aside {' and '.join(lost)}", stacklevel=4)
-
-
-def _notes(track: Any) -> Iterator[tuple[int, float, int]]:
-    """Yields (begin, end, pitch) in ticks; a note that is never released ends at infinity."""
-    now = 0
-    sounding: dict[tuple[int, int], int] = {}
-    for message in track:
-        now += message.time
-        if message.type not in ("note_on", "note_off") or message.channel == _PERCUSSION:
-            continue
-        key = (message.channel, message.note)
-        if key in sounding:
-            yield sounding.pop(key), now, message.note
-        if message.type == "note_on" and message.velocity > 0:
-            sounding[key] = now
-    for (_, pitch), begin in sounding.items():
-        yield begin, math.inf, pitch

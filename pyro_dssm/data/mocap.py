@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import is_number
+from .._reading import named
 from ._npz import read_npz
 from .music import data_folder
 from .sequences import Splits
@@ -19,6 +20,7 @@ __all__ = ["Mocap", "load_mocap"]
 
 _PARTS = ("train", "valid", "test")
 _MAX_BYTES = 64 << 20  # the file has 1.4 MB of numbers
+_MOST = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,7 @@ def load_mocap(
         The sets and their scaling.
 
     Raises:
-        ValueError: If the file is malformed or an option is out of range.
+        ValueError: If the file is malformed, no regular file or too large, or an option is out of range.
         FileNotFoundError: If there is no file.
 
     References:
@@ -98,13 +100,14 @@ def load_mocap(
         hint = "point data_dir or the environment variable PYRO_DSSM_DATA at the folder that has it"
         raise FileNotFoundError(f"found no {path}; {hint}")
     arrays = read_npz(path, _PARTS, required=_PARTS, max_bytes=_MAX_BYTES)
-    parts = {name: _angles(name, arrays[name], arrays["train"].shape[-1:]) for name in _PARTS}
-    frames = parts["train"].flatten(0, 1)
-    channels = (frames.std(0, correction=0) >= threshold).nonzero().flatten()
-    if len(channels) == 0:
-        raise ValueError(f"threshold: expected a channel that moves more than {threshold!r}, got none.")
-    mean, std = frames[:, channels].mean(0), frames[:, channels].std(0, correction=0)
-    sets = {name: Trajectories(((parts[name][..., channels] - mean) / std).float()) for name in _PARTS}
+    with named(path):
+        parts = {name: _angles(name, arrays[name], arrays["train"].shape[-1:]) for name in _PARTS}
+        frames = parts["train"].flatten(0, 1)
+        channels = (frames.std(0, correction=0) >= threshold).nonzero().flatten()
+        if len(channels) == 0:
+            raise ValueError(f"threshold: expected a channel that moves more than {threshold!r}, got none.")
+        mean, std = frames[:, channels].mean(0), frames[:, channels].std(0, correction=0)
+        sets = {name: Trajectories(((parts[name][..., channels] - mean) / std).float()) for name in _PARTS}
     if window is not None:
         sets = {name: part.windows(window, stride) for name, part in sets.items()}
     return Mocap(**sets, mean=mean.float(), std=std.float(), channels=tuple(channels.tolist()))
@@ -114,6 +117,7 @@ def _angles(name: str, array: np.ndarray, channels: tuple[int, ...]) -> Tensor:
     if array.dtype.kind != "f" or array.ndim != 3 or 0 in array.shape or array.shape[2:] != channels:
         width = channels[0] if channels else "channels"
         raise ValueError(f"{name}: expected floats of shape (N, T, {width}), got {array.dtype} of {array.shape}.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected finite numbers, got others.")
+    # Degrees; the bound keeps squares of them finite.
+    if not (np.abs(array) <= _MOST).all():
+        raise ValueError(f"{name}: expected angles of at most {_MOST:g} degrees, got others.")
     return torch.from_numpy(array.astype(np.float64))

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .._checks import did_you_mean
+from .._checks import did_you_mean, positive
 from .._files import atomic_write
-from ._matfile import MAX_MAT_BYTES, mat_cells
+from .._reading import contents, refusing
+from ._matfile import mat_cells
+from ._npz import array_of, members_of, open_archive
 from .sequences import SequenceDataset, Splits
 
 __all__ = ["KEYS", "LOWEST_PITCH", "content_hash", "read_mat", "read_packed", "write_packed"]
@@ -31,9 +30,11 @@ LOWEST_PITCH = 21
 _SPLITS = ("train", "valid", "test")
 _MAT_NAMES = {"traindata": "train", "validdata": "valid", "testdata": "test"}
 _ROW_BYTES = KEYS // 8
-# Bounds on what a file may claim. The largest of the four sets has well under 10^6 frames, 4 MB packed.
-_MAX_FRAMES = 3_000_000
-_MAX_PACKED_BYTES = 32 << 20
+# What a file may claim: the largest of the four sets has less than half as many frames.
+_MAX_FRAMES = 1_000_000
+# Bytes of one frame at most: packed with its length, and as numbers of 8 bytes in a cell of its own.
+_PACKED_BYTES, _MAT_BYTES = _ROW_BYTES + 8, 8 * KEYS + 96
+_HEADERS = 1 << 16
 
 
 def content_hash(splits: Splits) -> str:
@@ -111,7 +112,7 @@ def _check_roll(roll: np.ndarray, what: str) -> None:
         raise ValueError(f"{what} must hold only zeros and ones, got other values")
 
 
-def read_packed(path: str | os.PathLike[str]) -> Splits:
+def read_packed(path: str | os.PathLike[str], *, max_frames: int = _MAX_FRAMES) -> Splits:
     """Reads a packed file of piano rolls.
 
     The file has, for each split, ``<split>_frames`` (uint8, (frames, 11), bits packed along the
@@ -120,12 +121,14 @@ def read_packed(path: str | os.PathLike[str]) -> Splits:
 
     Args:
         path: The ``.npz`` file.
+        max_frames: Most frames of a file that is accepted.
 
     Returns:
         Three datasets whose sequences are float32 (T, 88).
 
     Raises:
-        ValueError: If the file is malformed; the message names it.
+        ValueError: If the file is malformed, no regular file or too large; the message names it.
+        FileNotFoundError: If there is no such file.
 
     Example:
         >>> import pathlib, tempfile
@@ -136,69 +139,42 @@ def read_packed(path: str | os.PathLike[str]) -> Splits:
         Traceback (most recent call last):
         ValueError: .../mine.npz is not a packed music file: File is not a zip file
     """
-    with _refusing(path, "a packed music file"):
-        arrays = _npz_arrays(_file_bytes(path, _MAX_PACKED_BYTES))
+    positive("max_frames", max_frames)
+    max_bytes = max_frames * _PACKED_BYTES + _HEADERS
+    data = contents(path, max_bytes)
+    with refusing(path, "a packed music file"):
+        arrays = _arrays(data, max_bytes)
+        _check_count(sum(len(arrays[f"{split}_frames"]) for split in _SPLITS), max_frames)
         return Splits(*(_unpack(split, arrays) for split in _SPLITS))
 
 
-@contextmanager
-def _refusing(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Turns whatever a malformed file sets off into one `ValueError` that names the file."""
-    try:
-        yield
-    except OSError:
-        raise  # the file could not be read at all: the system's own message says why
-    except Exception as error:
-        raise ValueError(f"{path} is not {what}: {str(error) or type(error).__name__}") from error
+def _check_count(frames: int, max_frames: int) -> None:
+    if frames > max_frames:
+        raise ValueError(f"expected at most {max_frames} frames, got {frames}; max_frames sets the limit")
 
 
-def _file_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Reads a regular file of at most ``limit`` bytes; parsers then work in memory."""
-    size = os.stat(path).st_size
-    if not os.path.isfile(path):
-        raise ValueError("expected a regular file, got something else")
-    if size > limit:
-        raise ValueError(f"expected at most {limit} bytes, got {size}")
-    return Path(path).read_bytes()
-
-
-def _npz_arrays(data: bytes) -> dict[str, np.ndarray]:
+def _arrays(data: bytes, max_bytes: int) -> dict[str, np.ndarray]:
     keys = {f"{split}_{part}" for split in _SPLITS for part in ("frames", "lengths")}
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = archive.namelist()
-        if sorted(names) != sorted(f"{key}.npy" for key in keys):
-            extra = sorted({name.removesuffix(".npy") for name in names} - keys)
+    with open_archive(io.BytesIO(data)) as archive:
+        members = members_of(archive)
+        if members.keys() != keys:
+            extra = sorted(members.keys() - keys)
             hint = did_you_mean(extra[0], keys) if extra else ""
-            raise ValueError(f"expected the arrays {sorted(keys)}, got {sorted(names)[:20]}{hint}")
-        total = sum(info.file_size for info in archive.infolist())
-        if total > _MAX_PACKED_BYTES:
-            raise ValueError(f"expected at most {_MAX_PACKED_BYTES} bytes unpacked, got {total}")
-        return {key: _npy_array(_member(archive, f"{key}.npy"), key) for key in keys}
+            raise ValueError(f"expected the arrays {sorted(keys)}, got {sorted(members)[:20]}{hint}")
+        total = sum(info.file_size for info in members.values())
+        if total > max_bytes:
+            raise ValueError(f"expected at most {max_bytes} bytes unpacked, got {total}; max_frames sets the limit")
+        return {key: _integers(archive, members[key], key) for key in keys}
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Unpacks one member; a member that holds more than it declares is not unpacked further."""
-    info = archive.getinfo(name)
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"expected {name} stored or deflated, got compression {info.compress_type}")
-    with archive.open(info) as file:
-        return file.read(info.file_size + 1)
-
-
-def _npy_array(data: bytes, key: str) -> np.ndarray:
-    """Parses an .npy file whose header must agree with the number of bytes that follow."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"expected {key} in .npy version 1.0 or 2.0, got {version}")
-    shape, fortran, dtype = readers[version](file)
-    if dtype.kind not in "iu":
-        raise ValueError(f"expected {key} to hold integers, got dtype {dtype}")
-    body, needed = data[file.tell() :], math.prod(shape) * dtype.itemsize
-    if len(body) != needed or min(shape, default=0) < 0:
-        raise ValueError(f"{key} declares shape {shape}, {needed} bytes, but {len(body)} bytes follow")
-    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
+def _integers(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> np.ndarray:
+    try:
+        array = array_of(archive, info)
+    except Exception as error:
+        raise ValueError(f"{key} cannot be read: {error}") from error
+    if array is None or array.dtype.kind not in "iu":
+        raise ValueError(f"expected {key} to hold integers, got dtype {'object' if array is None else array.dtype}")
+    return np.atleast_1d(array)
 
 
 def _unpack(split: str, arrays: dict[str, np.ndarray]) -> SequenceDataset:
@@ -220,7 +196,7 @@ def _unpack(split: str, arrays: dict[str, np.ndarray]) -> SequenceDataset:
     return SequenceDataset(list(bits.split(lengths.tolist())))
 
 
-def read_mat(path: str | os.PathLike[str]) -> Splits:
+def read_mat(path: str | os.PathLike[str], *, max_frames: int = _MAX_FRAMES) -> Splits:
     """Reads a public ``.mat`` file of piano rolls (MATLAB 5 to 7, compressed or not).
 
     The file has cell arrays ``traindata``, ``validdata`` and ``testdata`` of binary (T, 88) matrices.
@@ -229,12 +205,14 @@ def read_mat(path: str | os.PathLike[str]) -> Splits:
 
     Args:
         path: The ``.mat`` file.
+        max_frames: Most frames of a file that is accepted.
 
     Returns:
         Three datasets whose sequences are float32 (T, 88).
 
     Raises:
-        ValueError: If the file is malformed; the message names it.
+        ValueError: If the file is malformed, no regular file or too large; the message names it.
+        FileNotFoundError: If there is no such file.
 
     Example:
         >>> import pathlib, tempfile
@@ -245,17 +223,18 @@ def read_mat(path: str | os.PathLike[str]) -> Splits:
         Traceback (most recent call last):
         ValueError: .../Mine.mat is not a music .mat file: expected MATLAB format 5 to 7, ...
     """
-    with _refusing(path, "a music .mat file"):
-        found = mat_cells(_file_bytes(path, MAX_MAT_BYTES), _MAT_NAMES, KEYS)
+    positive("max_frames", max_frames)
+    max_bytes = max_frames * _MAT_BYTES + _HEADERS
+    data = contents(path, max_bytes)
+    with refusing(path, "a music .mat file"):
+        found = mat_cells(data, _MAT_NAMES, KEYS, max_bytes)
         missing = [name for name in _MAT_NAMES if name not in found]
         if missing:
             raise ValueError(f"expected cell arrays {', '.join(_MAT_NAMES)}, missing {', '.join(missing)}")
+        _check_count(sum(len(roll) for rolls in found.values() for roll in rolls), max_frames)
         for name, rolls in found.items():
             for index, roll in enumerate(rolls):
                 _check_roll(roll, f"{name} cell {index}")
-        frames = sum(len(roll) for rolls in found.values() for roll in rolls)
-        if frames > _MAX_FRAMES:
-            raise ValueError(f"expected at most {_MAX_FRAMES} frames, got {frames}")
         return Splits(*(_dataset(found[name]) for name in _MAT_NAMES))
 
 

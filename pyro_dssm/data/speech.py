@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .._checks import one_of, positive
-from ..audio import Spectrogram, read_with_rate
+from .._reading import file_path
+from ..audio import MAX_SAMPLES, Spectrogram, read_with_rate
 from ._speech_frames import Found, Options, load_frames
 from .sequences import SequenceDataset, split_ranges
 
@@ -56,6 +57,7 @@ class SpeechDataset(SequenceDataset):
         spectrogram: The transform they were made with.
         trim_db: What was cut off their ends; see :func:`~pyro_dssm.audio.read_audio`.
         skipped: Files that could not be used, and why.
+        max_samples: Most samples of a recording that were accepted; see :func:`~pyro_dssm.audio.read_audio`.
 
     Attributes:
         recordings: The file of each sequence, and who speaks.
@@ -63,6 +65,7 @@ class SpeechDataset(SequenceDataset):
         spectrogram: The transform.
         trim_db: What was cut off their ends.
         skipped: Files that could not be used, and why.
+        max_samples: Most samples of a recording that were accepted.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class SpeechDataset(SequenceDataset):
         *,
         trim_db: float | None = None,
         skipped: Iterable[tuple[Path, str]] = (),
+        max_samples: int = MAX_SAMPLES,
     ) -> None:
         super().__init__(sequences)
         for name, values in (("recordings", recordings), ("levels", levels)):
@@ -86,6 +90,7 @@ class SpeechDataset(SequenceDataset):
         self.spectrogram = spectrogram
         self.trim_db = trim_db
         self.skipped = list(skipped)
+        self.max_samples = max_samples
 
     @property
     def speakers(self) -> list[str]:
@@ -103,7 +108,13 @@ class SpeechDataset(SequenceDataset):
         """
         path, spectrogram = self.recordings[index].path, self.spectrogram
         # Not by read_audio: whoever loaded the set has been told which files are resampled.
-        return read_with_rate(path, spectrogram.rate, trim_db=self.trim_db, min_samples=spectrogram.window)[0]
+        return read_with_rate(
+            path,
+            spectrogram.rate,
+            trim_db=self.trim_db,
+            min_samples=spectrogram.window,
+            max_samples=self.max_samples,
+        )[0]
 
     def subset(self, indices: Iterable[int]) -> SpeechDataset:
         """Some of the recordings.
@@ -121,6 +132,7 @@ class SpeechDataset(SequenceDataset):
             [self.levels[i] for i in chosen],
             self.spectrogram,
             trim_db=self.trim_db,
+            max_samples=self.max_samples,
         )
 
     def segments(self, length: int = 50) -> SequenceDataset:
@@ -175,18 +187,21 @@ def find_recordings(folder: str | os.PathLike[str]) -> list[Recording]:
         folder: The folder.
 
     Returns:
-        The recordings, sorted by path. Hidden files and folders are passed over.
+        The recordings, sorted by path. Hidden files and folders are passed over, and so are links to folders, with a
+        warning in the log; what has the name of an audio file and is a pipe or leads nowhere is found, and reading it
+        says so.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no audio file, or a recording twice: files of one name and several kinds.
+        OSError: If a folder in it cannot be read.
 
     Example:
         >>> find_recordings("nowhere")
         Traceback (most recent call last):
         FileNotFoundError: folder: expected a folder of recordings, found none at nowhere.
     """
-    return _recordings_of([Path(folder)])[0]
+    return _recordings_of([file_path("folder", folder)])[0]
 
 
 def _recordings_of(roots: Sequence[Path]) -> list[list[Recording]]:
@@ -204,18 +219,39 @@ def _audio_files(root: Path) -> list[Path]:
     """Paths from the folder."""
     if not root.is_dir():
         raise FileNotFoundError(f"folder: expected a folder of recordings, found none at {root}.")
-    found = []
-    for path in root.rglob("*"):
-        inner = path.relative_to(root)
-        kind = path.suffix.lower()
-        if kind not in _SUFFIXES and kind not in _UNREADABLE:
-            continue
-        if not any(p.startswith(".") for p in inner.parts) and path.is_file():
-            found.append(inner)
+    found, links = _walk(root)
+    if links:
+        _log.warning("left aside %d links to folders in %s, the first %s", len(links), root, links[0])
     if not found:
         raise ValueError(f"folder: expected audio files (FLAC, WAV, OGG, MP3, AIFF, ...), got none in {root}.")
     _check_once(root, found)
     return found
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Path]]:
+    """The audio files of a folder and of those in it, and links to folders, which may lead round in a circle."""
+    found: list[Path] = []
+    links: list[Path] = []
+    waiting = [Path()]
+    while waiting:  # no recursion, which deep folders would exhaust
+        inner = waiting.pop()
+        with os.scandir(root / inner) as entries:  # a folder that cannot be read is an error, no empty one
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = inner / entry.name
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    (links if entry.is_symlink() else waiting).append(path)
+                elif path.suffix.lower() in _SUFFIXES | _UNREADABLE:
+                    found.append(path)
+    return found, links
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _check_once(root: Path, paths: list[Path]) -> None:
@@ -242,7 +278,7 @@ def _speaker_depth(folders: Sequence[tuple[str, ...]]) -> int:
 
 
 def _recording(path: Path) -> Recording:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"source: expected recordings, found no file {path}.")
     return Recording(path, _speaker(path))
 
@@ -271,6 +307,7 @@ def load_speech(
     spectrogram: Spectrogram | None = None,
     num_workers: int = 0,
     allow_shared_speakers: bool = False,
+    max_samples: int = MAX_SAMPLES,
 ) -> SpeechSplits:
     """Loads the recordings of a folder: to train on, to choose with, and to test.
 
@@ -294,6 +331,7 @@ def load_speech(
         num_workers: Processes that read the files; 0 for this one alone. They start afresh, so a script that asks for
             them must keep its own work under ``if __name__ == "__main__":``.
         allow_shared_speakers: Accepts given folders of which two hold recordings of the same speaker.
+        max_samples: Most samples of a recording; see :func:`~pyro_dssm.audio.read_audio`.
 
     Returns:
         The three sets.
@@ -313,7 +351,7 @@ def load_speech(
         FileNotFoundError: folder: expected a folder of recordings, found none at nowhere.
     """
     one_of("by", by, ("speaker", "file"))
-    root = Path(folder)
+    root = file_path("folder", folder)
     given = _given_parts(root)
     if given is None:
         parts = _random_parts(find_recordings(root), by, shares, seed)
@@ -323,9 +361,9 @@ def load_speech(
         how = f"Given folders {', '.join(part.name for part in given)}"
         if not allow_shared_speakers:
             _check_speakers(given, parts)
-    options = Options(spectrogram or Spectrogram(), trim_db)
+    options = Options(spectrogram or Spectrogram(), trim_db, max_samples)
     paths = [r.path for part in parts for r in part]
-    frames = load_frames(paths, options, None if cache is None else Path(cache), num_workers, skip_bad=skip_bad)
+    frames = load_frames(paths, options, _cache(cache), num_workers, skip_bad=skip_bad)
     sets = []
     for name, part in zip(_PARTS, parts, strict=True):
         sets.append(_dataset(part, frames, options, f"the {name} set"))
@@ -341,6 +379,7 @@ def load_recordings(
     skip_bad: bool = False,
     spectrogram: Spectrogram | None = None,
     num_workers: int = 0,
+    max_samples: int = MAX_SAMPLES,
 ) -> SpeechDataset:
     """Loads recordings as one set, for example to resynthesise and score them.
 
@@ -353,6 +392,7 @@ def load_recordings(
             read.
         spectrogram: The transform; ``Spectrogram()`` by default.
         num_workers: Processes that read the files; see :func:`load_speech`.
+        max_samples: Most samples of a recording; see :func:`~pyro_dssm.audio.read_audio`.
 
     Returns:
         The set, sorted by path where it is of a folder, else in the order of the files.
@@ -362,16 +402,20 @@ def load_recordings(
         FileNotFoundError: If there is no such folder or file.
     """
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        recordings = [_recording(path)] if path.is_file() else find_recordings(path)
+        path = file_path("source", source)
+        recordings = find_recordings(path) if path.is_dir() or not path.exists() else [_recording(path)]
     else:
-        recordings = [r if isinstance(r, Recording) else _recording(Path(r)) for r in source]
+        recordings = [r if isinstance(r, Recording) else _recording(file_path("source", r)) for r in source]
     if not recordings:
         raise ValueError("source: expected at least one file, got none.")
-    options = Options(spectrogram or Spectrogram(), trim_db)
+    options = Options(spectrogram or Spectrogram(), trim_db, max_samples)
     paths = [r.path for r in recordings]
-    frames = load_frames(paths, options, None if cache is None else Path(cache), num_workers, skip_bad=skip_bad)
+    frames = load_frames(paths, options, _cache(cache), num_workers, skip_bad=skip_bad)
     return _dataset(recordings, frames, options, "the set")
+
+
+def _cache(cache: str | os.PathLike[str] | None) -> Path | None:
+    return None if cache is None else file_path("cache", cache)
 
 
 # Splits.
@@ -454,4 +498,5 @@ def _dataset(part: list[Recording], frames: dict[Path, Found], options: Options,
         options.spectrogram,
         trim_db=options.trim_db,
         skipped=skipped,
+        max_samples=options.max_samples,
     )

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .._checks import one_of, positive, told_apart
 from .._files import atomic_write
-from ._npz import read_npz
+from .._reading import named
+from ._npz import MAX_NPZ_BYTES, read_npz
 from .sequences import SequenceDataset, Splits, split_ranges
 
 __all__ = ["Trajectories", "TrajectorySplits"]
@@ -264,6 +265,7 @@ class Trajectories:
         *,
         ignore: Collection[str] = (),
         channels: Literal["first", "last"] | None = None,
+        max_bytes: int = MAX_NPZ_BYTES,
     ) -> Trajectories:
         """Reads a file with the arrays of `from_arrays`.
 
@@ -274,21 +276,30 @@ class Trajectories:
             path: The ``.npz`` file. Nothing is unpickled.
             ignore: Names of other arrays in it, which are left aside; others that are not understood are refused.
             channels: See :meth:`from_arrays`.
+            max_bytes: Most bytes of a file that is accepted, and of its arrays when they are unpacked.
 
         Returns:
             The trajectories in float32.
 
         Raises:
-            ValueError: If the file is malformed, or has arrays that are not understood; the message names the array.
+            ValueError: If the file is malformed, no regular file or too large, or has arrays that are not understood;
+                the message names the array and the file.
             OSError: If the file cannot be read.
         """
         if isinstance(ignore, str):
             raise ValueError(f"ignore: expected a list of names, got {ignore!r}.")
-        arrays = read_npz(path, _ARRAYS, required=["x"], aliases=_ALIASES, synonyms=_SYNONYMS, ignore=ignore)
-        names = arrays.pop("state_names", None)
-        if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
-            raise ValueError(f"state_names: expected text of shape (state_dim,), got {names.dtype} of {names.shape}.")
-        return cls.from_arrays(**arrays, state_names=None if names is None else names.tolist(), channels=channels)
+        arrays = read_npz(
+            path,
+            _ARRAYS,
+            required=["x"],
+            aliases=_ALIASES,
+            synonyms=_SYNONYMS,
+            ignore=ignore,
+            max_bytes=max_bytes,
+        )
+        with named(path):
+            names = _names(arrays.pop("state_names", None))
+            return cls.from_arrays(**arrays, state_names=names, channels=channels)
 
     def save_npz(self, path: str | os.PathLike[str]) -> Path:
         """Writes a file that `load_npz` reads; it appears under its name complete or not at all.
@@ -321,11 +332,24 @@ class TrajectorySplits(NamedTuple):
         return Splits(*(part.dataset() for part in self))
 
 
+def _names(array: np.ndarray | None) -> list[str] | None:
+    if array is None:
+        return None
+    if array.ndim != 1 or array.dtype.kind != "U":
+        raise ValueError(f"state_names: expected text of shape (state_dim,), got {array.dtype} of {array.shape}.")
+    try:
+        return [str(name) for name in array.tolist()]
+    except ValueError as error:  # numbers that are no characters
+        raise ValueError(f"state_names: expected text, got {error}.") from error
+
+
 def _tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         # Torch knows neither foreign byte orders nor the long double nor unsigned integers beyond a byte.
         kind = {"f": np.float64, "b": np.bool_}.get(value.dtype.kind, np.int64)
-        return torch.from_numpy(np.array(value, dtype=kind))
+        kind = np.float32 if value.dtype == np.float32 else kind
+        with np.errstate(over="ignore"):  # what a long double holds and a double does not becomes infinite
+            return torch.from_numpy(np.array(value, dtype=kind))
     if isinstance(value, Tensor):
         return value
     got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__

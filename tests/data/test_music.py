@@ -6,6 +6,7 @@ import os
 import struct
 import tracemalloc
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import pytest
 import torch
 
 from pyro_dssm._files import atomic_write
-from pyro_dssm.data import _matfile
 from pyro_dssm.data import rolls as rolls_module
 from pyro_dssm.data.music import MUSIC_SETS, data_folder, load_music
 from pyro_dssm.data.rolls import content_hash, read_mat, read_packed, write_packed
@@ -69,7 +69,7 @@ def assert_same(splits, rolls):
 
 def refused(reader, path, *words):
     """Asserts one ValueError that names the file and the given words."""
-    with pytest.raises(ValueError, match="is not a") as caught:
+    with pytest.raises(ValueError, match="is not a|^path: expected") as caught:
         reader(path)
     message = str(caught.value)
     assert str(path) in message
@@ -257,7 +257,7 @@ def test_error_without_words_still_says_something(tmp_path, monkeypatch):
         raise MemoryError
 
     (tmp_path / "a.npz").write_bytes(b"x")
-    monkeypatch.setattr(rolls_module, "_npz_arrays", fail)
+    monkeypatch.setattr(rolls_module, "open_archive", fail)
     refused(read_packed, tmp_path / "a.npz", "MemoryError")
 
 
@@ -445,22 +445,25 @@ def test_matrix_that_declares_too_many_rows(tmp_path):
     refused(read_mat, tmp_path / "a.mat", "cell 0 declares shape (2147483647, 88)", "88 bytes")
 
 
-def test_compressed_bomb_is_cut_off(tmp_path, rolls, monkeypatch):
-    monkeypatch.setattr(_matfile, "MAX_MAT_BYTES", 200_000)
+def test_compressed_bomb_is_cut_off(tmp_path, rolls):
     rolls["train"] = [np.zeros((100_000, 88), np.uint8)]
     path = save_mat(tmp_path / "a.mat", rolls, dtype=np.uint8, do_compression=True)
     assert path.stat().st_size < 100_000
     tracemalloc.start()
     try:
-        refused(read_mat, path, "larger than 200000 bytes")
+        refused(partial(read_mat, max_frames=200), path, "unpack to more than 225536 bytes; max_frames")
         assert tracemalloc.get_traced_memory()[1] < 5e6
     finally:
         tracemalloc.stop()
 
 
-def test_too_many_frames_are_refused(tmp_path, rolls, monkeypatch):
-    monkeypatch.setattr(rolls_module, "_MAX_FRAMES", 20)
-    refused(read_mat, save_mat(tmp_path / "a.mat", rolls), "at most 20 frames, got 21")
+@pytest.mark.parametrize("reader", [read_mat, read_packed])
+def test_too_many_frames_are_refused(tmp_path, rolls, reader):
+    path = (
+        write_packed(tmp_path / "a", splits_of(rolls)) if reader is read_packed else save_mat(tmp_path / "a.mat", rolls)
+    )
+    refused(partial(reader, max_frames=20), path, "at most 20 frames, got 21; max_frames")
+    assert_same(reader(path, max_frames=21), rolls)
 
 
 # --- content hash and lookup -------------------------------------------------------------------------
