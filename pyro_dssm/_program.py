@@ -163,7 +163,8 @@ class Program(PyroModule):
     def _register_own(self, module: PyroModule) -> None:
         """What a module holds itself, and not a part of it."""
         for name in _declared_by(type(module)):
-            getattr(module, name)
+            if name not in module._pyro_params:
+                getattr(module, name)
         for key, parameter in list(module._parameters.items()):
             if parameter is None:
                 continue

@@ -48,7 +48,7 @@ def claim(
         return
     if held is not parameter:
         # Not by Pyro's own way, which makes a copy of what is not contiguous, and SVI would train that.
-        store._params[name] = parameter  # type: ignore[assignment]
+        store._params[name] = parameter
         store._constraints[name] = constraint
         store._param_to_name[parameter] = name
     entries[name] = parameter
@@ -84,10 +84,12 @@ def release(entries: Entries) -> None:
         if store._params.get(name) is parameter:
             store._params.pop(name, None)
             store._constraints.pop(name, None)
-        if store._param_to_name.get(parameter) == name:
-            store._param_to_name.pop(parameter, None)
         if _owners.get(name) is entries:
             _owners.pop(name, None)
+    # Not by the parameters alone: where Pyro puts another tensor in an entry's place, it keeps the first one here.
+    for held, name in store._param_to_name.copy().items():
+        if name in mine and store._params.get(name) is not held:
+            store._param_to_name.pop(held, None)
     _tell_watchers(_held_by_nobody(list(mine.values())))
 
 

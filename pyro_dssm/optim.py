@@ -50,7 +50,7 @@ class ClippedNormAdam(PyroOptim):
         5.0
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> ClippedNormAdam:
+    def __new__(cls, *args: Any, **kwargs: Any) -> ClippedNormAdam:  # noqa: D102
         # Copies come by here too.
         self = super().__new__(cls)
         when_released(self, _let_go)
