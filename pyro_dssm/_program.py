@@ -145,7 +145,7 @@ class Program(PyroModule):
             raise plain(str(error)).with_traceback(error.__traceback__) from error.__cause__
 
     def _register(self) -> None:
-        entries = self._entries
+        entries, store = self._entries, pyro.get_param_store()
         for module in self.modules():
             if not isinstance(module, PyroModule):
                 continue
@@ -157,7 +157,9 @@ class Program(PyroModule):
                 for path, parameter in child.named_parameters():
                     if parameter.requires_grad:
                         full = param_with_module_name(prefix, path)
-                        claim(entries, full, parameter)
+                        # Looked up here already, since it is nearly always in its place.
+                        if store._params.get(full) is not parameter or entries.get(full) is not parameter:
+                            claim(entries, full, parameter)
                         pyro.param(full, parameter)
 
     def _register_own(self, module: PyroModule) -> None:
