@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from ._program import Program
+from ._store import when_released
 from .checkpoints import flatten
 from .optim import ClippedNormAdam, plain_name
 
@@ -39,6 +40,8 @@ class Optimisation:
 
     def __init__(self, optimizer: PyroOptim, *programs: Program) -> None:
         self.optimizer, self.programs = optimizer, programs
+        if not isinstance(optimizer, ClippedNormAdam):
+            when_released(optimizer, _let_go)
         self._norm: float | None = None
         self._rate: float | None = None
 
@@ -225,6 +228,18 @@ class Optimisation:
 def _is_moment(value: Any, p: Any, name: str) -> bool:
     shape = () if name == "step" or p is None else p.shape
     return p is not None and isinstance(value, Tensor) and value.is_floating_point() and value.shape == shape
+
+
+def _let_go(optimizer: PyroOptim, gone: Sequence[Tensor]) -> None:
+    """Drops parameters whose program is gone from one of Pyro's optimisers.
+
+    It may be going through its dictionaries at this moment, so they are replaced and not changed.
+    """
+    mine = set(gone)
+    for name in ("optim_objs", "grad_clip"):
+        held = getattr(optimizer, name)
+        if any(p in held for p in mine):
+            setattr(optimizer, name, {p: value for p, value in held.copy().items() if p not in mine})
 
 
 def _scheduler(optimizer: PyroOptim, kinds: tuple[type, ...]) -> bool:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, PyroParam
 from pyro.nn.module import _PyroModuleMeta
 from pyro.params import param_with_module_name
 from torch import nn
 
 from ._parts import Parts, frozen_copy
+from ._store import Entries, claim, release
 
 __all__ = ["Plain", "PlainNotImplementedError", "PlainValueError", "Program", "evaluating", "modes_kept", "note_parts"]
 
 _serial = itertools.count()
+# Parameters that a class declares by decorating methods, by class; classes may go away.
+_declared: weakref.WeakKeyDictionary[type, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 class Plain(Exception):
@@ -63,7 +67,7 @@ def note_parts(program: Program) -> None:
 class Program(PyroModule, metaclass=_Noting):
     """A Pyro program with parameters: the base class of every model and guide here.
 
-    It adds four things to :class:`pyro.nn.PyroModule`.
+    It adds five things to :class:`pyro.nn.PyroModule`.
 
     - A root name of its own for each instance, copies included. Pyro's parameter store is one global
       dictionary; two instances that share a name (or both have none) would share parameters, and
@@ -72,15 +76,21 @@ class Program(PyroModule, metaclass=_Noting):
       reach their networks after the call has returned, which is too late for ``SVI`` to see them.
     - The arguments it was built with, as they were then, so that a checkpoint can build it again, and what it was then,
       so that a checkpoint knows what has been changed.
+    - Pyro's parameter store holds the parameters of programs that are alive. They leave with their program, and an
+      entry is always the module's own parameter: nothing is read from the store.
     - Errors of one sentence, under SVI too: see :class:`Plain`.
     """
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _built: Parts
+    _entries: Entries
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Program:
         self = super().__new__(cls)
         object.__setattr__(self, "_arguments", (frozen_copy(args), frozen_copy(kwargs)))
+        # Copies come by here too.
+        object.__setattr__(self, "_entries", Entries())
+        weakref.finalize(self, release, self._entries).atexit = False
         return self
 
     def __init__(self) -> None:
@@ -118,7 +128,7 @@ class Program(PyroModule, metaclass=_Noting):
         for parameter in self.parameters():
             # Pyro leaves weak references on what it has trained, and they cannot be pickled.
             vars(parameter).pop("unconstrained", None)
-        return {name: value for name, value in self.__dict__.items() if name != "_transient_values"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_transient_values", "_entries")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy (deepcopy, unpickling) must not answer to the name of its original.
@@ -153,18 +163,48 @@ class Program(PyroModule, metaclass=_Noting):
             raise plain(str(error)).with_traceback(error.__traceback__) from error.__cause__
 
     def _register(self) -> None:
+        entries, store = self._entries, pyro.get_param_store()
         for module in self.modules():
             if not isinstance(module, PyroModule):
                 continue
-            for name, _ in module.named_pyro_params(recurse=False):
-                getattr(module, name)
+            self._register_own(module)
             for name, child in module.named_children():
                 if isinstance(child, PyroModule):
                     continue
                 prefix = module._pyro_get_fullname(name)
                 for path, parameter in child.named_parameters():
                     if parameter.requires_grad:
-                        pyro.param(param_with_module_name(prefix, path), parameter)
+                        full = param_with_module_name(prefix, path)
+                        # Looked up here already, since it is nearly always in its place.
+                        if store._params.get(full) is not parameter or entries.get(full) is not parameter:
+                            claim(entries, full, parameter)
+                        pyro.param(full, parameter)
+
+    def _register_own(self, module: PyroModule) -> None:
+        """What a module holds itself, and not a part of it."""
+        for name in _declared_by(type(module)):
+            if name not in module._pyro_params:
+                getattr(module, name)
+        for key, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            name = key.removesuffix("_unconstrained")
+            constrained = name != key and name in module._pyro_params
+            name = name if constrained else key
+            if parameter.requires_grad:
+                limits = (module._pyro_params[name][0],) if constrained else ()
+                claim(self._entries, module._pyro_get_fullname(name), parameter, *limits)
+            getattr(module, name)
+
+
+def _declared_by(cls: type) -> tuple[str, ...]:
+    """The parameters that come into being when they are first looked at, which may be too late: see above."""
+    found = _declared.get(cls)
+    if found is None:
+        found = _declared[cls] = tuple(
+            name for name in dir(cls) if isinstance(inspect.getattr_static(cls, name), PyroParam)
+        )
+    return found
 
 
 @contextmanager

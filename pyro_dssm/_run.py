@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -127,7 +128,9 @@ class Run:
         self._lock = None if self.folder is None or self.rank != 0 else FolderLock(self.folder)
         self.optimisation = Optimisation(self.optimizer, model, guide)
         objective: Any = self.loss
-        self.svi = SVI(model, guide, self.optimizer, objective.loss, loss_and_grads=self._loss_and_grads)
+        # Without a circle, so that what a run holds is free as soon as the run is.
+        own = weakref.WeakMethod(self._loss_and_grads)
+        self.svi = SVI(model, guide, self.optimizer, objective.loss, loss_and_grads=lambda *a, **k: own()(*a, **k))  # type: ignore[misc]
         self._factor = 1.0
         self.num_batches = math.ceil(len(data) / self.batch_size)
         self.total = max(1, self.epochs * self.num_batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -467,7 +468,9 @@ class DSSM(Generation, Program):
         net = getattr(self, "emission_net", None)
         if isinstance(net, Emission):
             net.check(inputs.x if self.standardise is None else self.standardise(inputs.x), inputs.observed)
-        inputs.read = self.read
+        # Not to be a circle of model, what is handed over, and model.
+        own = weakref.WeakMethod(self.read)
+        inputs.read = lambda frames: own()(frames)  # type: ignore[misc]
         # A guide that is called on its own, outside of any inference, may be differentiated on its own.
         if by_guide and am_i_wrapped():
             self._transient["handed"] = key, inputs, (x, lengths, mask, controls)

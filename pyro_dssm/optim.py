@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ._checks import is_number
+from ._store import when_released
 
 __all__ = ["ClippedNormAdam", "plain_name"]
 
@@ -48,6 +49,12 @@ class ClippedNormAdam(PyroOptim):
         >>> ClippedNormAdam({"lr": 1e-3, "clip_norm": 5.0}).clip_norm
         5.0
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> ClippedNormAdam:  # noqa: D102
+        # Copies come by here too.
+        self = super().__new__(cls)
+        when_released(self, _let_go)
+        return self
 
     def __init__(self, options: dict[str, Any] | None = None) -> None:
         if options is not None and not isinstance(options, dict):
@@ -133,7 +140,7 @@ class ClippedNormAdam(PyroOptim):
         for group in self._adam.param_groups:
             group["lr"] = self.lr
         given = set(ordered)
-        with _without_gradients([p for p in self._names if p not in given]):
+        with _without_gradients([p for p in self._names.copy() if p not in given]):
             self._adam.step()
 
     def check(self) -> None:
@@ -157,7 +164,7 @@ class ClippedNormAdam(PyroOptim):
         new = [(name, p) for name, p in named if p not in self._names]
         if not new:
             return
-        if self._adam is None:
+        if self._adam is None or not self._names:
             how = "fused" if _masks_there(new[0][1]) else "foreach"
             self._adam = torch.optim.AdamW([p for _, p in new], **{how: True}, **self.pt_optim_args)  # type: ignore[arg-type]
         else:
@@ -179,7 +186,8 @@ class ClippedNormAdam(PyroOptim):
     def _state_of(self, params: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
         state = dict(self._waiting)
         if self._adam is not None:
-            found = {self._names[p]: p for p in params if p in self._names}
+            names = self._names
+            found = {names[p]: p for p in params if p in names}
             state |= {name: dict(self._adam.state[p]) for name, p in found.items() if p in self._adam.state}
         return state
 
@@ -205,6 +213,25 @@ class ClippedNormAdam(PyroOptim):
             self._adam.state.pop(p, None)
         if not self._names:
             self._adam = None
+
+
+def _let_go(optimizer: PyroOptim, gone: Sequence[Tensor]) -> None:
+    """Drops parameters whose program is gone, and their moments.
+
+    This may come between any two instructions of a step for others, so what a step might be going through is replaced
+    and not changed, and an optimiser without parameters stays.
+    """
+    names: dict[Tensor, str] = vars(optimizer).get("_names", {})
+    mine = {p for p in gone if p in names}
+    adam: torch.optim.AdamW | None = vars(optimizer).get("_adam")
+    if not mine or adam is None:
+        return
+    for group in adam.param_groups:
+        group["params"] = [p for p in group["params"] if p not in mine]
+    adam.param_groups = [group for group in adam.param_groups if group["params"]] or adam.param_groups[:1]
+    for p in mine:
+        adam.state.pop(p, None)
+    vars(optimizer)["_names"] = {p: name for p, name in names.copy().items() if p not in mine}
 
 
 def plain_name(name: str) -> str:

@@ -87,11 +87,12 @@ def test_the_rate_is_torchs_own(name, recwarn):
             if name in PER_BATCH or batch == 1:
                 scheduler.step()
         expected.append(rate)
-    used = make(name, SCHEDULERS[name])
-    history = fit(pair(), optimizer=used)
+    used, trained = make(name, SCHEDULERS[name]), pair()
+    history = fit(trained, optimizer=used)
     assert history["lr"] == pytest.approx(expected, rel=1e-12)
     assert len(set(expected)) > 1
     # Where it stands in the end is what the optimisers hold.
+    assert used.optim_objs
     for s in used.optim_objs.values():
         assert s.optimizer.param_groups[0]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"])
     # In the right order: torch warns otherwise.
@@ -105,8 +106,8 @@ def plateau(**options):
 @pytest.mark.parametrize("every", [1, 2])
 def test_plateau_looks_at_the_bound(every):
     # With a threshold that no bound improves by, the rate is halved after each validation but the first.
-    used = plateau(threshold=1e9, threshold_mode="abs")
-    history = fit(pair(), waves(3, seed=1), optimizer=used, valid_every=every, epochs=4)
+    used, trained = plateau(threshold=1e9, threshold_mode="abs"), pair()
+    history = fit(trained, waves(3, seed=1), optimizer=used, valid_every=every, epochs=4)
     assert history["lr"] == pytest.approx([1e-2, 1e-2, 5e-3, 2.5e-3] if every == 1 else [1e-2] * 4)
     [best] = {s.best for s in used.optim_objs.values()}
     assert best == next(bound for bound in history["valid"] if bound is not None)
