@@ -16,7 +16,7 @@ def blocks(language):
 def test_every_python_block_runs_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(README.parent / "examples")
-    import_module("speech_common").make_recordings(tmp_path / "recordings")
+    import_module("support.speech").make_recordings(tmp_path / "recordings")
     names = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)

@@ -7,68 +7,64 @@ import os
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.audio import write_audio
 from pyro_dssm.data.speech import SpeechDataset, SpeechSplits, load_speech
 from pyro_dssm.metrics import METRICS, Scores, score_speech
-from pyro_dssm.resynthesis import continue_speech, fill_gaps, generate_speech, resynthesise, to_wave
+from pyro_dssm.resynthesis import resynthesise, to_wave
+
+from . import flags, runs
 
 LIKELIHOODS = {
     "gaussian": "power-gaussian", "itakura-saito": "itakura-saito", "gamma": "gamma", "log-normal": "log-normal",
 }  # fmt: skip
-MODELS = [name for name in pd.ZOO if name != "RNN"]
+MODELS = [name for name in dssm.ZOO if name != "RNN"]
 DEFAULTS: dict[str, Any] = {
     "data": None, "by": "speaker", "likelihood": "gamma", "z_dim": 16, "rnn_dim": [16, 128], "guide_dim": 128,
     "mlp_dim": [128], "encoder_dim": [128], "skip": True, "residual": True, "segment": 50, "workers": 0,
     "epochs": 12, "batch_size": 8, "lr": 2e-3, "lr_schedule": "one-cycle", "kl_start": 0.001,
 }  # fmt: skip
 SMOKE: dict[str, Any] = {"epochs": 1, "z_dim": 3, "rnn_dim": [4, 8], "guide_dim": 8, "mlp_dim": [8], "encoder_dim": [8]}
-CONTINUATION = 2.0  # seconds
-SHORTEST = 0.6  # seconds of a recording that is long enough for all that is made of one
-GAP, GAP_EVERY = 0.06, 0.6  # seconds: three packets of 20 ms that do not arrive, and how often that happens
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the recordings, the model and its guide."""
     add = parser.add_argument_group("recordings").add_argument
-    add("--data", type=common.folder, metavar="DIR", help="folder of recordings, or of folders train, valid and test "
+    add("--data", type=flags.folder, metavar="DIR", help="folder of recordings, or of folders train, valid and test "
         "of them; librispeech_mini under PYRO_DSSM_DATA, else data, by default")  # fmt: skip
     add("--by", choices=["speaker", "file"], help="what is split at random, where the folder does not say")
     add("--shared-speakers", action="store_true", help="accept a speaker in two of the folders train, valid and test")
     add("--skip-bad", action="store_true", help="list files that cannot be used instead of ending")
     add(
         "--trim-db",
-        type=common.POSITIVE,
+        type=flags.POSITIVE,
         metavar="DB",
         help="cut off both ends what is so far below the loudest moment",
     )
-    add("--cache", type=common.new_folder, metavar="DIR", help="where spectra are kept; OUT/features by default")
-    add("--workers", type=common.integer(0), help="processes that read, load and score")
+    add("--cache", type=flags.new_folder, metavar="DIR", help="where spectra are kept; OUT/features by default")
+    add("--workers", type=flags.integer(0), help="processes that read, load and score")
     add = parser.add_argument_group("model and guide").add_argument
     add(
         "--likelihood",
         choices=list(LIKELIHOODS),
-        help="law of the power of a bin; gaussian is the nearest to the published one",
+        help="distribution of the power of a bin; gaussian is the nearest to the published one",
     )
-    add("--z-dim", type=common.integer(), help="size of a latent variable")
+    add("--z-dim", type=flags.integer(), help="size of a latent variable")
     add(
         "--rnn-dim",
-        type=common.integer(),
+        type=flags.integer(),
         nargs="+",
         help="size of the RNN state over latents, and of that over frames",
     )
-    add("--guide-dim", type=common.integer(), help="size of the guide's RNN states and hidden layer")
-    add("--mlp-dim", type=common.integer(), nargs="+", help="widths of the model's hidden layers")
-    add(
-        "--encoder-dim", type=common.integer(), nargs="*", help="widths of the layers that encode a frame for the guide"
-    )
+    add("--guide-dim", type=flags.integer(), help="size of the guide's RNN states and hidden layer")
+    add("--mlp-dim", type=flags.integer(), nargs="+", help="widths of the model's hidden layers")
+    add("--encoder-dim", type=flags.integer(), nargs="*", help="widths of the layers that encode a frame for the guide")
     add("--skip", action=argparse.BooleanOptionalAction, help="offer last values, and to the guide the frame itself, "
-        "beside RNN states")  # fmt: skip
+        "in addition to RNN states")  # fmt: skip
     add("--residual", action=argparse.BooleanOptionalAction, help="let a frame start from the last, if it is offered")
-    add("--segment", type=common.integer(), metavar="FRAMES", help="length of what is trained on")
+    add("--segment", type=flags.integer(), metavar="FRAMES", help="length of what is trained on")
     parser.set_defaults(**DEFAULTS)
 
 
@@ -133,13 +129,13 @@ def make_recordings(folder: Path) -> Path:
     return folder
 
 
-def build(args: argparse.Namespace, name: str, guide_name: str, flows: int, x_dim: int) -> tuple[pd.DSSM, pd.Guide]:
+def build(args: argparse.Namespace, name: str, guide_name: str, flows: int, x_dim: int) -> tuple[dssm.DSSM, dssm.Guide]:
     """A model of power spectra and its guide, with fresh weights."""
     if len(args.rnn_dim) > 2:
         raise ValueError(f"--rnn-dim: expected one size or two, got {args.rnn_dim}.")
-    x_from_x = pd.ZOO[name].edges[3]
+    x_from_x = dssm.ZOO[name].edges[3]
     reads_last = x_from_x == "markov" or (x_from_x == "full" and args.skip)
-    model = pd.ZOO[name](
+    model = dssm.ZOO[name](
         x_dim,
         args.z_dim,
         rnn_dim=args.rnn_dim if len(args.rnn_dim) == 2 else args.rnn_dim[0],
@@ -148,26 +144,28 @@ def build(args: argparse.Namespace, name: str, guide_name: str, flows: int, x_di
         emission=LIKELIHOODS[args.likelihood],
         emission_options={"residual": True} if args.residual and reads_last else {},
     )
-    guide = pd.GUIDES[guide_name](
+    guide = dssm.GUIDES[guide_name](
         model, rnn_dim=args.guide_dim, hidden_dim=args.guide_dim, encoder_dims=args.encoder_dim, skip=args.skip
     )
-    return model, pd.FlowGuide(guide, num_flows=flows) if flows else guide
+    return model, dssm.FlowGuide(guide, num_flows=flows) if flows else guide
 
 
-def train(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: SpeechSplits, **more: Any) -> pd.History:
+def train(
+    args: argparse.Namespace, model: dssm.DSSM, guide: dssm.Guide, data: SpeechSplits, **more: Any
+) -> dssm.History:
     """Trains on segments of the recordings."""
     model.emission_net.init_bias(data.train.mean_frame())
-    model.to(common.device(args)), guide.to(common.device(args))
-    cut = pd.Splits(*(part.segments(args.segment) for part in data))
+    model.to(runs.device(args)), guide.to(runs.device(args))
+    cut = dssm.Splits(*(part.segments(args.segment) for part in data))
     spectrogram = data.train.spectrogram
     minutes = cut.train.num_frames * spectrogram.hop / spectrogram.rate / 60
     segments, recordings = len(cut.train), len(data.train)
-    common.log.info("Training %r on %d segments of %d recordings, %.1f minutes.", guide, segments, recordings, minutes)
-    return common.fit(args, model, guide, cut, num_workers=args.workers, **more)
+    runs.log.info("Training %r on %d segments of %d recordings, %.1f minutes.", guide, segments, recordings, minutes)
+    return runs.fit(args, model, guide, cut, num_workers=args.workers, **more)
 
 
 def score(
-    model: pd.DSSM, guide: pd.Guide, data: SpeechDataset, *, seed: int = 0, workers: int = 0, metrics: Any = METRICS
+    model: dssm.DSSM, guide: dssm.Guide, data: SpeechDataset, *, seed: int = 0, workers: int = 0, metrics: Any = METRICS
 ) -> dict[str, Scores]:
     """Scores of whole recordings, resynthesised with the frames before each known, and without."""
     waves = [data.wave(i) for i in range(len(data))]
@@ -195,88 +193,3 @@ def to_dict(scores: dict[str, Scores]) -> dict[str, Any]:
     """Scores as ``metrics.json`` holds them."""
     rest = {name: found.to_dict() for name, found in scores.items() if name != "teacher_forced"}
     return {**scores["teacher_forced"].to_dict(), **rest}
-
-
-def lost_samples(count: int, rate: int = 16000, *, seed: int = 0) -> torch.Tensor:
-    """Where packets are lost, shape ``(count,)``: a short gap in each stretch, at random in it."""
-    gap, every = int(GAP * rate), int(GAP_EVERY * rate)
-    lost = torch.zeros(count, dtype=torch.bool)
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, count, every):
-        begin = start + every // 4 + int(torch.randint(every // 2, (1,), generator=generator))
-        lost[begin : begin + gap] = True
-    return lost
-
-
-def prompt_of(wave: torch.Tensor, rate: int) -> torch.Tensor:
-    """What is continued: two seconds, or half of a shorter recording."""
-    return wave[: min(2 * rate, len(wave) // 2)]
-
-
-def play(
-    args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, data: SpeechDataset
-) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]]]:
-    """Writes what there is to listen to; returns what lost packets cost, and the sounds of each recording."""
-    spectrogram = data.spectrogram
-    chosen = []
-    for i, frames in enumerate(data.lengths):
-        if len(chosen) < args.num_wavs and frames * spectrogram.hop >= SHORTEST * spectrogram.rate:
-            # A prompt of silence cannot be continued.
-            chosen += [i] if prompt_of(data.wave(i), spectrogram.rate).abs().max() > 1e-4 else []
-    if not chosen:
-        return {}, []
-    some = data.subset(chosen)
-    kinds = {
-        "teacher-forced": resynthesise(model, guide, some, seed=args.seed),
-        "free-running": resynthesise(model, guide, some, teacher_forcing=False, seed=args.seed),
-        "griffin-lim": resynthesise(model, guide, some, phase="griffin-lim", seed=args.seed),
-    }
-    sounds = []
-    for i in range(len(some)):
-        wave = some.wave(i)
-        lost = lost_samples(len(wave), spectrogram.rate, seed=args.seed + i)
-        prompt = prompt_of(wave, spectrogram.rate)
-        one = {"original": wave, **{kind: waves[i] for kind, waves in kinds.items()}}
-        one["continuation"] = continue_speech(model, guide, prompt, CONTINUATION, spectrogram, seed=args.seed)[0]
-        one["packets-lost"] = torch.where(lost, 0.0, wave)
-        one["packets-filled"] = fill_gaps(model, guide, one["packets-lost"], lost, spectrogram, seed=args.seed)
-        for kind, sound in one.items():
-            # Two folders may hold files of one name.
-            name = f"{i + 1}-{some.recordings[i].path.stem}-{kind}.wav"
-            write_audio(args.out / "wavs" / name, sound, spectrogram.rate)
-        sounds.append({**one, "lost": lost})
-    for i, wave in enumerate(generate_speech(model, 3.0, spectrogram, num_sequences=2, seed=args.seed)):
-        write_audio(args.out / "wavs" / f"generated-{i + 1}.wav", wave, spectrogram.rate)
-    waves = [one["original"] for one in sounds]
-    share = torch.cat([one["lost"] for one in sounds]).double().mean().item()
-    packets: dict[str, Any] = {"seconds_of_a_gap": GAP, "share_lost": share, "recordings": len(sounds)}
-    for name, kind in (("before", "lost"), ("after", "filled")):
-        estimates = [one[f"packets-{kind}"] for one in sounds]
-        packets[name] = score_speech(estimates, waves, num_workers=args.workers).to_dict()
-    return packets, sounds
-
-
-def figures(args: argparse.Namespace, sounds: list[dict[str, torch.Tensor]], rate: int = 16000) -> None:
-    """Draws mel spectrograms: of resyntheses, and of what was filled in."""
-    with common.optional("the figures"):
-        from matplotlib.figure import Figure
-
-        from pyro_dssm.plots import plot_mel
-
-        two, seconds = sounds[:2], 4 * rate
-        for name, kinds in (
-            ("mel.png", ("original", "teacher-forced", "free-running")),
-            ("packets.png", ("original", "packets-lost", "packets-filled")),
-            ("continuation.png", ("original", "continuation")),
-        ):
-            figure = Figure(figsize=(6 * len(two) + 1, 2.2 * len(kinds) + 0.2), layout="constrained")
-            axes = figure.subplots(len(kinds), len(two), squeeze=False)
-            for column, one in enumerate(two):
-                for ax, kind in zip(axes[:, column], kinds, strict=True):
-                    last = column == len(two) - 1
-                    title, loudest = kind.replace("-", " ").capitalize(), one["original"][:seconds]
-                    plot_mel(one[kind][:seconds], ax, rate=rate, title=title, reference=loudest, colorbar=last)
-                    if kind == "continuation":
-                        ax.axvline(len(one[kind]) / rate - CONTINUATION, color="white", linewidth=1, linestyle="--")
-                    ax.label_outer()
-            common.savefig(figure, args.out / name)

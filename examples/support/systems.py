@@ -1,24 +1,20 @@
-"""What the examples on physical systems share: the systems, the models, the ways to train, and what is measured."""
+"""What the examples on physical systems share: the systems, the models, and the ways to train."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.ball import bouncing_ball
 from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.pendulum import pendulum
 from pyro_dssm.data.reacher import reacher
 from pyro_dssm.data.trajectories import Trajectories
-from pyro_dssm.identification import disentanglement, latent_states, system_identification
-from pyro_dssm.imputation import Imputation, imputation
-from pyro_dssm.prediction import open_loop
 from pyro_dssm.training import LR_SCHEDULES
 
 log = logging.getLogger("examples")
@@ -97,9 +93,9 @@ def own(data: Trajectories, length: int) -> Parts:
     return Parts(*(replace(part, states=part.states[..., varies], state_names=kept) for part in parts))
 
 
-def units(train: Trajectories) -> pd.Standardise:
+def units(train: Trajectories) -> dssm.Standardise:
     """What a user's own frames are standardised by: all pixels by one number, channels each by its own."""
-    return pd.Standardise(train.x.shape[-1], shared=train.image_shape is not None).fit(train.dataset())
+    return dssm.Standardise(train.x.shape[-1], shared=train.image_shape is not None).fit(train.dataset())
 
 
 def schedule(
@@ -108,20 +104,32 @@ def schedule(
     scale: float,
     *,
     epochs: int,
-    share: float,
-    standardise: pd.Standardise | None = None,
-) -> pd.KLSchedule:
+    fraction: float,
+    standardise: dssm.Standardise | None = None,
+    kl_start: float = 0.0,
+    kl_epochs: float | None = None,
+) -> dssm.KLSchedule:
     """The weight of the KL terms: constantly 1, annealed, or ruled by the constraint."""
     if strategy == "elbo":
-        return pd.ConstantKL()
+        return dssm.ConstantKL()
     if strategy == "annealed":
-        return pd.LinearKL(0.0, 1.0, epochs=max(1.0, epochs / 2))
+        return dssm.LinearKL(kl_start, 1.0, epochs=kl_epochs or max(1.0, epochs / 2))
     # It starts as if the scale were the moderate one, so that dynamics come before details.
-    start = pd.first_multiplier(data.dataset(), scale, standardise=standardise)
-    return pd.Lagrangian(pd.error_bound(data.dataset(), share=share, standardise=standardise), start=start)
+    start = dssm.first_multiplier(data.dataset(), scale, standardise=standardise)
+    return dssm.Lagrangian(dssm.error_bound(data.dataset(), share=fraction, standardise=standardise), start=start)
 
 
 # The models.
+
+
+def sizes(system: System | None, data: Trajectories, state_dim: int | None, code_dim: int | None) -> tuple[int, int]:
+    """The sizes of state and code: as asked for, or those that suit the system, or, of your own data, the frames."""
+    suits = min(4, data.x.shape[-1])
+    if state_dim is None:
+        state_dim = 2 * (code_dim or suits) if system is None else system.state_dim
+    if code_dim is None:
+        code_dim = min(state_dim, suits if system is None else system.code_dim)
+    return state_dim, code_dim
 
 
 def build(
@@ -135,7 +143,7 @@ def build(
     width: int = 128,
     guide_options: dict[str, Any] | None = None,
     **options: Any,
-) -> tuple[pd.DSSM, pd.Guide]:
+) -> tuple[dssm.DSSM, dssm.Guide]:
     """A model of a name and its usual guide, all with the same emission and the same encoder.
 
     The states of EKVAE, DVBF, DKF, DKS and the fusion filter have ``state_dim`` entries, the KVAE's and the RSSM's
@@ -154,16 +162,16 @@ def build(
         **options,
     }
     reads: dict[str, Any] = {"encoder_dims": [width, width], **image, **(guide_options or {})}
-    makers: dict[str, Callable[[], tuple[pd.DSSM, Callable[..., pd.Guide]]]] = {
-        "EKVAE": lambda: (pd.EKVAE(x_dim, state_dim, code_dim, **model_options), pd.KalmanGuide),
-        "KVAE": lambda: (pd.KVAE(x_dim, state_dim + 1, code_dim, **model_options), pd.KalmanGuide),
-        "DVBF": lambda: (pd.DVBF(x_dim, state_dim, **model_options), pd.NoiseGuide),
-        "fusion": lambda: (pd.LocallyLinearSSM(x_dim, state_dim, **model_options), pd.FusionGuide),
-        "DKF": lambda: (pd.DMM(x_dim, state_dim, **model_options), pd.Filtering),
-        "DKS": lambda: (pd.DMM(x_dim, state_dim, **model_options), pd.PartialAlignment),
+    makers: dict[str, Callable[[], tuple[dssm.DSSM, Callable[..., dssm.Guide]]]] = {
+        "EKVAE": lambda: (dssm.EKVAE(x_dim, state_dim, code_dim, **model_options), dssm.KalmanGuide),
+        "KVAE": lambda: (dssm.KVAE(x_dim, state_dim + 1, code_dim, **model_options), dssm.KalmanGuide),
+        "DVBF": lambda: (dssm.DVBF(x_dim, state_dim, **model_options), dssm.NoiseGuide),
+        "fusion": lambda: (dssm.LocallyLinearSSM(x_dim, state_dim, **model_options), dssm.FusionGuide),
+        "DKF": lambda: (dssm.DMM(x_dim, state_dim, **model_options), dssm.Filtering),
+        "DKS": lambda: (dssm.DMM(x_dim, state_dim, **model_options), dssm.PartialAlignment),
         "RSSM": lambda: (
-            pd.RSSM(x_dim, state_dim, rnn_dim=64, skip=True, **model_options),
-            lambda model, **more: pd.Filtering(model, latents="model", **more),
+            dssm.RSSM(x_dim, state_dim, rnn_dim=64, skip=True, **model_options),
+            lambda model, **more: dssm.Filtering(model, latents="model", **more),
         ),
     }
     if name not in makers:
@@ -174,10 +182,10 @@ def build(
 
 
 def best_start(
-    make: Callable[[], tuple[pd.DSSM, pd.Guide]],
-    new_schedule: Callable[[], pd.KLSchedule],
-    train: pd.SequenceDataset,
-    valid: pd.SequenceDataset,
+    make: Callable[[], tuple[dssm.DSSM, dssm.Guide]],
+    new_schedule: Callable[[], dssm.KLSchedule],
+    train: dssm.SequenceDataset,
+    valid: dssm.SequenceDataset,
     *,
     starts: int,
     start_epochs: int,
@@ -188,24 +196,24 @@ def best_start(
 ) -> int:
     """Makes the first epochs of several starts, and returns the seed of the weights with the best validation bound.
 
-    A code that is badly shaped early stays so, and the bound tells it within a few epochs. The run that follows begins
+    A code that is badly shaped early stays so, and the bound shows it within a few epochs. The run that follows begins
     with the same epochs again, so it needs no state of this one.
     """
-    rule, share = LR_SCHEDULES[lr_schedule], min(1.0, start_epochs / epochs)
+    rule, part = LR_SCHEDULES[lr_schedule], min(1.0, start_epochs / epochs)
     seeds = [seed + 1000 * k for k in range(starts)]
     found = {}
     for k, init in enumerate(seeds if starts > 1 else (), start=1):
         log.info("Start %d of %d: %d epochs.", k, starts, min(start_epochs, epochs))
         torch.manual_seed(init)
         model, guide = make()
-        history = pd.fit(
+        history = dssm.fit(
             model,
             guide,
             train,
             valid,
             epochs=min(start_epochs, epochs),
             valid_every=min(start_epochs, epochs),
-            lr_schedule=lambda progress: rule(progress * share),
+            lr_schedule=lambda progress: rule(progress * part),
             kl=new_schedule(),
             seed=seed,
             progress=False,
@@ -216,70 +224,6 @@ def best_start(
 
 
 MODELS = ("EKVAE", "DKS", "DVBF", "KVAE", "RSSM", "DKF", "fusion")
-
-
-# What is measured.
-
-
-def measure(
-    model: pd.DSSM,
-    guide: pd.Guide,
-    fit: Trajectories,
-    test: Trajectories,
-    *,
-    static: tuple[int, ...] = (),
-    code_dim: int = 0,
-    horizons: tuple[int, ...] = (25, 100),
-    known: int = KNOWN,
-) -> dict[str, Any]:
-    """Bounds, R² of the true states, which part of the state tells what, and open-loop errors.
-
-    Frames beyond the length of the training sequences are used for the open-loop errors alone: means over the first
-    frames of the future, ``open_loop_mse``, and errors at one frame, ``open_loop_mse_at``, in the units of the data.
-    """
-    length = min(fit.x.shape[1], test.x.shape[1])
-    short = cut(test, length)
-    score = pd.evaluate(model, guide, short.dataset(), num_particles=8)
-    found: dict[str, Any] = {"bounds": score.to_dict()}
-    if fit.states is not None and test.states is not None:
-        pair = (fit.dataset(), fit.states), (short.dataset(), short.states)
-        found["r2"] = system_identification(model, guide, *pair, names=test.state_names).r2
-        if static and code_dim:
-            dynamic = [i for i in range(test.states.shape[-1]) if i not in static]
-            latent = latent_states(model, guide, fit.dataset()), latent_states(model, guide, short.dataset())
-            parts = disentanglement(
-                latent[0], fit.states, latent[1], short.states, dim_a=code_dim, static=list(static), dynamic=dynamic
-            )
-            found["disentanglement"] = parts.to_dict()
-    horizons = tuple(h for h in horizons if known + h <= test.x.shape[1])
-    if horizons:
-        ahead = open_loop(model, guide, test.dataset(), known=known, horizon=max(horizons), noise=False)
-        found["known"] = known
-        for name, errors in (("open_loop_mse", ahead.model), ("copy_last_mse", ahead.copy_last)):
-            found[name] = {str(h): errors.mean_to(h) for h in horizons}
-            found[f"{name}_at"] = {str(h): errors.at(h) for h in horizons}
-    return found
-
-
-def horizons(data: Trajectories) -> tuple[int, tuple[int, ...]]:
-    """Frames that open-loop predictions start from, and how far they go, in sequences of this length."""
-    steps = data.x.shape[1]
-    known = max(1, min(KNOWN, steps // 3))
-    return known, tuple(h for h in (25, 100) if known + h <= steps) or (steps - known,)
-
-
-def fill_in(
-    model: pd.DSSM, guide: pd.Guide, parts: Parts, out: Path, *, seed: int, smoke: bool
-) -> tuple[pd.Calibration, Imputation]:
-    """Calibrates the intervals on validation sequences, then fills in half of the frames of test sequences."""
-    # Of a guide whose draws have to be corrected in gaps, a few sequences take as long as many of a Kalman guide.
-    count, length = 100 if guide.bridges_gaps else 20, parts.train.x.shape[1]
-    short, hidden = (cut(part[:count], length).dataset() for part in (parts.valid, parts.test))
-    few: dict[str, Any] = {"num_samples": 39, "num_rounds": 2} if smoke else {}
-    calibration = pd.calibrate(model, guide, short, seed=seed, **few)
-    pd.save(out / "calibrated.safetensors", model, guide)
-    mean_frame = parts.train.dataset().mean_frame()
-    return calibration, imputation(model, guide, hidden, 0.5, mean_frame=mean_frame, seed=seed, **few)
 
 
 def cut(data: Trajectories, length: int) -> Trajectories:
@@ -296,22 +240,3 @@ def cut(data: Trajectories, length: int) -> Trajectories:
         image_shape=data.image_shape,
         mask=first(data.mask),
     )
-
-
-def told(found: dict[str, Any]) -> str:
-    """What `measure` found, in words."""
-    elbo = found["bounds"]["elbo"]
-    lines = [f"ELBO ({elbo['nats_per_step']:.2f} ± {elbo['standard_error']:.2f}) nats per frame; smaller is better"]
-    if "r2" in found:
-        lines.append("R² of the true state: " + ", ".join(f"{name}: {v:.4f}" for name, v in found["r2"].items()))
-    if "disentanglement" in found:
-        lines.append(
-            "R² of what one frame shows, from the code's part of the state {static_from_first:.3f}, from the rest "
-            "{static_from_rest:.3f}; of what it cannot show, {dynamic_from_first:.3f} and {dynamic_from_rest:.3f}"
-            "".format(**found["disentanglement"])
-        )
-    for h, error in found.get("open_loop_mse", {}).items():
-        copy = found["copy_last_mse"][h]
-        beginning = f"Squared error of the {h} frames after the first {found['known']}"
-        lines.append(f"{beginning}, from the controls alone: {error:.2g}; copying the last frame: {copy:.2g}")
-    return "\n".join(lines)
