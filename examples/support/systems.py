@@ -116,7 +116,7 @@ def schedule(
         return dssm.LinearKL(kl_start, 1.0, epochs=kl_epochs or max(1.0, epochs / 2))
     # It starts as if the scale were the moderate one, so that dynamics come before details.
     start = dssm.first_multiplier(data.dataset(), scale, standardise=standardise)
-    return dssm.Lagrangian(dssm.error_bound(data.dataset(), share=fraction, standardise=standardise), start=start)
+    return dssm.Lagrangian(dssm.error_bound(data.dataset(), fraction, standardise=standardise), start=start)
 
 
 # The models.
