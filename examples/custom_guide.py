@@ -1,4 +1,4 @@
-"""A guide of your own: say what it reads, write one method, and everything else works as for the guides here.
+"""A guide of your own: say what it reads, write one method, and everything else works as for the built-in guides.
 
 This one starts each step from where the latent variable was and learns a gated correction from the frames; it is
 compared with partial alignment on noisy nonlinear oscillators.

@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
     add("--length", type=flags.integer(2), help="their length; 50 in mocap and your own, 30 elsewhere, by default")
     add("--model", choices=systems.MODELS, help="EKVAE is the extended Kalman VAE")
     add("--strategy", choices=systems.STRATEGIES, help="how it is trained; --kl-start, --kl-epochs are for annealed")
-    add("--starts", type=flags.integer(), help="initial weights to try, of which the validation bound chooses")
+    add("--starts", type=flags.integer(), help="initial weights to try; the validation bound chooses among them")
     add("--start-epochs", type=flags.integer(), help="epochs of each try")
     add("--fraction", type=flags.POSITIVE, help="the constraint's bound as a fraction of the variance of the entries")
     add("--scale", type=flags.NOT_NEGATIVE, help="of the emission; 0 (for vectors and --data): one that suits the data")

@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
         "--num-wavs",
         type=flags.integer(0),
         default=4,
-        help="recordings of the test set that are written with all that is made",
+        help="test recordings for which all sounds are written",
     )
     add("--evaluate", type=flags.file, metavar="CHECKPOINT", help="train nothing: score the recordings in --data "
         "(of its folder test, if it has train and test) with this")  # fmt: skip
@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
 def report(
     args: argparse.Namespace, model: dssm.DSSM, guide: dssm.Guide, data: SpeechDataset, rest: dict[str, Any]
 ) -> None:
-    """Scores of recordings, which are written with the rest; then their sounds, and the scores of these."""
+    """Scores recordings and writes that with the rest; then writes sounds, and scores those too."""
     scores = speech.score(model, guide, data, seed=args.seed, workers=args.workers)
     scores |= speech.yardsticks(model.emission_net.reference.exp().cpu(), data, workers=args.workers)
     print(speech_tables.speech_table(model, guide, scores))
@@ -59,7 +59,7 @@ def report(
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Scores a folder with what another run has learnt."""
+    """Scores a folder of recordings with the pair that another run has trained."""
     if args.data is None and not args.smoke:
         raise ValueError("--data: expected the folder of recordings that are to be scored.")
     if args.out == Path("runs/speech"):

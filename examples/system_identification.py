@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
     add("--seeds", type=flags.integer(), help="number of seeds, of data and weights alike, from --seed on")
     add("--count", type=flags.integer(2), help="training sequences")
     add("--length", type=flags.integer(2), help="their length")
-    add("--starts", type=flags.integer(), help="initial weights to try, of which the validation bound chooses")
+    add("--starts", type=flags.integer(), help="initial weights to try; the validation bound chooses among them")
     add("--start-epochs", type=flags.integer(), help="epochs of each try")
     add("--fraction", type=flags.POSITIVE, help="the constraint's bound as a fraction of the variance of the entries")
     add("--jobs", type=flags.integer(), help="cells trained at the same time, one thread each")

@@ -119,7 +119,7 @@ def squared(unit: str) -> str:
 def prediction(
     folder: Path, model: dssm.DSSM, guide: dssm.Guide, test: dssm.Trajectories, *, known: int, horizon: int, unit: str
 ) -> None:
-    """What the model makes of the first test sequence from its beginning alone, and of all by horizon."""
+    """Predictions of the first test sequence from its beginning, and the errors of all by horizon."""
     from matplotlib.figure import Figure
 
     from pyro_dssm.plots import plot_filmstrip, plot_forecast, plot_open_loop, write_gif

@@ -59,14 +59,14 @@ FRACTION = number("a fraction from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def folder(text: str) -> Path:
-    """The type of a flag that takes a folder that is there."""
+    """The type of a flag that takes an existing folder."""
     if not (text and Path(text).is_dir()):
         raise _refuse("a folder that exists", text)
     return Path(text)
 
 
 def new_folder(text: str) -> Path:
-    """The type of a flag that takes a folder that is made where it is missing."""
+    """The type of a flag that takes a folder, which is created if it is missing."""
     path = Path(text)
     if not text or not next(p for p in (path, *path.parents, Path()) if p.exists()).is_dir():
         raise _refuse("a folder, or where one can be made", text)
@@ -74,7 +74,7 @@ def new_folder(text: str) -> Path:
 
 
 def file(text: str) -> Path:
-    """The type of a flag that takes a file that is there."""
+    """The type of a flag that takes an existing file."""
     if not (text and Path(text).is_file()):
         raise _refuse("a file that exists", text)
     return Path(text)
@@ -90,7 +90,7 @@ def device_name(text: str) -> str:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name, or for ``auto`` the usual one."""
+    """The device of this name; for ``auto``, a GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -114,7 +114,7 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     common.add_argument("--smoke", action="store_true", help="a tiny run that only shows that everything works")
     common.add_argument("--fresh", action="store_true", help="start from scratch instead of resuming what DIR holds")
     common.add_argument(
-        "--max-minutes", type=NOT_NEGATIVE, help="stop training after the epoch in which this time is over"
+        "--max-minutes", type=NOT_NEGATIVE, help="stop training at the end of the epoch in which this time runs out"
     )
     common.add_argument("--threads", type=integer(), help="CPU threads; torch's choice by default")
     common.add_argument(
@@ -123,10 +123,10 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     common.add_argument("--verbose", action="store_true", help="show where in the code an error came from")
     training = made.add_argument_group("training")
     add = training.add_argument
-    add("--epochs", type=integer(), default=100, help="passes through the training set")
+    add("--epochs", type=integer(), default=100, help="passes over the training set")
     add("--batch-size", type=integer(), default=20, help="sequences per step")
     add("--lr", type=POSITIVE, default=3e-3, help="learning rate, its peak where it changes")
-    add("--lr-schedule", choices=list(LR_SCHEDULES), default="one-cycle", help="its course")
+    add("--lr-schedule", choices=list(LR_SCHEDULES), default="one-cycle", help="how it changes during training")
     add("--weight-decay", type=NOT_NEGATIVE, default=0.0, help="decoupled weight decay")
     add("--averaging", type=BELOW_ONE, default=0.0, help="decay of the running average of the weights")
     add("--kl-start", type=NOT_NEGATIVE, default=0.2, help="first weight of the KL terms")
@@ -135,12 +135,12 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
         "--truncate",
         type=integer(),
         metavar="FRAMES",
-        help="back-propagate through so many frames; through all by default",
+        help="back-propagate through this many frames; all by default",
     )
     add(
         "--patience",
         type=integer(),
-        help="stop after so many epochs without a better validation bound; never by default",
+        help="stop after this many epochs without a better validation bound; never by default",
     )
     made.set_defaults(**defaults)
     return made

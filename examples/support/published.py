@@ -1,4 +1,4 @@
-"""Published results, and tables that show a run's own beside them: on polyphonic music, and on speech."""
+"""Published results on polyphonic music and on speech, and a table of music that shows a run next to them."""
 
 from __future__ import annotations
 

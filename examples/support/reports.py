@@ -1,4 +1,4 @@
-"""What the examples write: scores, with what it takes to get them again, and figures."""
+"""What the examples write: scores, with what is needed to reproduce them, and figures."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = logging.getLogger("examples")
 
 
 def arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments as JSON holds them."""
+    """The arguments, as values that JSON can hold."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all; numbers that are not finite become null."""
+    """Writes a JSON file atomically; numbers that are not finite become null."""
 
     def clean(v: Any) -> Any:
         if isinstance(v, dict):
@@ -43,7 +43,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_metrics(args: argparse.Namespace, **results: Any) -> None:
-    """Writes ``metrics.json``: the results, and what it takes to get them again.
+    """Writes ``metrics.json``: the results, and what is needed to reproduce them.
 
     To be called before anything is drawn or played, so that a figure that fails costs no scores.
     """
@@ -87,7 +87,7 @@ def describe(model: dssm.DSSM, guide: dssm.Guide, history: dssm.History) -> dict
 
 
 def savefig(figure: Any, path: Path, *, dpi: int = 130) -> None:
-    """Writes a figure as PNG whole or not at all."""
+    """Writes a figure as PNG, atomically."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=dpi)
 
@@ -113,7 +113,7 @@ def forecast_figure(path: Path, model: dssm.DSSM, guide: dssm.Guide, x: torch.Te
 
 @contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Leaves something out, and says so, where the package that it needs is not installed."""
+    """Leaves something out, and says so, if the package that it needs is not installed."""
     try:
         yield
     except ImportError as error:

@@ -81,7 +81,7 @@ def fit(args: argparse.Namespace, model: dssm.DSSM, guide: dssm.Guide, data: dss
 
 @contextmanager
 def logged_warnings(*kinds: type[Warning]) -> Iterator[None]:
-    """Lets what a library warns of stand among a script's own lines."""
+    """Logs warnings of these kinds like the script's own messages."""
     with warnings.catch_warnings():
         for kind in kinds:
             warnings.simplefilter("always", kind)
@@ -98,7 +98,7 @@ def logged_warnings(*kinds: type[Warning]) -> Iterator[None]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script; what the user can mend ends in one sentence rather than in a traceback."""
+    """Runs a script; an error that the user can fix ends in one sentence rather than in a traceback."""
     try:
         with logged_warnings(dssm.ConvergenceWarning, dssm.DivergenceWarning):
             main()

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--trim-db",
         type=flags.POSITIVE,
         metavar="DB",
-        help="cut off both ends what is so far below the loudest moment",
+        help="trim from both ends what is this far below the loudest moment",
     )
     add("--cache", type=flags.new_folder, metavar="DIR", help="where spectra are kept; OUT/features by default")
     add("--workers", type=flags.integer(0), help="processes that read, load and score")
@@ -63,8 +63,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--encoder-dim", type=flags.integer(), nargs="*", help="widths of the layers that encode a frame for the guide")
     add("--skip", action=argparse.BooleanOptionalAction, help="offer last values, and to the guide the frame itself, "
         "in addition to RNN states")  # fmt: skip
-    add("--residual", action=argparse.BooleanOptionalAction, help="let a frame start from the last, if it is offered")
-    add("--segment", type=flags.integer(), metavar="FRAMES", help="length of what is trained on")
+    add(
+        "--residual",
+        action=argparse.BooleanOptionalAction,
+        help="start each frame from the last one, if the model reads it",
+    )
+    add("--segment", type=flags.integer(), metavar="FRAMES", help="length of the training segments")
     parser.set_defaults(**DEFAULTS)
 
 

@@ -70,7 +70,7 @@ def own(data: Trajectories, length: int) -> Parts:
     """A user's own trajectories: 60 % to train on, in windows that overlap, 20 % to choose with, 20 % to report.
 
     They stay in their own units; the model standardises them (`units`). Columns of the true states that do not vary in
-    one of the parts are left out: of a constant, nothing can be told.
+    one of the parts are left out: nothing can be learnt about a constant.
     """
     if data.lengths is not None:
         got = f"{int(data.lengths.min())} to {int(data.lengths.max())}"
@@ -94,7 +94,7 @@ def own(data: Trajectories, length: int) -> Parts:
 
 
 def units(train: Trajectories) -> dssm.Standardise:
-    """What a user's own frames are standardised by: all pixels by one number, channels each by its own."""
+    """What standardises a user's own frames: one number for all pixels, or one for each channel."""
     return dssm.Standardise(train.x.shape[-1], shared=train.image_shape is not None).fit(train.dataset())
 
 
@@ -109,7 +109,7 @@ def schedule(
     kl_start: float = 0.0,
     kl_epochs: float | None = None,
 ) -> dssm.KLSchedule:
-    """The weight of the KL terms: constantly 1, annealed, or ruled by the constraint."""
+    """The weight of the KL terms: constantly 1, annealed, or set by the constraint."""
     if strategy == "elbo":
         return dssm.ConstantKL()
     if strategy == "annealed":
@@ -144,7 +144,7 @@ def build(
     guide_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[dssm.DSSM, dssm.Guide]:
-    """A model of a name and its usual guide, all with the same emission and the same encoder.
+    """The named model with its usual guide; all have the same emission and the same encoder.
 
     The states of EKVAE, DVBF, DKF, DKS and the fusion filter have ``state_dim`` entries, the KVAE's and the RSSM's
     more, as is usual for them.
@@ -194,7 +194,7 @@ def best_start(
     seed: int,
     **options: Any,
 ) -> int:
-    """Makes the first epochs of several starts, and returns the seed of the weights with the best validation bound.
+    """Trains several starts for a few epochs, and returns the seed of the weights with the best validation bound.
 
     A code that is badly shaped early stays so, and the bound shows it within a few epochs. The run that follows begins
     with the same epochs again, so it needs no state of this one.

@@ -25,7 +25,7 @@ def run_cells(
     train: Callable[[argparse.Namespace, Cell], Cell],
     tell: Callable[[Cell], str],
 ) -> list[Cell]:
-    """Fills a table: each cell is kept in a file as soon as it is done, and none is done twice.
+    """Fills a table: each cell is kept in a file as soon as it is done, and none is trained twice.
 
     Args:
         args: The command line, with ``jobs``: cells at the same time, each in processes of their own if several.
@@ -73,7 +73,7 @@ def _done(
     except GeneratorExit:
         pass  # those that have begun are finished
     except BaseException:
-        # Nobody waits for the cells that are being done: they go on from their checkpoints another time.
+        # Nobody waits for the cells that are being done: the next run resumes them from their checkpoints.
         for child in set(active_children()) - before:
             child.terminate()
         raise
