@@ -37,7 +37,7 @@ FILM = ["filmstrip.png", "film.gif"]
 PORTRAIT = ["curves.png", "phase.png", "identified.png", "open_loop.png"]
 FIGURES |= {"custom_guide": ["GatedGuide.png"], "distributed": ["forecast.png"], "pendulum": PORTRAIT + FILM}
 FIGURES |= {"speech": ["mel.png", "packets.png", "continuation.png", "curves.png"], "reproduce_speech": []}
-SPEECH = ["soundfile", "librosa", "pesq", "pystoi"]  # what two of them need beside
+SPEECH = ["soundfile", "librosa", "pesq", "pystoi"]  # what two of them need in addition
 EXAMPLES = list(FILES)
 LONG = {"distributed", "reproduce_speech", "taxonomy"}
 

@@ -67,7 +67,7 @@ def test_the_blocks_of_the_how_tos_run_in_order(tmp_path, monkeypatch, capsys, e
     assert names["ahead"].shape == (100, 10, 10, 256)
     assert names["draws"].shape == (100, 1, 20, 2)
     assert (names["draws"].mean((0, 1)) - names["waves"][40]).abs().max() < 25
-    assert len(names["history"].epochs) == 1
+    assert len(names["history"].epochs) == 2
     printed = capsys.readouterr().out
     for expected in ("AR-HMM 1e ○◐", "q(z_t | z_{1:t-1}, x_{t-1}, x_t, x_{t+1:T})", "ESTOI", "hold after", "'x_3'"):
         assert expected in printed
