@@ -5,7 +5,7 @@ r"""Training on several processes or machines, started by torchrun; also runs al
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \
         --rdzv-endpoint HOST:29500 --rdzv-id 1 examples/distributed.py   # on each of two machines
 
-Each process takes its share of every batch, gradients are averaged, and the first process writes. The processes talk
+Each process takes its part of every batch, gradients are averaged, and the first process writes. The processes talk
 through nccl where each has a GPU of its own, and through gloo otherwise.
 """
 
@@ -15,11 +15,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import common
 import torch
 import torch.distributed as distributed
+from support import flags, reports, runs
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.synthetic import oscillator, splits
 
 
@@ -42,27 +42,27 @@ def processes() -> Iterator[tuple[int, str]]:
 
 
 def main() -> None:
-    parser = common.parser(__doc__, out="runs/distributed", epochs=30, lr=1e-2, averaging=0.95)
-    args = common.parse(parser, smoke={"epochs": 2})
+    parser = flags.parser(__doc__, out="runs/distributed", epochs=30, lr=1e-2, averaging=0.95)
+    args = flags.parse(parser, smoke={"epochs": 2})
     with processes() as (rank, device):
         if args.device == "auto":
             args.device = device
-        common.start(args, writes=rank == 0)
+        runs.start(args, writes=rank == 0)
         if distributed.is_initialized():
             distributed.barrier()  # the others wait until the first has claimed the folder
         data = splits(oscillator(12 if args.smoke else 400, 50, seed=args.seed))
-        model = pd.RSSM(data.train.dim, z_dim=4, rnn_dim=32, mlp_dims=(32,), emission="gaussian").to(args.device)
-        guide = pd.FullAlignment(model, rnn_dim=32, hidden_dim=32).to(args.device)
-        history = common.fit(args, model, guide, data)
+        model = dssm.RSSM(data.train.dim, z_dim=4, rnn_dim=32, mlp_dims=(32,), emission="gaussian").to(args.device)
+        guide = dssm.FullAlignment(model, rnn_dim=32, hidden_dim=32).to(args.device)
+        history = runs.fit(args, model, guide, data)
         if rank > 0:
             return
-        test = pd.evaluate(model, guide, data.test, num_particles=16)
+        test = dssm.evaluate(model, guide, data.test, num_particles=16)
         world = distributed.get_world_size() if distributed.is_initialized() else 1
         print(f"Test set, {world} processes, nats per frame (smaller is better):\n{test}")
-        results = common.describe(model, guide, history)
-        common.write_metrics(args, test=test.to_dict(), processes=world, **results)
-        common.forecast_figure(args.out / "forecast.png", model, guide, data.test[0].x)
+        described = reports.describe(model, guide, history)
+        reports.write_metrics(args, test=test.to_dict(), processes=world, **described)
+        reports.forecast_figure(args.out / "forecast.png", model, guide, data.test[0].x)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    runs.run(main)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import common
-import published
 import torch
+from support import flags, published, reports, runs
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.chorales import build_chorales, chorale_files
 from pyro_dssm.data.midi import write_midi
 from pyro_dssm.data.music import MUSIC_SETS, load_music
@@ -32,54 +31,54 @@ BEATS = {"chorales": ("quarter notes", 1), "jsb_chorales": ("quarter notes", 1)}
 
 
 def parse() -> argparse.Namespace:
-    parser = common.parser(__doc__, out="runs/music")
+    parser = flags.parser(__doc__, out="runs/music")
     add = parser.add_argument_group("this example").add_argument
     add("--data", choices=list(MUSIC_SETS), help="the data set")
-    add("--data-dir", type=common.folder, metavar="DIR", help="holds polyphonic_music; else PYRO_DSSM_DATA, or data")
-    add("--model", choices=list(pd.ZOO), help="RNN is the baseline without latents")
-    add("--guide", choices=list(pd.GUIDES), help="alignment of the guide with the exact posterior")
-    add("--flows", type=common.integer(0), help="inverse autoregressive layers around the guide")
+    add("--data-dir", type=flags.folder, metavar="DIR", help="holds polyphonic_music; else PYRO_DSSM_DATA, or data")
+    add("--model", choices=list(dssm.ZOO), help="RNN is the baseline without latents")
+    add("--guide", choices=list(dssm.GUIDES), help="alignment of the guide with the exact posterior")
+    add("--flows", type=flags.integer(0), help="inverse autoregressive layers around the guide")
     add("--emission", choices=["bernoulli", "autoregressive"], help="whether the keys of a frame depend on each other")
-    add("--z-dim", type=common.integer(), help="size of a latent variable")
-    add("--rnn-dim", type=common.integer(), help="size of each RNN state")
-    add("--mlp-dim", type=common.integer(), nargs="+", help="widths of the hidden layers")
+    add("--z-dim", type=flags.integer(), help="size of a latent variable")
+    add("--rnn-dim", type=flags.integer(), help="size of each RNN state")
+    add("--mlp-dim", type=flags.integer(), nargs="+", help="widths of the hidden layers")
     add("--rnn", choices=["gru", "lstm", "rnn"], help="cell of the RNNs; the model's usual one by default")
-    add("--skip", action=argparse.BooleanOptionalAction, help="offer the last value beside each RNN state")
+    add("--skip", action=argparse.BooleanOptionalAction, help="offer the last value in addition to each RNN state")
     add("--separate", action="store_true", help="separate RNNs over z and x where the model usually shares one")
     add("--gated", action="store_true", help="gated combiner in the guide")
-    add("--dropout", type=common.BELOW_ONE, help="in transition and emission")
-    add("--guide-dropout", type=common.BELOW_ONE, help="in the guide's context")
-    add("--transpose", type=common.SHARE, metavar="SHARE", help="share of the training pieces moved at random")
-    add("--semitones", type=common.integer(), help="how far they are moved at most")
-    add("--particles", type=common.integer(), help="of the importance-weighted bound")
+    add("--dropout", type=flags.BELOW_ONE, help="in transition and emission")
+    add("--guide-dropout", type=flags.BELOW_ONE, help="in the guide's context")
+    add("--transpose", type=flags.FRACTION, metavar="FRACTION", help="fraction of the training pieces moved at random")
+    add("--semitones", type=flags.integer(), help="how far they are moved at most")
+    add("--particles", type=flags.integer(), help="of the importance-weighted bound")
     parser.set_defaults(**DEFAULTS)
-    return common.parse(parser, SMOKE)
+    return flags.parse(parser, SMOKE)
 
 
-def load(args: argparse.Namespace) -> pd.Splits:
+def load(args: argparse.Namespace) -> dssm.Splits:
     if not args.smoke:
         return load_music(args.data, args.data_dir)
     if args.data != "chorales":
         shortest = [sorted(part.sequences, key=len)[:6] for part in load_music(args.data, args.data_dir)]
-        return pd.Splits(*(pd.SequenceDataset([roll[:64] for roll in part]) for part in shortest))
+        return dssm.Splits(*(dssm.SequenceDataset([roll[:64] for roll in part]) for part in shortest))
     try:
         return build_chorales(chorale_files()[:8])
     except ImportError:
         return splits(little_pieces(12, 32))
 
 
-def build(args: argparse.Namespace) -> tuple[pd.DSSM, pd.Guide]:
+def build(args: argparse.Namespace) -> tuple[dssm.DSSM, dssm.Guide]:
     options = {"rnn_dim": args.rnn_dim, **({"rnn": args.rnn} if args.rnn else {})}
     shared = {"shared": False} if args.separate else {}
     sizes = (88,) if args.model == "RNN" else (88, args.z_dim)
     network = {"mlp_dims": args.mlp_dim, "dropout": args.dropout, "skip": args.skip, "emission": args.emission}
-    model = pd.ZOO[args.model](*sizes, **options, **network, **shared)
+    model = dssm.ZOO[args.model](*sizes, **options, **network, **shared)
     if args.model == "RNN":
-        return model, pd.NoLatents(model)
-    guide: pd.Guide = pd.GUIDES[args.guide](
+        return model, dssm.NoLatents(model)
+    guide: dssm.Guide = dssm.GUIDES[args.guide](
         model, hidden_dim=args.rnn_dim, dropout=args.guide_dropout, gated=args.gated, **options
     )
-    return model, pd.FlowGuide(guide, num_flows=args.flows) if args.flows else guide
+    return model, dssm.FlowGuide(guide, num_flows=args.flows) if args.flows else guide
 
 
 def title(args: argparse.Namespace) -> str:
@@ -88,7 +87,9 @@ def title(args: argparse.Namespace) -> str:
     return ", ".join(parts + ([args.emission] if args.emission != "bernoulli" else []))
 
 
-def play(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, piece: torch.Tensor, history: pd.History) -> None:
+def play(
+    args: argparse.Namespace, model: dssm.DSSM, guide: dssm.Guide, piece: torch.Tensor, history: dssm.History
+) -> None:
     torch.manual_seed(args.seed)
     piece = piece[:64].to(model._like)
     half = min(32, len(piece) // 2)
@@ -100,10 +101,10 @@ def play(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, piece: torch
         "A continuation: the piece up to the line, then the model": torch.cat([piece[:half], future]),
     }
     frame, per_beat = BEATS.get(args.data, ("eighth notes", 2))
-    with common.optional("the MIDI files"):
+    with reports.optional("the MIDI files"):
         for name, roll in zip(("sample", "continuation"), list(rolls.values())[2:], strict=True):
             write_midi(args.out / f"{name}.mid", roll, frames_per_beat=per_beat)
-    with common.optional("the figures"):
+    with reports.optional("the figures"):
         from matplotlib.figure import Figure
 
         from pyro_dssm.plots import plot_curves, plot_roll
@@ -114,35 +115,35 @@ def play(args: argparse.Namespace, model: pd.DSSM, guide: pd.Guide, piece: torch
         for i, (ax, (title, roll)) in enumerate(zip(figure.subplots(4, sharex=True), rolls.items(), strict=True)):
             plot_roll(roll, ax, title=title, frame=frame, pitches=pitches, known=half if i == 3 else None)
             ax.label_outer()
-        common.savefig(figure, args.out / "rolls.png")
+        reports.savefig(figure, args.out / "rolls.png")
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         plot_curves(history, figure.subplots(1, 2))
-        common.savefig(figure, args.out / "curves.png")
+        reports.savefig(figure, args.out / "curves.png")
 
 
 def main() -> None:
     args = parse()
-    device = common.start(args)
+    device = runs.start(args)
     data = load(args)
     model, guide = build(args)
     model.emission_net.init_bias(data.train.mean_frame())
     model.to(device), guide.to(device)
-    common.log.info("Training %r on %d pieces of %s.", guide, len(data.train), args.data)
+    runs.log.info("Training %r on %d pieces of %s.", guide, len(data.train), args.data)
     augment = RandomTransposition(args.transpose, args.semitones) if args.transpose else None
-    history = common.fit(args, model, guide, data, augment=augment)
-    common.log.info("Scoring whole sequences with the weights of epoch %d.", history.best_epoch)
-    valid = pd.evaluate(model, guide, data.valid, num_particles=args.particles)
-    test = pd.evaluate(model, guide, data.test, num_particles=args.particles)
+    history = runs.fit(args, model, guide, data, augment=augment)
+    runs.log.info("Scoring whole sequences with the weights of epoch %d.", history.best_epoch)
+    valid = dssm.evaluate(model, guide, data.valid, num_particles=args.particles)
+    test = dssm.evaluate(model, guide, data.test, num_particles=args.particles)
     print(published.table(args.data, title(args), test))
-    common.write_metrics(
+    reports.write_metrics(
         args,
         valid=valid.to_dict(),
         test=test.to_dict(),
         data={"name": args.data, "content_hash": content_hash(data)},
-        **common.describe(model, guide, history),
+        **reports.describe(model, guide, history),
     )
     play(args, model, guide, data.test[0].x, history)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    runs.run(main)

@@ -1,27 +1,25 @@
 """Whether a model learns the dynamics: models x ways to train x seeds, on a system seen only as images.
 
 Every cell of the table is trained by the same call and measured on test sequences that were read once. A run that was
-interrupted goes on where it stopped: each cell is kept as soon as it is done.
+interrupted resumes where it stopped: each cell is kept as soon as it is done.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-import common
-import systems
 import torch
+from support import flags, measuring, reports, runs, systems, tables
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm._files import atomic_write
 
 DEFAULTS: dict[str, Any] = {
     "system": "pendulum", "models": ["EKVAE", "DKS", "DVBF", "KVAE", "RSSM"], "strategies": list(systems.STRATEGIES),
-    "scales": [0.05, 0.0], "seeds": 5, "count": 500, "length": 15, "starts": 1, "start_epochs": 15, "share": 0.025,
+    "scales": [0.05, 0.0], "seeds": 5, "count": 500, "length": 15, "starts": 1, "start_epochs": 15, "fraction": 0.025,
     "jobs": 1, "epochs": 150, "batch_size": 64, "lr": 2e-3, "lr_schedule": "cosine",
 }  # fmt: skip
 SMOKE = {"models": ["EKVAE", "DKS"], "strategies": ["elbo", "constrained"], "scales": [0.0], "seeds": 1, "count": 12,
@@ -29,31 +27,31 @@ SMOKE = {"models": ["EKVAE", "DKS"], "strategies": ["elbo", "constrained"], "sca
 
 
 def parse() -> argparse.Namespace:
-    parser = common.parser(__doc__, out="runs/system_identification")
+    parser = flags.parser(__doc__, out="runs/system_identification")
     add = parser.add_argument_group("this example").add_argument
     add("--system", choices=list(systems.SYSTEMS), help="what is to be identified")
-    add("--data-dir", type=common.folder, metavar="DIR", help="holds cmu_mocap_35; by default PYRO_DSSM_DATA, or data")
+    add("--data-dir", type=flags.folder, metavar="DIR", help="holds cmu_mocap_35; by default PYRO_DSSM_DATA, or data")
     add("--models", nargs="+", choices=systems.MODELS, help="rows of the table")
     add("--strategies", nargs="+", choices=systems.STRATEGIES, help="ways to train")
     add(
         "--scales",
         nargs="+",
-        type=common.NOT_NEGATIVE,
+        type=flags.NOT_NEGATIVE,
         metavar="SCALE",
         help="of the emission; 0 for one that suits the data",
     )
-    add("--seeds", type=common.integer(), help="number of seeds, of data and weights alike, from --seed on")
-    add("--count", type=common.integer(2), help="training sequences")
-    add("--length", type=common.integer(2), help="their length")
-    add("--starts", type=common.integer(), help="initial weights to try, of which the validation bound chooses")
-    add("--start-epochs", type=common.integer(), help="epochs of each try")
-    add("--share", type=common.POSITIVE, help="the constraint's bound as a share of the variance of the entries")
-    add("--jobs", type=common.integer(), help="cells trained at the same time, one thread each")
+    add("--seeds", type=flags.integer(), help="number of seeds, of data and weights alike, from --seed on")
+    add("--count", type=flags.integer(2), help="training sequences")
+    add("--length", type=flags.integer(2), help="their length")
+    add("--starts", type=flags.integer(), help="initial weights to try; the validation bound chooses among them")
+    add("--start-epochs", type=flags.integer(), help="epochs of each try")
+    add("--fraction", type=flags.POSITIVE, help="the constraint's bound as a fraction of the variance of the entries")
+    add("--jobs", type=flags.integer(), help="cells trained at the same time, one thread each")
     parser.set_defaults(**DEFAULTS)
-    return common.parse(parser, SMOKE)
+    return flags.parse(parser, SMOKE)
 
 
-def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
+def cells_of(args: argparse.Namespace) -> list[dict[str, Any]]:
     """All cells of the table, seeds outermost, so that an early stop leaves a table with fewer seeds."""
     return [
         {"model": model, "strategy": strategy, "scale": scale, "seed": seed}
@@ -78,19 +76,19 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
         parts = systems.walking(args.data_dir, length=max(args.length, systems.KNOWN))
     else:
         parts = system.parts(cell["seed"], count=args.count, length=args.length, horizon=horizon)
-    scale = cell["scale"] or pd.moderate_scale(parts.train.dataset())
+    scale = cell["scale"] or dssm.moderate_scale(parts.train.dataset())
     train, valid = parts.train.dataset(), systems.cut(parts.valid, parts.train.x.shape[1]).dataset()
 
-    device = common.device(args)
+    device = runs.device(args)
 
-    def make() -> tuple[pd.DSSM, pd.Guide]:
+    def make() -> tuple[dssm.DSSM, dssm.Guide]:
         model, guide = systems.build(
             cell["model"], parts.train, scale=scale, state_dim=system.state_dim, code_dim=system.code_dim
         )
         return model.to(device), guide.to(device)
 
-    def kl() -> pd.KLSchedule:
-        return systems.schedule(cell["strategy"], parts.train, scale, epochs=args.epochs, share=args.share)
+    def kl() -> dssm.KLSchedule:
+        return systems.schedule(cell["strategy"], parts.train, scale, epochs=args.epochs, fraction=args.fraction)
 
     options: dict[str, Any] = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "lr_schedule")}
     shown = {"static": system.static, "code_dim": system.code_dim}
@@ -101,79 +99,27 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
         torch.manual_seed(systems.best_start(make, kl, train, valid, **starts, **options))
         model, guide = make()
         every = max(1, args.epochs // 15)
-        history = pd.fit(
+        history = dssm.fit(
             model, guide, train, valid, kl=kl(), valid_every=every, seed=cell["seed"], progress=False, **options
         )
         result["seconds"] = round(time.monotonic() - begun, 1)
         result["epoch"] = history.best_epoch
         result |= {name: history.epochs[-1][name] for name in ("reconstruction", "kl", "kl_weight")}
         horizons = tuple(h for h in (25, 100, horizon) if h <= horizon)
-        result |= systems.measure(model, guide, parts.train, parts.test, horizons=horizons, **shown)
+        result |= measuring.measure(model, guide, parts.train, parts.test, horizons=horizons, **shown)
     except (FloatingPointError, ValueError, RuntimeError) as error:
         # A pair that diverged is a result of the table, not its end.
         result["failed"] = str(error)
-    common.write_json(file_of(args, cell), result)
+    reports.write_json(file_of(args, cell), result)
     return result
 
 
-def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each model, way to train and scale: mean, deviation and the worst over seeds."""
-    table = []
-    keys = dict.fromkeys((r["scale"], r["model"], r["strategy"]) for r in results)
-    for scale, model, strategy in keys:
-        group = [r for r in results if (r["scale"], r["model"], r["strategy"]) == (scale, model, strategy)]
-        done = [r for r in group if "failed" not in r]
-        row: dict[str, Any] = {"model": model, "strategy": strategy, "scale": scale, "seeds": len(group)}
-        row["failed"] = len(group) - len(done)
-        columns: dict[str, list[float]] = {}
-        for r in done:
-            for name, value in r.get("r2", {}).items():
-                columns.setdefault(f"R² {name}", []).append(value)
-            for name in ("open_loop_mse", "copy_last_mse"):
-                for h, value in r.get(name, {}).items():
-                    columns.setdefault(f"{name} {h}", []).append(value)
-            columns.setdefault("ELBO", []).append(r["bounds"]["elbo"]["nats_per_step"])
-            columns.setdefault("seconds", []).append(r["seconds"])
-        for name, values in columns.items():
-            worst = min(values) if name.startswith("R²") else max(values)
-            row[name] = {
-                "mean": statistics.fmean(values),
-                "sd": statistics.stdev(values) if len(values) > 1 else None,
-                "median": statistics.median(values),
-                "worst": worst,
-            }
-        table.append(row)
-    return table
-
-
-def markdown(table: list[dict[str, Any]]) -> str:
-    """The table: R² as mean (worst seed), errors as median (worst seed)."""
-    names = list(dict.fromkeys(k for row in table for k, v in row.items() if isinstance(v, dict) and k != "seconds"))
-    heads = ["σ_x", "model", "trained by", *names, "seconds"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for row in table:
-        line = [f"{row['scale']:g}" if row["scale"] else "friendly", row["model"], row["strategy"]]
-        for name in names:
-            value = row.get(name)
-            if value is None:
-                line.append("–")
-            elif name.startswith("R²"):
-                line.append(f"{value['mean']:.3f} ({value['worst']:.3f})")
-            elif name == "ELBO":
-                line.append(f"{value['mean']:.2f}")
-            else:
-                line.append(f"{value['median']:.1e} ({value['worst']:.1e})")
-        line.append(f"{row['seconds']['mean']:.0f}" if "seconds" in row else "–")
-        lines.append("| " + " | ".join(line) + " |")
-    return "\n".join(lines)
-
-
 def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    table = rows(results)
+    table = measuring.rows(results)
     with atomic_write(args.out / "table.md") as file:
-        file.write((markdown(table) + "\n").encode())
-    common.write_metrics(args, table=table, cells=results)
-    print(markdown(table))
+        file.write((measuring.markdown(table) + "\n").encode())
+    reports.write_metrics(args, table=table, cells=results)
+    print(measuring.markdown(table))
 
 
 def tell(result: dict[str, Any]) -> str:
@@ -183,10 +129,10 @@ def tell(result: dict[str, Any]) -> str:
 
 def main() -> None:
     args = parse()
-    common.start(args)
-    results = common.run_cells(args, cells(args), file_of, train_cell, tell)
+    runs.start(args)
+    results = tables.run_cells(args, cells_of(args), file_of, train_cell, tell)
     report(args, results)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    runs.run(main)

@@ -19,8 +19,7 @@ from pyro_dssm.data.pendulum import pendulum
 from pyro_dssm.data.synthetic import oscillator
 
 FOLDER = Path(__file__).parents[1] / "examples"
-HELPERS = ["common.py", "drawings.py", "published.py", "speech_common.py", "systems.py"]
-LINES = {"custom_guide": 60, "pendulum": 175, "system_identification": 220, "reproduce_speech": 160}
+LINES = {"custom_guide": 60}
 FIGURES = {"music": ["rolls.png", "curves.png"], "taxonomy": ["taxonomy.png"], "system_identification": []}
 FILES = {
     "music": ["best.safetensors", "last.safetensors", "log.jsonl"],
@@ -38,7 +37,7 @@ FILM = ["filmstrip.png", "film.gif"]
 PORTRAIT = ["curves.png", "phase.png", "identified.png", "open_loop.png"]
 FIGURES |= {"custom_guide": ["GatedGuide.png"], "distributed": ["forecast.png"], "pendulum": PORTRAIT + FILM}
 FIGURES |= {"speech": ["mel.png", "packets.png", "continuation.png", "curves.png"], "reproduce_speech": []}
-SPEECH = ["soundfile", "librosa", "pesq", "pystoi"]  # what two of them need beside
+SPEECH = ["soundfile", "librosa", "pesq", "pystoi"]  # what two of them need in addition
 EXAMPLES = list(FILES)
 LONG = {"distributed", "reproduce_speech", "taxonomy"}
 
@@ -66,7 +65,7 @@ def call(monkeypatch, capsys):
     def once(name, *options):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
         try:
-            importlib.import_module("common").run(importlib.import_module(name).main)
+            importlib.import_module("support.runs").run(importlib.import_module(name).main)
         except SystemExit as end:
             # A flag that is wrong ends with the usage, and one sentence behind it.
             return end.code if end.code != 2 else capsys.readouterr().err.rstrip().splitlines()[-1]
@@ -74,8 +73,8 @@ def call(monkeypatch, capsys):
 
     yield once
     logging.root.handlers[:] = handlers
-    for name in (*EXAMPLES, *(Path(helper).stem for helper in HELPERS)):
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name in EXAMPLES or name.partition(".")[0] == "support"]:
+        del sys.modules[name]
 
 
 def metrics(folder):
@@ -113,7 +112,7 @@ def check_run(found, splits=("test",)):
 
 
 def test_no_example_is_missing_here():
-    assert sorted(path.stem for path in FOLDER.glob("*.py")) == sorted(EXAMPLES + [Path(h).stem for h in HELPERS])
+    assert sorted(path.stem for path in FOLDER.glob("*.py")) == sorted(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -123,6 +122,11 @@ def test_it_is_short(name):
     begin = next(i for i, line in enumerate(lines) if line.startswith("def main"))
     end = next(i for i, line in enumerate(lines) if i > begin and line and not line.startswith(" "))
     assert end - begin <= 40
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "support").glob("*.py")), ids=lambda path: path.stem)
+def test_what_they_share_is_in_small_files(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +190,7 @@ def test_music_with_other_models(options, call, tmp_path, monkeypatch):
 
 
 def test_music_prints_the_published_rows(call):
-    published = importlib.import_module("published")
+    published = importlib.import_module("support.published")
     bound = pd.Bound(-torch.tensor([70.0, 140.0]), torch.tensor([10.0, 20.0]))
     score = pd.Score(bound, bound, 64)
     text = published.table("jsb_chorales", "mine", score)
@@ -365,7 +369,7 @@ def test_pendulum_with_another_system_or_model(options, call, tmp_path, monkeypa
         (["--system", "mocap", "--data-dir", "."], "found no cmu_mocap_35"),
         (["--state-dim", "0"], "--state-dim: expected a positive"),
         (["--count", "1"], "--count: expected an integer of at least 2"),
-        (["--share", "0"], "--share: expected a positive number"),
+        (["--fraction", "0"], "--fraction: expected a positive number"),
         (["--scale", "-1"], "--scale: expected a number of at least 0"),
         (["--model", "DKS", "--kind", "filtering"], "expected with EKVAE or KVAE alone"),
     ],
@@ -419,7 +423,7 @@ def test_help(name, call, capsys):
         (["--threads", "0"], "--threads: expected a positive integer"),
         (["--epochs", "0"], "--epochs: expected a positive"),
         (["--epochs", "-3"], "--epochs: expected a positive integer, got '-3'"),
-        (["--transpose", "2"], "--transpose: expected a share from 0 to 1, got '2'"),
+        (["--transpose", "2"], "--transpose: expected a fraction from 0 to 1, got '2'"),
     ],
     ids=lambda value: value[-2] if isinstance(value, list) else "",
 )
@@ -487,7 +491,7 @@ def test_speech_reports_what_it_found(smoke):
     assert found["bounds"]["test"]["elbo"]["standard_error"] > 0
     assert found["data"] == {"train": 4, "valid": 2, "test": 2}
     assert found["skipped"] == []
-    assert 0 < found["packet_loss"]["share_lost"] < 0.5
+    assert 0 < found["packet_loss"]["fraction_lost"] < 0.5
     # What is lost costs something, and what is filled in is something else.
     before, after = (found["packet_loss"][name]["si_sdr"]["mean"] for name in ("before", "after"))
     assert 0 < before < 100
@@ -634,7 +638,7 @@ def test_speech_says_in_one_sentence_what_is_wrong(options, expected, call, quic
 
 
 def test_the_published_tables_of_speech(call):
-    published = importlib.import_module("published")
+    published = importlib.import_module("support.published")
     reproduce = importlib.import_module("reproduce_speech")
     assert set(published.TABLE_I) == {(model, flows) for model in reproduce.ROWS for flows in (0, reproduce.FLOWS)}
     assert list(published.TABLE_III) == reproduce.GUIDES
@@ -647,11 +651,12 @@ def test_the_published_tables_of_speech(call):
     assert published.speech_row("ArSSM", "c", 0) == ((4.892, 1.570, 0.776), "Tang et al., Table III")
     assert published.speech_row("ArSSM", "c", 3) is None
     assert published.speech_row("RSSM", "a", 0) is None
-    assert published.plain(1.7) == "1.70"
-    assert published.plain(5.132) == "5.132"
-    assert published.with_interval({"mean": 1.25, "low": 1.0, "high": 1.5}, 2) == "1.25 ± 0.25"
-    assert published.with_interval({"mean": 1.25, "low": None, "high": None}, 2) == "1.25"
-    assert published.with_interval({"mean": None, "low": None, "high": None}, 2) == "–"
+    tables = importlib.import_module("support.speech_tables")
+    assert tables.plain(1.7) == "1.70"
+    assert tables.plain(5.132) == "5.132"
+    assert tables.with_interval({"mean": 1.25, "low": 1.0, "high": 1.5}, 2) == "1.25 ± 0.25"
+    assert tables.with_interval({"mean": 1.25, "low": None, "high": None}, 2) == "1.25"
+    assert tables.with_interval({"mean": None, "low": None, "high": None}, 2) == "–"
 
 
 @pytest.mark.slow
@@ -706,7 +711,7 @@ def test_a_cell_that_diverges_is_told_in_the_table(call, quick, tmp_path, monkey
     def diverge(*_, **__):
         raise FloatingPointError("the loss is not finite")
 
-    monkeypatch.setattr(importlib.import_module("speech_common"), "train", diverge)
+    monkeypatch.setattr(importlib.import_module("support.speech"), "train", diverge)
     options = ["--smoke", "--tables", "III", "--out", tmp_path]
     assert call("reproduce_speech", *options) is None
     assert [cell["failed"] for cell in metrics(tmp_path)["cells"]] == ["the loss is not finite"] * 5

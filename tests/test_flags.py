@@ -14,7 +14,7 @@ import torch
 import pyro_dssm as pd
 
 FOLDER = Path(__file__).parents[1] / "examples"
-EXAMPLES = sorted(p.stem for p in FOLDER.glob("*.py") if "common.run(main)" in p.read_text(encoding="utf-8"))
+EXAMPLES = sorted(p.stem for p in FOLDER.glob("*.py") if "runs.run(main)" in p.read_text(encoding="utf-8"))
 NUMBERS = ["abc", "-3", "nan", "inf", "", "1e999", "-0.5"]
 MAY_BE_ZERO = {
     *("--seed", "--max-minutes", "--weight-decay", "--averaging", "--kl-start", "--flows", "--dropout"),
@@ -32,8 +32,8 @@ def modules(monkeypatch):
     handlers = logging.root.handlers[:]
     yield importlib.import_module
     logging.root.handlers[:] = handlers
-    for path in FOLDER.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+    for name in [name for name in sys.modules if name in EXAMPLES or name.partition(".")[0] == "support"]:
+        del sys.modules[name]
 
 
 class Found(Exception):
@@ -48,7 +48,7 @@ def parser_of(modules, monkeypatch):
         raise Found(parser)
 
     def find(name):
-        monkeypatch.setattr(modules("common"), "parse", stop)
+        monkeypatch.setattr(modules("support.flags"), "parse", stop)
         with pytest.raises(Found) as found:
             modules(name).main()
         return found.value.args[0]
@@ -134,7 +134,7 @@ def test_good_values_are_taken(name, parser_of, tmp_path):
 def test_a_script_ends_as_a_command_should(modules, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["music.py", "--epochs", "-3"])
     with pytest.raises(SystemExit) as end:
-        modules("common").run(modules("music").main)
+        modules("support.runs").run(modules("music").main)
     assert end.value.code == 2
     assert capsys.readouterr().err.rstrip().endswith("argument --epochs: expected a positive integer, got '-3'")
 
@@ -142,7 +142,7 @@ def test_a_script_ends_as_a_command_should(modules, monkeypatch, capsys):
 # Scores come first.
 
 DRAWINGS = (
-    r"common\.savefig\(|drawings\.draw\(|forecast_figure\(|speech\.figures\(|speech\.play\(|\bplay\(args|sheet\(args\)"
+    r"reports\.savefig\(|drawings\.draw\(|forecast_figure\(|sounds\.figures\(|sounds\.play\(|\bplay\(args|sheet\(args\)"
 )
 
 
@@ -169,7 +169,7 @@ def failing(modules, monkeypatch):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", refuse)
         with pytest.raises(SystemExit) as end:
-            modules("common").run(modules(name).main)
+            modules("support.runs").run(modules(name).main)
         return end.value.code
 
     return once
@@ -208,7 +208,7 @@ def test_music_is_drawn_whatever_sounds(loud, modules, tmp_path, monkeypatch):
     monkeypatch.setattr(pd.DMM, "forecast", lambda self, guide, x, horizon, num_samples: roll[None, None, :horizon])
     monkeypatch.setattr(pd.DMM, "reconstruct", lambda self, guide, x: roll[None])
     saved = {}
-    monkeypatch.setattr(music.common, "savefig", lambda figure, path: saved.update({path.name: figure}))
+    monkeypatch.setattr(music.reports, "savefig", lambda figure, path: saved.update({path.name: figure}))
     records = [{"epoch": 1, "reconstruction": 1.0, "kl": 0.5, "valid": 1.5}]
     args = argparse.Namespace(seed=0, out=tmp_path, data="chorales")
     music.play(args, model, pd.PartialAlignment(model), roll, pd.History(records, best_epoch=1, best_valid=1.5))

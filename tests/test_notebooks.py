@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 
 FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
 NOTEBOOKS = ["ekvae.ipynb", "quickstart.ipynb", "speech.ipynb"]
-SPEECH = ("soundfile", "librosa", "pesq", "pystoi")  # what one of them needs beside
+SPEECH = ("soundfile", "librosa", "pesq", "pystoi")  # what one of them needs in addition
 
 
 def test_no_notebook_is_missing_here():

@@ -1,12 +1,8 @@
-"""Published results, and tables that show a run's own beside them: on polyphonic music, and on speech."""
+"""Published results on polyphonic music and on speech, and a table of music that shows a run next to them."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import pyro_dssm as pd
-from pyro_dssm.metrics import Scores
+import pyro_dssm as dssm
 
 # Polyphonic music: nats per time step of test sets, (negative log-likelihood, bound on it).
 
@@ -30,7 +26,7 @@ ROWS: list[tuple[str, list[tuple[float | None, float | None]], str]] = [
 ]
 
 
-def table(data: str, name: str, score: pd.Score) -> str:
+def table(data: str, name: str, score: dssm.Score) -> str:
     """A run's test score above the published rows of its data set.
 
     Args:
@@ -96,74 +92,3 @@ def speech_row(model: str, guide: str, flows: int) -> tuple[Figures, str] | None
     if model == "ArSSM" and flows == 0 and guide in TABLE_III:
         return TABLE_III[guide][1], "Tang et al., Table III"
     return None
-
-
-def with_interval(figure: dict[str, Any], digits: int) -> str:
-    """A mean and half of its 95 % interval; of a single recording there is no interval."""
-    mean, low, high = (math.nan if figure[name] is None else figure[name] for name in ("mean", "low", "high"))
-    missing = figure.get("missing", 0)
-    count = f" ({figure['count']} of {figure['count'] + missing})" if missing else ""
-    if not math.isfinite(mean):
-        return "–" + count
-    half = f" ± {(high - low) / 2:.{digits}f}" if math.isfinite(high) else ""
-    return f"{mean:.{digits}f}{half}{count}"
-
-
-def plain(figure: float) -> str:
-    """A published figure with two digits, or three if it has them."""
-    return f"{figure:.3f}".removesuffix("0")
-
-
-DIGITS = {"si_sdr": 2, "pesq_wb": 2, "pesq_nb": 2, "estoi": 3}
-HEADS = {"si_sdr": "SI-SDR (dB)", "pesq_wb": "PESQ wide", "pesq_nb": "PESQ narrow", "estoi": "ESTOI"}
-
-
-def _lines(rows: dict[str, dict[str, Any]]) -> list[str]:
-    lines = [f"  {'':<28}" + "".join(f"{head:<16}" for head in HEADS.values())]
-    for name, figures in rows.items():
-        lines.append(f"  {name:<28}" + "".join(f"{with_interval(figures[m], DIGITS[m]):<16}" for m in HEADS))
-    return lines
-
-
-def speech_table(model: pd.DSSM, guide: pd.Guide, scores: dict[str, Scores]) -> str:
-    """A run's scores above the published row of its model and guide.
-
-    Args:
-        model: The model.
-        guide: Its guide.
-        scores: Of whole recordings, ``teacher_forced`` and ``free_running``, and what others do by these names.
-
-    Returns:
-        Lines to print.
-    """
-    count = len(scores["teacher_forced"].values["si_sdr"])
-    lines = [f"{guide!r}", f"{count} recordings, resynthesised with their own phases: mean ± half of its 95 % interval"]
-    ours = ("teacher_forced", "free_running")
-    names = {name: f"this run, {name.replace('_', '-')}" if name in ours else name.replace("_", " ") for name in scores}
-    lines += _lines({names[name]: found.to_dict() for name, found in scores.items()})
-    flows = len(guide.flows) if isinstance(guide, pd.FlowGuide) else 0
-    inner = guide.base if isinstance(guide, pd.FlowGuide) else guide
-    name = next((name for name, cls in pd.GUIDES.items() if type(inner) is cls), "")
-    row = speech_row(type(model).__name__, name, flows)
-    if row is None:
-        return "\n".join([*lines, "There is no published row of this model with this guide."])
-    figures = dict(zip(METRICS, row[0], strict=True))
-    shown = "".join(f"{plain(figures[m]) if m in figures else '–':<16}" for m in HEADS)
-    return "\n".join([*lines, f"  {'published':<28}{shown}{row[1]}", NOTE])
-
-
-def without_a_model(scores: dict[str, dict[str, Any]]) -> list[str]:
-    """Lines of a Markdown table of what needs no model."""
-    lines = ["| without a model | " + " | ".join(HEADS.values()) + " |", "|" + " --- |" * (1 + len(HEADS))]
-    for name, figures in scores.items():
-        shown = [with_interval(figures[m], DIGITS[m]) for m in HEADS]
-        lines.append("| " + " | ".join([name.replace("_", " "), *shown]) + " |")
-    return lines
-
-
-def packets_table(found: dict[str, Any]) -> str:
-    """What lost packets cost, and what filling them in gains."""
-    lines = [
-        f"Lost packets, {found['share_lost']:.1%} of the samples in gaps of {1000 * found['seconds_of_a_gap']:g} ms:"
-    ]
-    return "\n".join([*lines, *_lines({"silence instead": found["before"], "filled in": found["after"]})])

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import common
-import systems
 import torch
 from torch import Tensor
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.identification import latent_states, least_squares
 from pyro_dssm.prediction import open_loop
+
+from . import reports, systems
 
 UNITS = {"φ̇": " (rad/s)", "q̇₁": " (rad/s)", "q̇₂": " (rad/s)"}
 SHOWN = 40  # sequences of a phase portrait
@@ -21,9 +21,9 @@ STRIP = 48  # frames that a film strip goes over; the film has them all
 
 def draw(
     folder: Path,
-    model: pd.DSSM,
-    guide: pd.Guide,
-    history: pd.History,
+    model: dssm.DSSM,
+    guide: dssm.Guide,
+    history: dssm.History,
     parts: systems.Parts,
     *,
     known: int,
@@ -33,13 +33,13 @@ def draw(
     unit: str = "",
 ) -> None:
     """Writes all figures that the data allow, of the test sequences, whose frames are in some unit."""
-    with common.optional("the figures"):
+    with reports.optional("the figures"):
         curves(folder / "curves.png", history, "standardised units" if model.standardise is not None else unit)
         states(folder, model, guide, parts, static=static, code_dim=code_dim)
         prediction(folder, model, guide, parts.test, known=known, horizon=horizon, unit=unit)
 
 
-def curves(path: Path, history: pd.History, unit: str) -> None:
+def curves(path: Path, history: dssm.History, unit: str) -> None:
     """How the training went, and how the constraint was met."""
     from matplotlib.figure import Figure
 
@@ -55,11 +55,11 @@ def curves(path: Path, history: pd.History, unit: str) -> None:
         low, high = axes[1, 0].get_ylim()
         if high < 10 * low:
             axes[1, 0].set_yscale("linear")
-    common.savefig(figure, path)
+    reports.savefig(figure, path)
 
 
 def states(
-    folder: Path, model: pd.DSSM, guide: pd.Guide, parts: systems.Parts, *, static: tuple[int, ...], code_dim: int
+    folder: Path, model: dssm.DSSM, guide: dssm.Guide, parts: systems.Parts, *, static: tuple[int, ...], code_dim: int
 ) -> None:
     """What the latent state knows of the true one."""
     from matplotlib.figure import Figure
@@ -83,17 +83,17 @@ def states(
             color_name=name,
             cmap="twilight" if cyclic else "viridis",
         )
-    common.savefig(figure, folder / "phase.png")
+    reports.savefig(figure, folder / "phase.png")
     if test.states is not None and parts.train.states is not None:
         fit = least_squares(latent_states(model, guide, parts.train.dataset()), parts.train.states)
         names = [name + UNITS.get(name, "") for name in test.state_names[:6]]
         figure = Figure(figsize=(8, 0.8 + 1.8 * len(names)), layout="constrained")
         axes = figure.subplots(len(names), 2, squeeze=False, width_ratios=(2.4, 1))
         plot_identified(fit.predict(latent)[..., :6], test.states[..., :6], names, axes)
-        common.savefig(figure, folder / "identified.png")
+        reports.savefig(figure, folder / "identified.png")
 
 
-def colours(data: pd.Trajectories, static: tuple[int, ...]) -> list[tuple[str, Tensor | None, bool, bool]]:
+def colours(data: dssm.Trajectories, static: tuple[int, ...]) -> list[tuple[str, Tensor | None, bool, bool]]:
     """What to colour a phase portrait by: name, values, whether it is an angle, whether a frame cannot show it."""
     if data.states is None:
         return [("time", None, False, False)]
@@ -117,9 +117,9 @@ def squared(unit: str) -> str:
 
 @torch.no_grad()
 def prediction(
-    folder: Path, model: pd.DSSM, guide: pd.Guide, test: pd.Trajectories, *, known: int, horizon: int, unit: str
+    folder: Path, model: dssm.DSSM, guide: dssm.Guide, test: dssm.Trajectories, *, known: int, horizon: int, unit: str
 ) -> None:
-    """What the model makes of the first test sequence from its beginning alone, and of all by horizon."""
+    """Predictions of the first test sequence from its beginning, and the errors of all by horizon."""
     from matplotlib.figure import Figure
 
     from pyro_dssm.plots import plot_filmstrip, plot_forecast, plot_open_loop, write_gif
@@ -129,7 +129,7 @@ def prediction(
     title = f"Predictions from {known} frames{'' if test.controls is None else ' and the controls'}"
     ylabel = labelled("squared error per entry", squared(unit))
     plot_open_loop({type(model).__name__: ahead}, figure.subplots(), title=title, ylabel=ylabel)
-    common.savefig(figure, folder / "open_loop.png")
+    reports.savefig(figure, folder / "open_loop.png")
 
     like, one = model._like, systems.cut(test[:1], known + horizon)
     x = one.x.to(like)
@@ -147,7 +147,7 @@ def prediction(
             ax.label_outer()
             if i > 0:
                 ax.get_legend().remove()
-        common.savefig(figure, folder / "forecast.png")
+        reports.savefig(figure, folder / "forecast.png")
         return
     options = {"controls": controls, "means": True, "noise": False, **past}
     future = model.forecast(guide, x[:, :known], horizon, 16, **options).mean(0)
@@ -160,5 +160,5 @@ def prediction(
         shape = (1, *shape[1:])
     figure = Figure(figsize=(10, 2.6), layout="constrained")
     plot_filmstrip(truth[:STRIP], film[:STRIP], shape, figure.subplots(), known=known, title=title)
-    common.savefig(figure, folder / "filmstrip.png", dpi=160)
+    reports.savefig(figure, folder / "filmstrip.png", dpi=160)
     write_gif(truth, film, folder / "film.gif", shape, known=known)
