@@ -35,9 +35,10 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # What JSON may be, so that reading it takes no more than a few times its own size.
-DEPTH, MOST_CHARACTERS, MOST_VALUES, MOST_DIGITS = 64, 1 << 24, 1 << 20, 40
+DEPTH, MOST_CHARACTERS, MOST_VALUES, MOST_DIGITS = 64, 1 << 24, 1 << 19, 40
 MOST_HEADER = 1 << 26
 CHUNK = 1 << 20
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 # Beginnings of files that are often taken for one of these.
 OTHERS = {
     b"PK\x03\x04": "a zip archive, such as torch.save and numpy.savez write",
@@ -355,14 +356,17 @@ def parse(text: str, *, finite: bool = True, most: int = MOST_CHARACTERS) -> Any
 
 def _check_form(text: str) -> None:
     """Counts values and levels before any is made."""
-    outside = re.sub(r'"[^"]*"', "", text.replace("\\\\", "").replace('\\"', ""))
-    brackets = re.sub(r"[^\[\]{}]+", "", outside)
-    if outside.count(",") + brackets.count("[") + brackets.count("{") > MOST_VALUES:
+    content = text.encode("utf-8", "surrogatepass").replace(b"\\\\", b"").replace(b'\\"', b"")
+    if content.count(b'"') > 4 * MOST_VALUES:
+        raise ValueError(f"more than {2 * MOST_VALUES:,} strings of JSON")
+    outside = re.sub(rb'"[^"]*"', b"", content)
+    brackets = outside.translate(None, _NO_BRACKETS)
+    if outside.count(b",") + brackets.count(b"[") + brackets.count(b"{") > MOST_VALUES:
         raise ValueError(f"more than {MOST_VALUES:,} values of JSON")
     for _ in range(DEPTH):
         if not brackets:
             return
-        brackets = brackets.replace("[]", "").replace("{}", "")
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
     if brackets:
         raise ValueError(f"JSON of more than {DEPTH} levels, or brackets that do not match")
 
