@@ -14,6 +14,7 @@ from torch import Tensor
 from ._checks import is_number, positive, share
 from ._extras import require
 from ._files import atomic_write
+from ._types import check_types
 
 __all__ = ["Spectrogram", "griffin_lim", "read_audio", "write_audio"]
 
@@ -101,6 +102,7 @@ class Spectrogram:
         Raises:
             ValueError: If the wave has no samples or is not of real floating-point numbers.
         """
+        check_types(Spectrogram.analyse, locals())
         _check_wave(wave)
         spectrum = torch.stft(
             wave.reshape(-1, wave.shape[-1]),
@@ -131,6 +133,7 @@ class Spectrogram:
             ValueError: If the spectrum is not complex or has another shape, or no wave of this length has as many
                 frames.
         """
+        check_types(Spectrogram.synthesise, locals())
         if not spectrum.is_complex():
             raise ValueError(f"spectrum: expected complex numbers, got {spectrum.dtype}.")
         self._check_bins("spectrum", spectrum)
@@ -155,6 +158,7 @@ class Spectrogram:
         Returns:
             Shape ``(*, T, num_bins)``.
         """
+        check_types(Spectrogram.power, locals())
         spectrum = self.analyse(wave)
         return spectrum.real.square() + spectrum.imag.square()
 
@@ -225,6 +229,7 @@ def griffin_lim(
         >>> bool((found - magnitude).norm() < 0.2 * magnitude.norm())
         True
     """
+    check_types(griffin_lim, locals())
     if magnitude.is_complex() or not magnitude.dtype.is_floating_point:
         raise ValueError(f"magnitude: expected real floating-point numbers, got {magnitude.dtype}.")
     spectrogram._check_bins("magnitude", magnitude)
@@ -276,6 +281,7 @@ def read_audio(
         ...     read_audio(pathlib.Path(folder, "tone.wav")).shape
         torch.Size([2000])
     """
+    check_types(read_audio, locals())
     wave, native = read_with_rate(path, rate, trim_db=trim_db, min_samples=min_samples)
     if native != rate:
         _log.info("resampled %s from %d to %d samples per second", path, native, rate)
@@ -340,6 +346,7 @@ def write_audio(path: str | os.PathLike[str], wave: Tensor, rate: int) -> None:
         ValueError: If the wave has another shape, no samples, or numbers that are not finite.
         ImportError: If the extra is missing.
     """
+    check_types(write_audio, locals())
     positive("rate", rate)
     _check_wave(wave, "(N,)")
     samples = wave.detach().cpu().double()

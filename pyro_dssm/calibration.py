@@ -13,6 +13,7 @@ from torch import Tensor
 from ._checks import is_number, positive
 from ._measuring import check_data, grouped, in_order, measuring, observed_entries
 from ._program import evaluating
+from ._types import check_types
 from .data.sequences import Batch, SequenceDataset
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -155,6 +156,7 @@ def calibrate(
         >>> model.calibrated, bool((abs(5.0 * found.factor - 1) < 0.3).all())
         (True, True)
     """
+    check_types(calibrate, locals())
     check_data("valid", valid, model)
     if not is_number(fraction) or not 0 < fraction < 1:
         raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction!r}.")

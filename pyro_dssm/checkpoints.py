@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._files import atomic_write
 from ._program import Program
+from ._types import check_types
 from .dssm import DSSM
 from .guides import Guide, check_pair
 from .structure import Structure
@@ -32,6 +33,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         tensors: By name.
         metadata: Anything that JSON can hold.
     """
+    check_types(write_tensors, locals())
     values: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, t in tensors.items():
@@ -56,6 +58,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or of another kind.
     """
+    check_types(read_tensors, locals())
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a checkpoint, found no file {path}.")
@@ -189,6 +192,7 @@ def save(path: str | os.PathLike[str], model: DSSM, guide: Guide, **extra: Any) 
         >>> guide
         PartialAlignment(DMM): q(z_t | z_{t-1}, g←_t)
     """
+    check_types(save, locals())
     check_pair(model, guide)
     for name, value in extra.items():
         _check_json(name, value)
@@ -248,6 +252,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or needs a class that has not been imported.
     """
+    check_types(load, locals())
     tensors, metadata = read_tensors(path)
     if "model" not in metadata:
         raise ValueError(f"path: expected a saved pair, got another kind of checkpoint: {path}.")

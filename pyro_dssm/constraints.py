@@ -50,6 +50,7 @@ import torch
 from ._checks import is_number, one_of, positive
 from ._checks import share as check_share
 from ._devices import generators_kept, wide
+from ._types import check_types
 from .data.sequences import SequenceDataset, batches
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -138,6 +139,7 @@ class Constraint(KLSchedule):
         initial_patience: int = 10_000,
         floor: bool = False,
     ) -> None:
+        check_types(Constraint.__init__, locals())
         one_of("measure", measure, MEASURES)
         if not is_number(bound):
             raise ValueError(f"bound: expected a finite number, got {bound!r}.")
@@ -267,6 +269,7 @@ class Constraint(KLSchedule):
         Args:
             model: The model that is about to be trained.
         """
+        check_types(Constraint.check, locals())
         if model.standardise is None or self.measure != "squared_error":
             return
         if self._in_data_units or self.bound >= 1:
@@ -294,6 +297,7 @@ class Constraint(KLSchedule):
         Args:
             state: From :meth:`state_dict`.
         """
+        check_types(Constraint.load_state_dict, locals())
         self._multiplier, self._steps = float(state["multiplier"]), int(state["steps"])
         self._average = float(state.get("average", math.nan))
         self._met = bool(state["met"])
@@ -455,6 +459,7 @@ def error_bound(train: SequenceDataset, share: float = 0.025, *, standardise: St
         >>> error_bound(data, share=0.1)
         0.05
     """
+    check_types(error_bound, locals())
     if not (is_number(share) and share > 0):
         raise ValueError(f"share: expected a positive number, got {share!r}.")
     mean, squares, count, scale = wide(train.mean_frame()), 0.0, 0.0, 1.0
@@ -498,6 +503,7 @@ def moderate_scale(train: SequenceDataset, nats: float = 11.0, *, standardise: S
         >>> moderate_scale(data, nats=2.0)
         0.5
     """
+    check_types(moderate_scale, locals())
     if not (is_number(nats) and nats > 0):
         raise ValueError(f"nats: expected a positive number, got {nats!r}.")
     scale = math.sqrt(train.dim * error_bound(train, share=1.0, standardise=standardise) / (2 * nats))
@@ -526,6 +532,7 @@ def first_multiplier(
         >>> first_multiplier(data, scale=0.05, nats=2.0)
         0.01...
     """
+    check_types(first_multiplier, locals())
     if not (is_number(scale) and scale > 0):
         raise ValueError(f"scale: expected a positive number, got {scale!r}.")
     return min(1.0, (scale / moderate_scale(train, nats, standardise=standardise)) ** 2)
@@ -567,6 +574,7 @@ def autoencoder_error(
         >>> autoencoder_error(model, pd.FullAlignment(model), data, epochs=2) > 0
         True
     """
+    check_types(autoencoder_error, locals())
     check_pair(model, guide)
     for name in ("kl", "loss", "checkpoint"):
         if name in options:

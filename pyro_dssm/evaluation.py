@@ -16,6 +16,7 @@ from ._checks import check_seed, positive
 from ._devices import generators_kept, wide
 from ._measuring import observed_entries
 from ._program import evaluating
+from ._types import check_types
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -177,6 +178,7 @@ def log_weights(model: DSSM, guide: Guide, batch: Batch, num_particles: int) -> 
     Returns:
         Shape ``(K, B)``.
     """
+    check_types(log_weights, locals())
     args, kwargs = (batch.x, batch.lengths, batch.mask), {"controls": batch.controls}
     dim = -batch.x.dim() + 1
     total = batch.x.new_zeros(num_particles, *batch.x.shape[:-2])
@@ -239,6 +241,7 @@ def evaluate(
         >>> score.iwae.nats_per_step < score.elbo.nats_per_step
         True
     """
+    check_types(evaluate, locals())
     options: dict[str, Any] = {"num_particles": num_particles, "batch_size": batch_size, "seed": seed}
     score = bounds(model, guide, data, calibrated=calibrated, **options)
     bad = score.elbo.not_finite()
@@ -263,6 +266,7 @@ def bounds(
     calibrated: bool = False,
 ) -> Score:
     """What :func:`evaluate` returns, finite or not."""
+    check_types(bounds, locals())
     check_pair(model, guide)
     check_seed(seed)
     positive("num_particles", num_particles)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ._checks import guide_kind, positive
 from ._program import evaluating
+from ._types import check_types
 from .divergence import OnDivergence, check_choice, check_finite, nan_allowed
 from .emissions import drawn, expected, followed
 from .filling import bridges_gaps, cut, fill
@@ -124,6 +125,7 @@ class Generation:
         Warns:
             DivergenceWarning: If a sequence is not finite and ``on_divergence="warn"``.
         """
+        check_types(Generation.sample, locals())
         check_choice(on_divergence)
         positive("num_sequences", num_sequences)
         positive("length", length)
@@ -185,6 +187,7 @@ class Generation:
             ConvergenceWarning: As in :meth:`reconstruct`.
             DivergenceWarning: If a future is not finite and ``on_divergence="warn"``.
         """
+        check_types(Generation.forecast, locals())
         self._check_guide(guide)
         positive("horizon", horizon)
         positive("num_samples", num_samples)
@@ -254,6 +257,7 @@ class Generation:
             ConvergenceWarning: As in :meth:`reconstruct`.
             DivergenceWarning: If a draw is not finite and ``on_divergence="warn"``.
         """
+        check_types(Generation.impute, locals())
         check_choice(on_divergence)
         self._check_guide(guide)
         positive("num_samples", num_samples)
@@ -325,6 +329,7 @@ class Generation:
             ConvergenceWarning: If the draws of what is hidden have not converged.
             DivergenceWarning: If a frame is not finite and ``on_divergence="warn"``.
         """
+        check_types(Generation.reconstruct, locals())
         self._check_guide(guide)
         positive("num_samples", num_samples)
         if num_rounds != 0:

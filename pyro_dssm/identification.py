@@ -18,6 +18,7 @@ from torch import Tensor
 from ._checks import positive
 from ._measuring import check_data, grouped, measuring
 from ._regression import Regression, States, as_list, as_pair, check_varies, least_squares, r_squared
+from ._types import check_types
 from .data.sequences import SequenceDataset
 from .dssm import DSSM
 from .guides import Guide
@@ -70,6 +71,7 @@ def latent_states(
         >>> [tuple(states.shape) for states in latent_states(model, pd.PartialAlignment(model), data)]
         [(4, 2), (6, 2)]
     """
+    check_types(latent_states, locals())
     positive("num_samples", num_samples)
     with measuring(model, guide, seed):
         found: list[Tensor] = [torch.empty(0)] * len(check_data("data", data, model))
@@ -156,6 +158,7 @@ def identification(
         >>> print(found)
         q 1.000, v 1.000
     """
+    check_types(identification, locals())
     same = latent_test is None and truth_test is None
     if not same and (latent_test is None or truth_test is None):
         missing = "latent_test" if latent_test is None else "truth_test"
@@ -218,6 +221,7 @@ def system_identification(
         >>> found.same_set, 0 <= found.r2["y1"] <= 1
         (True, True)
     """
+    check_types(system_identification, locals())
 
     def of(data: SequenceDataset) -> list[Tensor]:
         return latent_states(model, guide, data, num_samples=num_samples, batch_size=batch_size, seed=seed)
@@ -302,6 +306,7 @@ def disentanglement(
         >>> disentanglement(state, state, dim_a=1, static=[0], dynamic=[1]).score > 0.9
         True
     """
+    check_types(disentanglement, locals())
     positive("dim_a", dim_a)
     x, y = as_pair("latent", latent, "truth", truth)
     if dim_a >= x.shape[1]:

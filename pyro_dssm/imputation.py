@@ -14,6 +14,7 @@ from ._checks import positive
 from ._devices import wide
 from ._gaps import interpolate, last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
+from ._types import check_types
 from .data.sequences import Batch, SequenceDataset
 from .dssm import DSSM
 from .guides import Guide
@@ -102,6 +103,7 @@ def coverage(
         50%: 50.0% ± 5.0% inside, width 50
         90%: 90.0% ± 3.0% inside, width 90
     """
+    check_types(coverage, locals())
     if samples.dim() < 2 or samples.shape[1:] != truth.shape:
         expected = f"shape (S, *) for a truth of shape {tuple(truth.shape)}"
         raise ValueError(f"samples: expected {expected}, got {tuple(samples.shape)}.")
@@ -206,6 +208,7 @@ def varying_entries(model: DSSM, data: SequenceDataset) -> Tensor:
     Returns:
         Shape ``(x_dim,)``.
     """
+    check_types(varying_entries, locals())
     deviation = moments(data)[2].sqrt()
     if model.standardise is not None:
         deviation = deviation / wide(model.standardise.scale)
@@ -257,6 +260,7 @@ def imputation(
         >>> list(found.rmse), found.counts.tolist()
         (['model', 'mean_frame', 'interpolation', 'last_frame'], [9.0, 9.0, 9.0, 9.0])
     """
+    check_types(imputation, locals())
     if not isinstance(share, float) or not 0 < share < 1:
         raise ValueError(f"share: expected a number between 0 and 1, got {share!r}.")
     positive("num_samples", num_samples)

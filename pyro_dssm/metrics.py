@@ -24,6 +24,7 @@ from torch import Tensor
 from ._checks import one_of, positive
 from ._devices import wide
 from ._extras import require
+from ._types import check_types
 
 __all__ = ["METRICS", "Scores", "estoi", "pesq", "score_speech", "si_sdr"]
 
@@ -59,6 +60,7 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
         >>> round(si_sdr(reference + noise, reference).item(), 4)  # 10 log10(36 / 4)
         9.5424
     """
+    check_types(si_sdr, locals())
     _check_waves(estimate, reference, "(*, N)")
     estimate, heard = _unit(estimate)
     reference, there = _unit(reference)
@@ -100,6 +102,7 @@ def pesq(estimate: Tensor, reference: Tensor, rate: int = 16000, *, band: str = 
         >>> pesq(torch.zeros(16000), torch.randn(16000))
         nan
     """
+    check_types(pesq, locals())
     _check_waves(estimate, reference)
     _check_band(band, rate)
     package = require("pesq", extra="speech")
@@ -140,6 +143,7 @@ def estoi(estimate: Tensor, reference: Tensor, rate: int = 16000) -> float:
         >>> estoi(torch.randn(4000), torch.randn(4000))  # a quarter of a second
         nan
     """
+    check_types(estoi, locals())
     _check_waves(estimate, reference)
     positive("rate", rate)
     package = require("pystoi", extra="speech")
@@ -187,6 +191,7 @@ class Scores:
 
     def mean(self, name: str) -> float:
         """The mean over the clips that could be scored; NaN if there is none."""
+        check_types(Scores.mean, locals())
         return float(self._scored(name).mean())
 
     def interval(self, name: str) -> tuple[float, float]:
@@ -196,6 +201,7 @@ class Scores:
         narrow. It is about other clips for the same model, and says nothing about other seeds of its training. Both
         ends are NaN if fewer than two could be scored, or a score is infinite.
         """
+        check_types(Scores.interval, locals())
         values = self._scored(name)
         if len(values) < 2 or not values.isfinite().all():
             return math.nan, math.nan
@@ -205,6 +211,7 @@ class Scores:
 
     def missing(self, name: str) -> int:
         """How many clips could not be scored."""
+        check_types(Scores.missing, locals())
         return len(self.values[name]) - len(self._scored(name))
 
     def to_dict(self) -> dict[str, dict[str, float]]:
@@ -264,6 +271,7 @@ def score_speech(
         >>> 18 < scores.mean("si_sdr") < 22
         True
     """
+    check_types(score_speech, locals())
     pairs = _check_pairs(estimates, references)
     metrics = _check_metrics(metrics, rate)
     if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers < 0:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ._checks import natural, positive_integers, probability
+from ._types import check_types
+
 __all__ = [
     "MLP",
     "Combiner",
@@ -106,6 +109,12 @@ class MLP(nn.Sequential):
         dropout: float = 0.0,
         activation: type[nn.Module] = nn.ReLU,
     ) -> None:
+        check_types(MLP.__init__, locals())
+        natural("in_dim", in_dim)
+        hidden_dims = positive_integers("hidden_dims", hidden_dims)
+        if out_dim is not None:
+            natural("out_dim", out_dim, also="None")
+        probability("dropout", dropout)
         layers: list[nn.Module] = []
         for width in hidden_dims:
             layers += [nn.Linear(in_dim, width), activation()]
@@ -138,6 +147,8 @@ class NormalHead(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
+        natural("in_dim", in_dim)
+        natural("out_dim", out_dim)
         self.linear = nn.Linear(in_dim, 2 * out_dim)
 
     def forward(self, features: Tensor) -> dist.Distribution:
@@ -185,7 +196,14 @@ class GatedTransition(nn.Module):
         identity: bool = True,
         dropout: float = 0.0,
     ) -> None:
+        check_types(GatedTransition.__init__, locals())
         super().__init__()
+        for name, size in (("in_dim", in_dim), ("carry_dim", carry_dim), ("z_dim", z_dim), ("hidden_dim", hidden_dim)):
+            natural(name, size)
+        probability("dropout", dropout)
+        if carry_dim > in_dim or (identity and carry_dim != z_dim):
+            least = f"z_dim = {z_dim}" if identity else f"at most in_dim = {in_dim}"
+            raise ValueError(f"carry_dim: expected {least}, got {carry_dim}.")
         self.carry_dim = carry_dim
         self.hidden = MLP(in_dim, (2 * hidden_dim,), dropout=dropout)
         self.gate = nn.Linear(hidden_dim, z_dim)
@@ -253,7 +271,13 @@ class Combiner(nn.Module):
         gated: bool = False,
         joint: bool = False,
     ) -> None:
+        check_types(Combiner.__init__, locals())
         super().__init__()
+        for name, size in (("past_dim", past_dim), ("context_dim", context_dim), ("direct_dim", direct_dim)):
+            natural(name, size)
+        for name, size in (("z_dim", z_dim), ("hidden_dim", hidden_dim)):
+            natural(name, size)
+        probability("dropout", dropout)
         self.joint = joint
         self.sizes = (context_dim, direct_dim) if direct_dim else (context_dim,)
         self.context = nn.Linear(context_dim, hidden_dim)

@@ -20,6 +20,7 @@ from torch.distributions import Independent, kl_divergence
 
 from ._checks import is_number
 from ._credit import Divergence, closed_sites, score_terms
+from ._types import check_types
 from .paths import Path, divergence_per_step
 from .standardise import deviation
 
@@ -109,6 +110,7 @@ class KLSchedule:
         Args:
             state: From :meth:`state_dict`.
         """
+        check_types(KLSchedule.load_state_dict, locals())
 
     def _plan(self) -> str:
         """What has to stay the same where a run goes on; a schedule may be stretched with the epochs."""

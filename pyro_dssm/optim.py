@@ -15,6 +15,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ._checks import is_number
+from ._types import check_types
 
 __all__ = ["ClippedNormAdam", "plain_name"]
 
@@ -50,6 +51,7 @@ class ClippedNormAdam(PyroOptim):
     """
 
     def __init__(self, options: dict[str, Any] | None = None) -> None:
+        check_types(ClippedNormAdam.__init__, locals())
         if options is not None and not isinstance(options, dict):
             raise ValueError(f"options: expected a dictionary or None, got {options!r}.")
         options = dict(options or {})
@@ -209,6 +211,7 @@ class ClippedNormAdam(PyroOptim):
 
 def plain_name(name: str) -> str:
     """A parameter's name without its module's serial number, which differs from process to process."""
+    check_types(plain_name, locals())
     return re.sub(r"_\d+(?=[.$])", "", name, count=1)
 
 

@@ -13,6 +13,7 @@ from ._checks import positive
 from ._devices import wide
 from ._gaps import last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
+from ._types import check_types
 from .data.sequences import Batch, SequenceDataset
 from .divergence import Divergences, OnDivergence, check_choice
 from .dssm import DSSM
@@ -175,6 +176,7 @@ def open_loop(
         >>> found.model.mse.shape, found.model.at(8) < found.copy_last.at(8)
         (torch.Size([8]), True)
     """
+    check_types(open_loop, locals())
     for name, value in (("known", known), ("horizon", horizon), ("num_samples", num_samples)):
         positive(name, value)
     check_choice(on_divergence)

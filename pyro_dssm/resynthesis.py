@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._checks import check_seed, is_number, one_of, positive
 from ._devices import generators_kept
+from ._types import check_types
 from .audio import Spectrogram, griffin_lim
 from .data._speech_frames import FLOOR
 from .data.sequences import batch_indices, collate
@@ -64,6 +65,7 @@ def to_wave(
         >>> torch.allclose(same, wave, atol=1e-5)
         True
     """
+    check_types(to_wave, locals())
     magnitude = level * (power - FLOOR).clamp(min=0.0).sqrt()
     if phase is None:
         return griffin_lim(magnitude, spectrogram, num_samples=num_samples, seed=seed)
@@ -100,6 +102,7 @@ def resynthesise(
     Raises:
         ValueError: If an argument does not fit.
     """
+    check_types(resynthesise, locals())
     check_pair(model, guide)
     one_of("phase", phase, ("original", "griffin-lim"))
     positive("batch_size", batch_size)
@@ -145,6 +148,7 @@ def hidden_frames(lost: Tensor, spectrogram: Spectrogram) -> Tensor:
         >>> hidden_frames(lost, Spectrogram()).nonzero().flatten()
         tensor([ 7,  8,  9, 10])
     """
+    check_types(hidden_frames, locals())
     if not isinstance(lost, Tensor) or lost.dim() != 1 or lost.dtype != torch.bool:
         raise ValueError(f"lost: expected booleans of shape (N,), got {lost!r}.")
     half = spectrogram.window // 2
@@ -185,6 +189,7 @@ def fill_gaps(
     Raises:
         ValueError: If the shapes do not fit or nothing is known.
     """
+    check_types(fill_gaps, locals())
     check_pair(model, guide)
     _check_bins(model, spectrogram)
     _check_wave(wave)
@@ -232,6 +237,7 @@ def continue_speech(
     Raises:
         ValueError: If an argument does not fit.
     """
+    check_types(continue_speech, locals())
     check_pair(model, guide)
     _check_bins(model, spectrogram)
     positive("num_continuations", num_continuations)
@@ -271,6 +277,7 @@ def generate_speech(
     Raises:
         ValueError: If an argument does not fit.
     """
+    check_types(generate_speech, locals())
     _check_bins(model, spectrogram)
     _check_seconds(seconds)
     num_samples = max(spectrogram.window, round(seconds * spectrogram.rate))

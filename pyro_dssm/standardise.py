@@ -12,6 +12,7 @@ from torch.distributions import Independent, constraints
 
 from ._checks import positive
 from ._devices import wide
+from ._types import check_types
 from .data.sequences import SequenceDataset
 
 __all__ = ["Affine", "AffineNormal", "InDataUnits", "Standardise", "deviation", "in_own_units"]
@@ -69,6 +70,7 @@ class Standardise(nn.Module):
     scale: Tensor
 
     def __init__(self, x_dim: int, *, shared: bool = False) -> None:
+        check_types(Standardise.__init__, locals())
         super().__init__()
         positive("x_dim", x_dim)
         self.x_dim, self.shared = x_dim, shared
@@ -105,6 +107,7 @@ class Standardise(nn.Module):
             ValueError: If nothing varies, an observed value is not finite, the size of the frames is another, or there
                 are other numbers already.
         """
+        check_types(Standardise.fit, locals())
         if not isinstance(data, SequenceDataset) or data.dim != self.x_dim:
             got = f"frames of size {data.dim}" if isinstance(data, SequenceDataset) else type(data).__name__
             raise ValueError(f"data: expected a SequenceDataset with frames of size {self.x_dim}, got {got}.")
@@ -134,10 +137,12 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Frames in standardised units, shape ``(*, x_dim)``."""
+        check_types(Standardise.forward, locals())
         return (x - self.loc) / self.scale
 
     def undo(self, y: Tensor) -> Tensor:
         """Frames in the data's units, shape ``(*, x_dim)``."""
+        check_types(Standardise.undo, locals())
         return self.loc + self.scale * y
 
     def undo_distribution(self, fn: Any) -> Any:
@@ -386,6 +391,7 @@ def deviation(fn: Any, value: Tensor) -> Tensor:
     Raises:
         NotImplementedError: If the distribution has no mean in closed form.
     """
+    check_types(deviation, locals())
     inner = fn
     while isinstance(inner, Independent | MaskedDistribution | ExpandedDistribution):
         inner = inner.base_dist

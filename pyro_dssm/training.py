@@ -34,6 +34,7 @@ from ._optimisation import check_scheduler
 from ._program import evaluating, modes_kept
 from ._run import History, Run, world
 from ._scale import warn_of_scale
+from ._types import check_types
 from .data.sequences import Batch, SequenceDataset, collate
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -245,6 +246,7 @@ def fit(
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """
+    check_types(fit, locals())
     if isinstance(lr_schedule, str):
         if lr_schedule not in LR_SCHEDULES:
             raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from ._rendering import check_image_size, disc, in_chunks
 from ._simulation import Draws, check_numbers, check_sizes
 from .trajectories import Trajectories
@@ -56,6 +57,7 @@ def ball_path(
         >>> ball_path(torch.zeros(2), torch.tensor([1.0, 0.0]), times)[:, 0]  # reflected at 0.8
         tensor([0.0000, 0.5000, 0.6000], dtype=torch.float64)
     """
+    check_types(ball_path, locals())
     check_numbers(radius=radius, gravity=gravity, above=("radius",))
     reach = 1 - radius
     if reach <= 0:
@@ -86,6 +88,7 @@ def ball_frames(position: Tensor, *, image_size: int = 16, radius: float = 0.2) 
         >>> ball_frames(torch.zeros(2), radius=0.5).mean()  # the disc covers pi / 16 of the image
         tensor(0.19...)
     """
+    check_types(ball_frames, locals())
     check_image_size(image_size)
     return in_chunks(lambda centre: disc(centre, radius, image_size), image_size, position)
 

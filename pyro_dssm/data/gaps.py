@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._checks import is_number, positive
+from .._types import check_types
 from .sequences import Batch
 
 __all__ = ["RandomGaps"]
@@ -43,6 +44,7 @@ class RandomGaps:
     """
 
     def __init__(self, fraction: float = 0.3, length: int = 8, *, whole: bool = True) -> None:
+        check_types(RandomGaps.__init__, locals())
         if not (is_number(fraction) and 0 < fraction < 1):
             raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction!r}.")
         positive("length", length)
@@ -63,6 +65,7 @@ class RandomGaps:
         Returns:
             A new batch with a mask.
         """
+        check_types(RandomGaps.__call__, locals())
         x = batch.x
         # Time is last here; gaps that began before the sequence reach into it.
         before = self.length - 1

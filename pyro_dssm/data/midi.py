@@ -15,6 +15,7 @@ import torch
 
 from .._extras import require
 from .._files import atomic_write
+from .._types import check_types
 from .rolls import KEYS, LOWEST_PITCH
 
 __all__ = ["read_midi", "write_midi"]
@@ -58,6 +59,7 @@ def write_midi(
         ...     torch.equal(read_midi(path), torch.eye(88))
         True
     """
+    check_types(write_midi, locals())
     ticks = _TICKS_PER_BEAT // _check_frames_per_beat(frames_per_beat)
     if not 4 <= tempo <= 1000:
         raise ValueError(f"tempo must be 4 to 1000 beats per minute, got {tempo}")
@@ -125,6 +127,7 @@ def read_midi(path: str | os.PathLike[str], *, frames_per_beat: int = 1) -> torc
         ...     read_midi(path, frames_per_beat=4).shape
         torch.Size([4, 88])
     """
+    check_types(read_midi, locals())
     _check_frames_per_beat(frames_per_beat)
     mido = require("mido", extra="music")
     size = os.stat(path).st_size

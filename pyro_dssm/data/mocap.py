@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import is_number
+from .._types import check_types
 from ._npz import read_npz
 from .music import data_folder
 from .sequences import Splits
@@ -47,6 +48,7 @@ class Mocap:
 
     def degrees(self, x: Tensor) -> Tensor:
         """Turns standardised values (*, x_dim) back into degrees."""
+        check_types(Mocap.degrees, locals())
         return x * self.std.to(x) + self.mean.to(x)
 
 
@@ -89,6 +91,7 @@ def load_mocap(
         Traceback (most recent call last):
         FileNotFoundError: found no nowhere/cmu_mocap_35/mocap35.npz; ...
     """
+    check_types(load_mocap, locals())
     if not is_number(threshold) or threshold <= 0:
         raise ValueError(f"threshold: expected a positive number, got {threshold!r}.")
     if window is None and stride is not None:

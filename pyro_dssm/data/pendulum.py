@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import one_of
+from .._types import check_types
 from ._rendering import blob, check_image_size, in_chunks, segment, union
 from ._simulation import Draws, check_numbers, check_sizes, rk4
 from .trajectories import Trajectories
@@ -67,6 +68,7 @@ class PendulumPhysics:
         Returns:
             Angles (which are not wrapped) and velocities at the frames, shape ``(*, T, 2)``.
         """
+        check_types(PendulumPhysics.simulate, locals())
         dt = self.dt if dt is None else dt
         torques = controls[..., 0].unbind(-1)
         path = [torch.stack([angle, velocity], dim=-1)]
@@ -117,6 +119,7 @@ def pendulum_frames(angle: Tensor, *, image_size: int = 16, upright: bool = Fals
         >>> divmod(int(image.argmax()), 16)[0]  # it hangs: the bob is in the lower half
         12
     """
+    check_types(pendulum_frames, locals())
     check_image_size(image_size)
     bob = _ARM * torch.stack([angle.double().sin(), (1.0 if upright else -1.0) * angle.double().cos()], dim=-1)
 
@@ -175,6 +178,7 @@ def pendulum(
         >>> data.x.shape, data.controls.shape, data.states.shape
         (torch.Size([3, 20, 256]), torch.Size([3, 20, 1]), torch.Size([3, 20, 3]))
     """
+    check_types(pendulum, locals())
     check_sizes(num_sequences, length)
     check_image_size(image_size)
     if not isinstance(physics, PendulumPhysics):

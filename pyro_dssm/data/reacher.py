@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from ._rendering import check_image_size, in_chunks, segment, union
 from ._simulation import Draws, check_numbers, check_sizes, rk4
 from .trajectories import Trajectories
@@ -52,6 +53,7 @@ class ReacherPhysics:
 
     def energy(self, states: Tensor) -> Tensor:
         """The kinetic energy of joint angles and velocities (*, 4), shape ``(*)``."""
+        check_types(ReacherPhysics.energy, locals())
         a, b, d = self._inertia()
         _, q2, v1, v2 = states.unbind(-1)
         c = b * q2.cos()
@@ -69,6 +71,7 @@ class ReacherPhysics:
         Returns:
             Both joint angles (which are not wrapped) and both velocities at the frames, shape ``(*, T, 4)``.
         """
+        check_types(ReacherPhysics.simulate, locals())
         path = [torch.cat([angles, velocities], dim=-1)]
         for u in controls.unbind(-2)[:-1]:
             path.append(self._advance(path[-1], u, dt))
@@ -110,6 +113,7 @@ def reacher_frames(angles: Tensor, *, image_size: int = 24, lengths: tuple[float
         >>> bool(image[:, :11].any()), bool(image[:, 13:].any())  # it points to the right
         (False, True)
     """
+    check_types(reacher_frames, locals())
     check_image_size(image_size, minimum=16)
     q = angles.double().cumsum(-1)
     along = torch.stack([q.cos(), q.sin()], dim=-1)
@@ -161,6 +165,7 @@ def reacher(
         >>> data.x.shape, data.controls.shape, data.states.shape
         (torch.Size([3, 20, 576]), torch.Size([3, 20, 2]), torch.Size([3, 20, 6]))
     """
+    check_types(reacher, locals())
     check_sizes(num_sequences, length)
     check_image_size(image_size, minimum=16)
     check_numbers(dt=dt, torque=torque, smoothness=smoothness, above=("dt",))

@@ -20,6 +20,7 @@ import torch
 
 from .._checks import did_you_mean
 from .._files import atomic_write
+from .._types import check_types
 from ._matfile import MAX_MAT_BYTES, mat_cells
 from .sequences import SequenceDataset, Splits
 
@@ -56,6 +57,7 @@ def content_hash(splits: Splits) -> str:
         >>> content_hash(Splits(roll, roll, roll))[:8]
         'd03cd6d7'
     """
+    check_types(content_hash, locals())
     digest = hashlib.sha256()
     for dataset in splits:
         frames, lengths = _pack(dataset)
@@ -85,6 +87,7 @@ def write_packed(path: str | os.PathLike[str], splits: Splits) -> Path:
         ...     [len(dataset) for dataset in read_packed(path)]
         [2, 2, 2]
     """
+    check_types(write_packed, locals())
     arrays: dict[str, Any] = {}  # Any: the stub of savez_compressed mixes keywords and arrays
     for split, dataset in zip(_SPLITS, splits, strict=True):
         frames, lengths = _pack(dataset)
@@ -136,6 +139,7 @@ def read_packed(path: str | os.PathLike[str]) -> Splits:
         Traceback (most recent call last):
         ValueError: .../mine.npz is not a packed music file: File is not a zip file
     """
+    check_types(read_packed, locals())
     with _refusing(path, "a packed music file"):
         arrays = _npz_arrays(_file_bytes(path, _MAX_PACKED_BYTES))
         return Splits(*(_unpack(split, arrays) for split in _SPLITS))
@@ -245,6 +249,7 @@ def read_mat(path: str | os.PathLike[str]) -> Splits:
         Traceback (most recent call last):
         ValueError: .../Mine.mat is not a music .mat file: expected MATLAB format 5 to 7, ...
     """
+    check_types(read_mat, locals())
     with _refusing(path, "a music .mat file"):
         found = mat_cells(_file_bytes(path, MAX_MAT_BYTES), _MAT_NAMES, KEYS)
         missing = [name for name in _MAT_NAMES if name not in found]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .._checks import positive, told_apart
+from .._types import check_types
 
 __all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate"]
 
@@ -44,6 +45,7 @@ class Batch(NamedTuple):
 
     def to(self, like: Tensor) -> Batch:
         """The batch on the device and in the dtype of a tensor."""
+        check_types(Batch.to, locals())
         floats = [None if v is None else v.to(like.device, like.dtype) for v in (self.x, self.controls)]
         rest = [None if v is None else v.to(like.device) for v in (self.lengths, self.mask)]
         return Batch(floats[0], rest[0], rest[1], floats[1])  # type: ignore[arg-type]
@@ -91,6 +93,7 @@ class SequenceDataset(Dataset[Item]):
         masks: Sequence[Tensor] | Tensor | None = None,
         controls: Sequence[Tensor] | Tensor | None = None,
     ) -> None:
+        check_types(SequenceDataset.__init__, locals())
         self.sequences = _checked("sequences", sequences)
         self.controls = None if controls is None else _checked("controls", controls)
         self.masks = None if masks is None else list(masks)
@@ -158,6 +161,7 @@ class SequenceDataset(Dataset[Item]):
             Traceback (most recent call last):
             ValueError: sequences: expected frames that torch.float32 tells apart, got channel 0 ...
         """
+        check_types(SequenceDataset.check_dtype, locals())
         if dtype in self._fits:
             return
         told_apart("sequences", zip(self.sequences, self.masks or [None] * len(self), strict=True), dtype)
@@ -179,6 +183,7 @@ class SequenceDataset(Dataset[Item]):
             >>> data.subset([2, 0]).lengths
             [4, 3]
         """
+        check_types(SequenceDataset.subset, locals())
         chosen = list(indices)
 
         def pick(values: list[Tensor] | None) -> list[Tensor] | None:
@@ -260,6 +265,7 @@ def collate(items: Sequence[Item]) -> Batch:
         >>> collate([Item(torch.ones(2, 1)), Item(torch.ones(3, 1))]).x.sum(1).flatten()
         tensor([2., 3.])
     """
+    check_types(collate, locals())
     lengths = torch.tensor([item.x.shape[0] for item in items])
     masks = [item.mask for item in items if item.mask is not None]
     controls = [item.controls for item in items if item.controls is not None]
@@ -363,4 +369,5 @@ def batches(
         >>> [batch.lengths.tolist() for batch in batches(data, 2)]
         [[3, 4], [5]]
     """
+    check_types(batches, locals())
     yield from load_groups(data, batch_indices(data.lengths, batch_size, seed=seed)[skip:], num_workers)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._checks import one_of, positive
+from .._types import check_types
 from ..audio import Spectrogram, read_with_rate
 from ._speech_frames import Found, Options, load_frames
 from .sequences import SequenceDataset, split_ranges
@@ -75,6 +76,7 @@ class SpeechDataset(SequenceDataset):
         trim_db: float | None = None,
         skipped: Iterable[tuple[Path, str]] = (),
     ) -> None:
+        check_types(SpeechDataset.__init__, locals())
         super().__init__(sequences)
         for name, values in (("recordings", recordings), ("levels", levels)):
             if len(values) != len(self.sequences):
@@ -114,6 +116,7 @@ class SpeechDataset(SequenceDataset):
         Returns:
             A data set that shares the frames.
         """
+        check_types(SpeechDataset.subset, locals())
         chosen = list(indices)
         return SpeechDataset(
             [self.sequences[i] for i in chosen],
@@ -186,6 +189,7 @@ def find_recordings(folder: str | os.PathLike[str]) -> list[Recording]:
         Traceback (most recent call last):
         FileNotFoundError: folder: expected a folder of recordings, found none at nowhere.
     """
+    check_types(find_recordings, locals())
     return _recordings_of([Path(folder)])[0]
 
 
@@ -312,6 +316,7 @@ def load_speech(
         Traceback (most recent call last):
         FileNotFoundError: folder: expected a folder of recordings, found none at nowhere.
     """
+    check_types(load_speech, locals())
     one_of("by", by, ("speaker", "file"))
     root = Path(folder)
     given = _given_parts(root)
@@ -361,6 +366,7 @@ def load_recordings(
         ValueError: If a file is bad, or there is none.
         FileNotFoundError: If there is no such folder or file.
     """
+    check_types(load_recordings, locals())
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         recordings = [_recording(path)] if path.is_file() else find_recordings(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from .sequences import SequenceDataset, Splits, split_ranges
 
 __all__ = ["little_pieces", "oscillator", "splits"]
@@ -36,6 +37,7 @@ def splits(data: SequenceDataset, train: float = 0.6, valid: float = 0.2, test: 
         >>> [len(part) for part in splits(oscillator(10, 5), 7, 2, 1)]
         [7, 2, 1]
     """
+    check_types(splits, locals())
     return Splits(*(data.subset(part) for part in split_ranges(len(data), train, valid, test)))
 
 

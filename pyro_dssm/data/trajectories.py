@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._checks import one_of, positive, told_apart
 from .._files import atomic_write
+from .._types import check_types
 from ._npz import read_npz
 from .sequences import SequenceDataset, Splits, split_ranges
 
@@ -238,6 +239,7 @@ class Trajectories:
             >>> Trajectories.from_arrays(torch.rand(3, 20, 2), lengths=torch.tensor([20, 5, 8])).dataset().lengths
             [20, 5, 8]
         """
+        check_types(Trajectories.from_arrays, locals())
         frames = _images(_numbers("x", x), channels)
         shape = frames.shape
         image_shape = None if len(shape) == 3 else (shape[-3] if len(shape) == 5 else 1, shape[-2], shape[-1])
@@ -282,6 +284,7 @@ class Trajectories:
             ValueError: If the file is malformed, or has arrays that are not understood; the message names the array.
             OSError: If the file cannot be read.
         """
+        check_types(Trajectories.load_npz, locals())
         if isinstance(ignore, str):
             raise ValueError(f"ignore: expected a list of names, got {ignore!r}.")
         arrays = read_npz(path, _ARRAYS, required=["x"], aliases=_ALIASES, synonyms=_SYNONYMS, ignore=ignore)
@@ -299,6 +302,7 @@ class Trajectories:
         Returns:
             The path.
         """
+        check_types(Trajectories.save_npz, locals())
         x = self.x if self.image_shape is None else self.images()
         tensors = {"x": x, "u": self.controls, "state": self.states, "mask": self.mask, "lengths": self.lengths}
         arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items() if value is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .._types import check_types
 from .sequences import Batch
 
 __all__ = ["RandomTransposition"]
@@ -42,6 +43,7 @@ class RandomTransposition:
         Returns:
             A new batch.
         """
+        check_types(RandomTransposition.__call__, locals())
         keys = batch.x.shape[-1]
         reach = torch.arange(-self.semitones, self.semitones + 1)
         moved, masks = [], []

@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from ._arguments import (
     at_steps,
     broadcast,
@@ -125,6 +126,7 @@ def extended_filter(
         >>> filtered.mean.shape
         torch.Size([3, 2])
     """
+    check_types(extended_filter, locals())
     y, seen = frames(y, mask)
     initial_law(initial)
     (steps, d), n = y.shape[-2:], initial.mean.shape[-1]

@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from ._arguments import (
     at_steps,
     broadcast,
@@ -73,6 +74,7 @@ def kalman_filter(
         >>> filtered.mean.squeeze(-1)
         tensor([0.5000, 0.5000, 2.2857])
     """
+    check_types(kalman_filter, locals())
     model = prepare(
         y,
         initial,

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._types import check_types
+
 __all__ = ["Gaussian", "Linearise", "Linearised", "by_jacobian"]
 
 
@@ -63,6 +65,7 @@ def by_jacobian(
         tensor([[[3., 2.],
                  [0., 1.]]])
     """
+    check_types(by_jacobian, locals())
 
     def value_twice(z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
         value = f(z, u)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from ._arguments import check_ends
 from ._linalg import Lifts, cholesky, matvec, path
 from ._values import root_value
@@ -52,6 +53,7 @@ def backward_conditionals(filtered: Filtered, ends: Tensor | None = None) -> Bac
         >>> backward_conditionals(filtered).gain.flatten()
         tensor([0.3333, 0.0000])
     """
+    check_types(backward_conditionals, locals())
     lifts = Lifts("backward_conditionals")
     gain, _, root = _chain(filtered, ends, lifts)
     lifts.report()
@@ -120,6 +122,7 @@ def backward_sample(
         >>> z.shape, log_q.shape
         (torch.Size([5, 2, 1]), torch.Size([5, 2]))
     """
+    check_types(backward_sample, locals())
     lifts = Lifts("backward_sample")
     gain, drift, root = _chain(filtered, ends, lifts)
     lifts.report()
@@ -155,6 +158,7 @@ def backward_log_prob(filtered: Filtered, z: Tensor, *, ends: Tensor | None = No
         >>> backward_log_prob(filtered, torch.zeros(2, 1)).shape
         torch.Size([2])
     """
+    check_types(backward_log_prob, locals())
     shape = tuple(filtered.mean.shape)
     if z.dim() < len(shape) or tuple(z.shape[z.dim() - len(shape) :]) != shape:
         raise ValueError(f"z: expected shape (*sample_shape, {', '.join(map(str, shape))}), got {tuple(z.shape)}.")

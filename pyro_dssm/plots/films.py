@@ -13,6 +13,7 @@ from torch import Tensor
 from .._checks import is_number
 from .._extras import require
 from .._files import atomic_write
+from .._types import check_types
 from ._common import INK, ORANGE, as_array, new_axes
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def plot_filmstrip(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['truth', 'prediction', 'difference']
     """
+    check_types(plot_filmstrip, locals())
     real, found = _films(truth, prediction, image_shape, known)
     if step is not None and (not isinstance(step, int) or step < 1):
         raise ValueError(f"step: expected a positive integer or None, got {step!r}.")
@@ -174,6 +176,7 @@ def write_gif(
         ...     pathlib.Path(folder, "film.gif").read_bytes()[:6]
         b'GIF89a'
     """
+    check_types(write_gif, locals())
     if not is_number(fps) or not 0 < fps <= 50:
         raise ValueError(f"fps: expected a number above 0 and up to 50, got {fps!r}.")
     if not isinstance(size, int) or size < 1:

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from .._extras import require
+from .._types import check_types
 from ._common import BLUE, GREY, INK, as_array, as_arrays, new_axes, plain
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def plot_forecast(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['known', 'median', '50 % interval', '90 % interval']
     """
+    check_types(plot_forecast, locals())
     draws = as_array("samples", samples, (2,))
     if not all(0 < level < 1 for level in levels):
         raise ValueError(f"levels: expected probabilities between 0 and 1, got {list(levels)!r}.")
@@ -116,6 +118,7 @@ def plot_phase(
         >>> plot_phase(torch.randn(3, 50, 2)).get_xlabel()
         '$z_{1}$'
     """
+    check_types(plot_phase, locals())
     values = as_arrays("paths", paths, 2)
     shades = [np.arange(len(path)) for path in values] if color is None else as_arrays("color", color, 1)
     if [len(shade) for shade in shades] != [len(path) for path in values]:

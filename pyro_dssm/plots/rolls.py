@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .._extras import require
+from .._types import check_types
 from ..data.rolls import KEYS, LOWEST_PITCH
 from ._common import BLUE, GREY, INK, ORANGE, as_array, new_axes, plain
 
@@ -66,6 +67,7 @@ def plot_roll(
         >>> plot_roll(torch.eye(88), title="Every key").get_ylabel()
         'pitch'
     """
+    check_types(plot_roll, locals())
     values = as_array("roll", roll, (2,))
     if values.shape[1] != KEYS or len(values) == 0:
         raise ValueError(f"roll: expected shape (T, {KEYS}) with T >= 1, got {values.shape}.")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._checks import is_number, positive
 from .._extras import require
+from .._types import check_types
 from ..audio import Spectrogram
 from ._common import new_axes
 
@@ -47,6 +48,7 @@ def mel_spectrogram(wave: Tensor, rate: int = 16000, num_mels: int = 80) -> Tens
         >>> mel_spectrogram(torch.randn(16000)).shape
         torch.Size([63, 80])
     """
+    check_types(mel_spectrogram, locals())
     positive("num_mels", num_mels)
     spectrogram = Spectrogram(rate=rate)
     power = spectrogram.power(wave)
@@ -100,6 +102,7 @@ def plot_mel(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('time (s)', 'frequency (kHz)')
     """
+    check_types(plot_mel, locals())
     for name, value in (("wave", wave), ("reference", wave if reference is None else reference)):
         if not isinstance(value, Tensor) or value.dim() != 1:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._extras import require
 from .._regression import r_squared
+from .._types import check_types
 from ..prediction import OpenLoop
 from ._common import BLUE, GREY, INK, ORANGE, as_arrays, new_axes, plain
 
@@ -67,6 +68,7 @@ def plot_identified(
         >>> axes[1, 0].get_ylabel(), axes[1, 1].get_title("left")
         ('velocity (rad/s)', 'R² = 1.000')
     """
+    check_types(plot_identified, locals())
     found, real = as_arrays("predicted", predicted, 2), as_arrays("truth", truth, 2)
     r2 = r_squared([torch.as_tensor(v) for v in found], [torch.as_tensor(v) for v in real]).tolist()
     if len(names) != len(r2):
@@ -131,6 +133,7 @@ def plot_open_loop(
         >>> ax.get_yscale(), [text.get_text() for text in ax.get_legend().get_texts()]
         ('log', ['EKVAE', 'copy of the last frame'])
     """
+    check_types(plot_open_loop, locals())
     if not results:
         raise ValueError("results: expected at least one, got none.")
     first = next(iter(results.values()))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .._devices import generators_kept
+from .._types import check_types
 from ..data.sequences import Batch
 from ..dssm import DSSM
 from ..guides import Guide
@@ -47,6 +48,7 @@ def run_as(model: DSSM, form: Form) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    check_types(run_as, locals())
     before = model.sites
     model.sites = form
     try:
@@ -75,6 +77,7 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
         >>> random_batch(pd.DMM(x_dim=3, z_dim=2)).x.shape
         torch.Size([4, 6, 3])
     """
+    check_types(random_batch, locals())
     like = model._like
     shape = (num_sequences, length)
     options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
@@ -129,6 +132,7 @@ def random_latents(
         >>> random_latents(pd.DMM(x_dim=3, z_dim=2), torch.ones(4, 5, 3)).shape
         torch.Size([4, 5, 2])
     """
+    check_types(random_latents, locals())
     shape = (*x.shape[:-1], model.z_dim)
     if latents_are_real(model, x, lengths, mask, controls=controls):
         return torch.randn(shape, device=x.device, dtype=x.dtype)
@@ -258,6 +262,7 @@ def steps_have_rsample(guide: Guide, *args: Any, controls: Tensor | None = None)
         >>> steps_have_rsample(pd.MeanField(pd.DMM(x_dim=3, z_dim=2)), torch.ones(4, 5, 3))
         True
     """
+    check_types(steps_have_rsample, locals())
     with torch.no_grad(), generators_kept(guide.model._like.device):
         trace = step_trace(guide, {}, args, controls)
     return trace is None or all(site.fn.has_rsample for site in sites_of(trace, guide))
@@ -311,6 +316,7 @@ def log_probs_at(
         >>> list(log_probs_at(model, pd.PartialAlignment(model), torch.ones(4, 5, 2), torch.ones(4, 5, 3)))
         ['log q(z)', 'log p(z)', 'log p(x)']
     """
+    check_types(log_probs_at, locals())
     given = model._values_along(z)
     found: dict[str, Tensor] = {}
     programs: tuple[tuple[DSSM | Guide, str], ...] = ((guide, "q"), (model, "p"))
@@ -360,6 +366,7 @@ def log_weights_at(
     Returns:
         Shape ``(*, B)``.
     """
+    check_types(log_weights_at, locals())
     return bound_of(log_probs_at(model, guide, z, x, lengths, mask, controls=controls))
 
 
@@ -385,6 +392,7 @@ def log_probs_per_step(
     Returns:
         Of the latents and of the frames, each of shape ``(*, B, T)``; a guide has no density of the frames.
     """
+    check_types(log_probs_per_step, locals())
     model = program.model if isinstance(program, Guide) else program
     with run_as(model, "step"):
         trace = trace_of(program, model._values_along(z), (x, lengths, mask), controls)
@@ -409,6 +417,7 @@ def gradients(value: Tensor, *modules: torch.nn.Module) -> dict[str, Tensor]:
     Returns:
         By name, with the module's class in front.
     """
+    check_types(gradients, locals())
     named = {f"{type(m).__name__}.{name}": p for m in modules for name, p in m.named_parameters()}
     found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}

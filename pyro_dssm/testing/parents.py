@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from ..dssm import DSSM
 from ..guides import Guide
 from ..structure import Order, Structure
@@ -37,6 +38,7 @@ def parents_by_jacobian(log_probs: Callable[[Tensor, Tensor], Tensor], z: Tensor
                 [1, 1, 0],
                 [0, 1, 1]], dtype=torch.int32)
     """
+    check_types(parents_by_jacobian, locals())
     z, x = z.detach().requires_grad_(), x.detach().requires_grad_()
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for term in log_probs(z, x).unbind(-1):
@@ -83,6 +85,7 @@ def check_parents(model: DSSM, structure: Structure | None = None, *, steps: int
         >>> import pyro_dssm as pd
         >>> check_parents(pd.SRNN(x_dim=3, z_dim=2, emission="gaussian"))
     """
+    check_types(check_parents, locals())
     s = model.structure if structure is None else structure
     z, x, controls = _example(model, steps, draws)
     own = torch.eye(steps, dtype=torch.bool)
@@ -134,6 +137,7 @@ def check_guide_parents(
         >>> check_guide_parents(pd.FullAlignment(model), z="full", past="full", future=True)
         >>> check_guide_parents(pd.Filtering(model), z="markov", past="full", future=False)
     """
+    check_types(check_guide_parents, locals())
     values, x, controls = _example(guide.model, steps, draws)
     own = torch.eye(steps, dtype=torch.bool)
     of_z, of_x = parents_by_jacobian(lambda z, x: log_probs_per_step(guide, z, x, controls=controls)[0], values, x)
@@ -162,6 +166,7 @@ def check_wrapper_keeps_parents(guide: Guide, *, steps: int = 5, draws: int = 8)
         >>> import pyro_dssm as pd
         >>> check_wrapper_keeps_parents(pd.FlowGuide(pd.Filtering(pd.DMM(x_dim=3, z_dim=2))))
     """
+    check_types(check_wrapper_keeps_parents, locals())
     base = getattr(guide, "base", None)
     if not isinstance(base, Guide):
         return
