@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = [
     "MOST",
     "at_least",
     "check_seed",
+    "data_named",
     "did_you_mean",
     "event",
     "flag",
@@ -29,6 +31,7 @@ __all__ = [
     "positive",
     "positive_integers",
     "probability",
+    "real",
     "share",
     "shown",
     "told_apart",
@@ -127,26 +130,25 @@ def number(
     name: str,
     value: object,
     *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
     also: str = "",
 ) -> None:
     """Raises ``ValueError`` unless the value is a finite number within a range, whose ends may belong to it."""
-    lows, highs = (above, "above"), (below, "below")
-    low = f"{lows[1]} {above:g}" if above is not None else f"of at least {least:g}" if least is not None else ""
-    high = f"{highs[1]} {below:g}" if below is not None else f"of at most {most:g}" if most is not None else ""
-    inside = is_number(value) and not (
-        (above is not None and not value > above)  # type: ignore[operator]
-        or (least is not None and not value >= least)  # type: ignore[operator]
-        or (below is not None and not value < below)  # type: ignore[operator]
-        or (most is not None and not value <= most)  # type: ignore[operator]
-    )
-    if not inside:
-        what = "a positive number" if above == 0 and not high else " and ".join(filter(None, (low, high)))
-        what = what if what.startswith("a positive") else f"a finite number {what}".rstrip()
-        raise ValueError(f"{name}: expected {what}{f' or {also}' if also else ''}, got {shown(value)}.")
+    if is_number(value) and above < value < below and least <= value <= most:  # type: ignore[operator]
+        return
+    ends = (("above", above), ("of at least", least), ("below", below), ("of at most", most))
+    said = " and ".join(f"{word} {end:g}" for word, end in ends if math.isfinite(end))
+    what = "a positive number" if said == "above 0" else f"a finite number {said}".rstrip()
+    raise ValueError(f"{name}: expected {what}{f' or {also}' if also else ''}, got {shown(value)}.")
+
+
+def real(name: str, value: object) -> None:
+    """Raises ``ValueError`` unless the value is a real number, which may be NaN or infinite."""
+    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+        raise ValueError(f"{name}: expected a number, got {shown(value)}.")
 
 
 def share(name: str, value: object) -> None:
@@ -241,6 +243,20 @@ def did_you_mean(name: str, names: Collection[str], synonyms: dict[str, str] | N
     exact = (synonyms or {}).get(lower) or next((known for known in names if known.lower() == lower), None)
     near = [exact] if exact else difflib.get_close_matches(lower, list(names), n=1, cutoff=0.7)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@contextmanager
+def data_named(name: str) -> Iterator[None]:
+    """Says of which data set the batches are that a model refuses: ``x: ...`` becomes ``train: x: ...``."""
+    try:
+        yield
+    except ValueError as error:
+        label, _, rest = str(error).partition(": ")
+        if label in ("x", "controls", "mask", "lengths", "sequences"):
+            raise ValueError(f"{name}: {error}") from error
+        if label == "data" and name != "data":
+            raise ValueError(f"{name}: {rest}") from error
+        raise
 
 
 def told_apart(

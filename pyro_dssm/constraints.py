@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ._checks import is_number, one_of, positive
+from ._checks import flag, is_number, number, one_of, positive, real, shown
 from ._checks import share as check_share
 from ._devices import generators_kept, wide
 from ._types import check_types
@@ -139,10 +139,10 @@ class Constraint(KLSchedule):
         initial_patience: int = 10_000,
         floor: bool = False,
     ) -> None:
-        check_types(Constraint.__init__, locals())
         one_of("measure", measure, MEASURES)
-        if not is_number(bound):
-            raise ValueError(f"bound: expected a finite number, got {bound!r}.")
+        number("bound", bound)
+        flag("relative", relative)
+        flag("floor", floor)
         if measure == "squared_error" and bound <= 0:
             raise ValueError(f"bound: expected a positive number for a squared error, got {bound!r}.")
         if relative and bound <= 0:
@@ -153,13 +153,12 @@ class Constraint(KLSchedule):
         if not factors[0] <= 1 <= factors[1]:
             raise ValueError(f"factors: expected one of at most 1 and one of at least 1, got {factors!r}.")
         if not (is_number(start) and limits[0] <= start <= limits[1]):
-            raise ValueError(f"start: expected a number within the limits {limits!r}, got {start!r}.")
-        positive("every", every)
-        positive("initial_patience", initial_patience)
-        if initial not in INITIAL:
-            raise ValueError(f"initial: expected None, 'reconstruction' or 'small', got {initial!r}.")
-        if not (is_number(initial_weight) and initial_weight > 0):
-            raise ValueError(f"initial_weight: expected a positive number, got {initial_weight!r}.")
+            raise ValueError(f"start: expected a number within the limits {limits!r}, got {shown(start)}.")
+        positive("every", every, most=None)
+        positive("initial_patience", initial_patience, most=None)
+        if not (initial is None or isinstance(initial, str) and initial in INITIAL):
+            raise ValueError(f"initial: expected None, 'reconstruction' or 'small', got {shown(initial)}.")
+        number("initial_weight", initial_weight, above=0)
         if floor and limits[1] < 1:
             raise ValueError(f"floor: expected limits that reach 1, got {limits!r}.")
         self.bound, self.measure, self.relative = float(bound), measure, bool(relative)
@@ -200,6 +199,7 @@ class Constraint(KLSchedule):
 
     def weight(self, epoch: float) -> float:
         """The weight of the KL terms, whatever the time."""
+        number("epoch", epoch, least=0)
         if self.initial is None or self._met:
             return 1.0 / self._multiplier
         return 0.0 if self.initial == "reconstruction" else self.initial_weight
@@ -215,6 +215,8 @@ class Constraint(KLSchedule):
         Raises:
             ValueError: If the measure is the squared error and the law of the frames has no mean.
         """
+        for name, value in (("reconstruction", reconstruction), ("kl", kl), ("squared_error", squared_error)):
+            real(name, value)
         now = reconstruction if self.measure == "nats" else squared_error
         if not math.isfinite(now):
             raise ValueError(
@@ -297,7 +299,10 @@ class Constraint(KLSchedule):
         Args:
             state: From :meth:`state_dict`.
         """
-        check_types(Constraint.load_state_dict, locals())
+        needed = ("multiplier", "steps", "met", "warned_cap", "warned_initial")
+        numbers = isinstance(state, dict) and all(isinstance(v, int | float) for v in state.values())
+        if not numbers or not state.keys() >= set(needed):
+            raise ValueError(f"state: expected what state_dict has returned, got {shown(state)}.")
         self._multiplier, self._steps = float(state["multiplier"]), int(state["steps"])
         self._average = float(state.get("average", math.nan))
         self._met = bool(state["met"])
@@ -346,9 +351,8 @@ class Lagrangian(Constraint):
     def __init__(
         self, bound: float, *, rate: float = 0.1, slope: float = 100.0, start: float = 0.01, **options: Any
     ) -> None:
-        for name, value in (("rate", rate), ("slope", slope)):
-            if not (is_number(value) and value > 0):
-                raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+        number("rate", rate, above=0)
+        number("slope", slope, above=0)
         self.rate, self.slope = float(rate), float(slope)
         super().__init__(bound, start=start, **options)
 
@@ -417,8 +421,7 @@ class GECO(Constraint):
     """
 
     def __init__(self, bound: float, *, rate: float = 0.1, **options: Any) -> None:
-        if not (is_number(rate) and rate > 0):
-            raise ValueError(f"rate: expected a positive number, got {rate!r}.")
+        number("rate", rate, above=0)
         self.rate = float(rate)
         super().__init__(bound, **options)
 
@@ -434,7 +437,7 @@ def _pair(values: tuple[float, float]) -> tuple[float, float]:
 def _check_range(name: str, values: Any) -> None:
     ok = isinstance(values, tuple | list) and len(values) == 2 and all(is_number(v) and v > 0 for v in values)
     if not (ok and values[0] <= values[1]):
-        raise ValueError(f"{name}: expected two positive numbers, the smaller one first, got {values!r}.")
+        raise ValueError(f"{name}: expected two positive numbers, the smaller one first, got {shown(values)}.")
 
 
 # How the bound is chosen.
@@ -460,8 +463,7 @@ def error_bound(train: SequenceDataset, share: float = 0.025, *, standardise: St
         0.05
     """
     check_types(error_bound, locals())
-    if not (is_number(share) and share > 0):
-        raise ValueError(f"share: expected a positive number, got {share!r}.")
+    number("share", share, above=0)
     mean, squares, count, scale = wide(train.mean_frame()), 0.0, 0.0, 1.0
     if standardise is not None:
         standardise.need_fitted()
@@ -504,8 +506,7 @@ def moderate_scale(train: SequenceDataset, nats: float = 11.0, *, standardise: S
         0.5
     """
     check_types(moderate_scale, locals())
-    if not (is_number(nats) and nats > 0):
-        raise ValueError(f"nats: expected a positive number, got {nats!r}.")
+    number("nats", nats, above=0)
     scale = math.sqrt(train.dim * error_bound(train, share=1.0, standardise=standardise) / (2 * nats))
     return InDataUnits(scale) if standardise is None else scale
 
@@ -533,8 +534,7 @@ def first_multiplier(
         0.01...
     """
     check_types(first_multiplier, locals())
-    if not (is_number(scale) and scale > 0):
-        raise ValueError(f"scale: expected a positive number, got {scale!r}.")
+    number("scale", scale, above=0)
     return min(1.0, (scale / moderate_scale(train, nats, standardise=standardise)) ** 2)
 
 

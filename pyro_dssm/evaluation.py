@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ._checks import check_seed, positive
+from ._checks import check_seed, data_named, positive
 from ._devices import generators_kept, wide
 from ._measuring import observed_entries
 from ._program import evaluating
@@ -270,8 +270,6 @@ def bounds(
     check_pair(model, guide)
     check_seed(seed)
     positive("num_particles", num_particles)
-    if not isinstance(data, SequenceDataset):
-        raise ValueError(f"data: expected a SequenceDataset, got {type(data).__name__}.")
     if data.dim != model.x_dim:
         raise ValueError(f"data: expected frames of size {model.x_dim} like the model, got {data.dim}.")
     if calibrated and not model.calibrated:
@@ -282,7 +280,7 @@ def bounds(
     data.check_dtype(like.dtype)
     elbos, iwaes, lengths, observed = [], [], [], []
     modes = evaluating(model, guide), model.calibrated_frames(calibrated)
-    with generators_kept(like.device), modes[0], modes[1], torch.no_grad():
+    with generators_kept(like.device), modes[0], modes[1], torch.no_grad(), data_named("data"):
         torch.manual_seed(seed)
         groups = batch_indices(data.lengths, batch_size)
         for group in groups:

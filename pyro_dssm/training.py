@@ -26,7 +26,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.util import prune_subsample_sites
 from tqdm import tqdm
 
-from ._checks import positive, share
+from ._checks import check_seed, data_named, positive, real, share
 from ._devices import generators_kept
 from ._extras import require
 from ._fresh import remembering
@@ -90,11 +90,12 @@ def _check_estimator(
 
 def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
     check_pair(model, guide)
-    for name in ("epochs", "batch_size", "valid_every", "valid_particles"):
-        positive(name, options[name])
+    for name in ("epochs", "batch_size", "valid_every"):
+        positive(name, options[name], most=None)
+    positive("valid_particles", options["valid_particles"])
     for name in ("patience", "truncate"):
         if options[name] is not None:
-            positive(name, options[name], also="None")
+            positive(name, options[name], also="None", most=None)
     share("averaging", options["averaging"])
     for name, value in (("train", options["train"]), ("valid", options["valid"])):
         if name == "valid" and value is None:
@@ -106,8 +107,7 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
     for name, kind in (("kl", KLSchedule), ("optimizer", PyroOptim), ("loss", ELBO)):
         if not isinstance(options[name], kind):
             raise ValueError(f"{name}: expected a {kind.__name__}, got {options[name]!r}.")
-    if not isinstance(options["seed"], int):
-        raise ValueError(f"seed: expected an integer, got {options['seed']!r}.")
+    check_seed(options["seed"])
     if options["num_workers"] != 0:
         positive("num_workers", options["num_workers"], also="0")
     if not callable(options["lr_schedule"]):
@@ -131,6 +131,13 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
         raise ValueError(
             "optimizer: expected ClippedNormAdam, which averages gradients, where processes train together."
         )
+
+
+def _check_time(name: str, value: object) -> None:
+    """Raises ``ValueError`` unless this is a time of at least 0, which may be infinite."""
+    real(name, value)
+    if not value >= 0:  # type: ignore[operator]
+        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}.")
 
 
 def fit(
@@ -247,10 +254,14 @@ def fit(
         (3, False)
     """
     check_types(fit, locals())
+    check_pair(model, guide)
     if isinstance(lr_schedule, str):
         if lr_schedule not in LR_SCHEDULES:
             raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
         lr_schedule = LR_SCHEDULES[lr_schedule]
+    _check_time("checkpoint_seconds", checkpoint_seconds)
+    if max_seconds is not None:
+        _check_time("max_seconds", max_seconds)
     adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
     options: dict[str, Any] = {
         "epochs": epochs,
@@ -273,7 +284,8 @@ def fit(
         model.uncalibrate()
         warnings.warn("fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=2)
     if model.standardise is not None and not model.standardise.fitted:
-        model.standardise.fit(train)
+        with data_named("train"):
+            model.standardise.fit(train)
     _check_estimator(model, guide, options["loss"], train, augment)
     run = Run(
         model,
