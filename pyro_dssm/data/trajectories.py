@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import one_of, positive, told_apart
+from .._checks import one_of, positive, positive_integers, told_apart
 from .._files import atomic_write
 from .._types import check_types
 from ._npz import read_npz
@@ -71,6 +71,7 @@ class Trajectories:
     lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
+        check_types(Trajectories.__init__, vars(self))
         shape = tuple(self.x.shape)
         if len(shape) != 3 or 0 in shape:
             raise ValueError(f"x: expected shape (N, T, x_dim) without a 0, got {shape}.")
@@ -85,6 +86,8 @@ class Trajectories:
         count = 0 if self.states is None else self.states.shape[-1]
         if len(self.state_names) != count:
             raise ValueError(f"state_names: expected {count} names, got {len(self.state_names)}.")
+        if self.image_shape is not None:
+            positive_integers("image_shape", self.image_shape, "three positive integers", 3)
         if self.image_shape is not None and np.prod(self.image_shape) != shape[-1]:
             raise ValueError(f"image_shape: expected {shape[-1]} pixels, got {self.image_shape}.")
         if self.lengths is not None:
