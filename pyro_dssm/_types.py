@@ -149,6 +149,11 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
+def _is_array(value: Any) -> bool:
+    """Whether numpy may make one of it; what it is an array of is looked at later."""
+    return isinstance(value, list | tuple) or (hasattr(value, "__array__") and not isinstance(value, type))
+
+
 _PATH = _Kind("a path", "paths", _is_path)
 _TEXT = _Kind("a string", "strings", lambda value: isinstance(value, str))
 _PLAIN: dict[Any, _Kind] = {
@@ -158,7 +163,7 @@ _PLAIN: dict[Any, _Kind] = {
     str: _TEXT,
     os.PathLike[str]: _PATH,
     Tensor: _Kind("a torch.Tensor", "tensors", lambda value: isinstance(value, Tensor), by_type=True),
-    np.ndarray: _Kind("an array", "arrays", lambda value: isinstance(value, np.ndarray), by_type=True),
+    np.ndarray: _Kind("an array", "arrays", _is_array, by_type=True),
 }
 _CONTAINERS = {
     list: Sequence,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ._checks import is_number, positive, share
+from ._checks import check_seed, is_number, kind_of, positive, share, shown
 from ._extras import require
 from ._files import atomic_write
 from ._types import check_types
@@ -88,6 +88,7 @@ class Spectrogram:
             >>> Spectrogram().num_frames(16000)
             63
         """
+        positive("num_samples", num_samples, most=None)
         return 1 + num_samples // self.hop
 
     def analyse(self, wave: Tensor) -> Tensor:
@@ -138,6 +139,8 @@ class Spectrogram:
             raise ValueError(f"spectrum: expected complex numbers, got {spectrum.dtype}.")
         self._check_bins("spectrum", spectrum)
         count = spectrum.shape[-2]
+        if num_samples is not None:
+            positive("num_samples", num_samples, also="None")
         least = max(1, (count - 1) * self.hop)
         size = least if num_samples is None else num_samples
         if not least <= size < count * self.hop:
@@ -179,7 +182,7 @@ class Spectrogram:
 
 def _check_wave(wave: Tensor, dims: str = "(*, N)") -> None:
     if not isinstance(wave, Tensor) or not wave.dtype.is_floating_point:
-        got = wave.dtype if isinstance(wave, Tensor) else type(wave).__name__
+        got = wave.dtype if isinstance(wave, Tensor) else kind_of(wave)
         raise ValueError(f"wave: expected a tensor of real floating-point numbers, got {got}.")
     if wave.dim() == 0 or wave.shape[-1] == 0 or (dims == "(N,)" and wave.dim() != 1):
         raise ValueError(f"wave: expected shape {dims} with N >= 1, got {tuple(wave.shape)}.")
@@ -238,6 +241,7 @@ def griffin_lim(
     if num_rounds != 0:
         positive("num_rounds", num_rounds, also="0")
     share("momentum", momentum)
+    check_seed(seed)
     # Drawn on the processor in double precision, they are the same on every device and in every dtype.
     generator = torch.Generator().manual_seed(seed)
     angles = 2 * math.pi * torch.rand(magnitude.shape[-2:], generator=generator, dtype=torch.float64)
@@ -295,7 +299,7 @@ def read_with_rate(
     positive("rate", rate)
     positive("min_samples", min_samples)
     if trim_db is not None and (not is_number(trim_db) or trim_db <= 0):
-        raise ValueError(f"trim_db: expected a positive number or None, got {trim_db!r}.")
+        raise ValueError(f"trim_db: expected a positive number or None, got {shown(trim_db)}.")
     path = Path(path)
     soundfile = require("soundfile", extra="speech")
     if not path.exists():

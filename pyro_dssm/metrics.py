@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import one_of, positive
+from ._checks import kind_of, natural, one_of, positive
 from ._devices import wide
 from ._extras import require
 from ._types import check_types
@@ -60,7 +60,6 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
         >>> round(si_sdr(reference + noise, reference).item(), 4)  # 10 log10(36 / 4)
         9.5424
     """
-    check_types(si_sdr, locals())
     _check_waves(estimate, reference, "(*, N)")
     estimate, heard = _unit(estimate)
     reference, there = _unit(reference)
@@ -102,7 +101,6 @@ def pesq(estimate: Tensor, reference: Tensor, rate: int = 16000, *, band: str = 
         >>> pesq(torch.zeros(16000), torch.randn(16000))
         nan
     """
-    check_types(pesq, locals())
     _check_waves(estimate, reference)
     _check_band(band, rate)
     package = require("pesq", extra="speech")
@@ -143,7 +141,6 @@ def estoi(estimate: Tensor, reference: Tensor, rate: int = 16000) -> float:
         >>> estoi(torch.randn(4000), torch.randn(4000))  # a quarter of a second
         nan
     """
-    check_types(estoi, locals())
     _check_waves(estimate, reference)
     positive("rate", rate)
     package = require("pystoi", extra="speech")
@@ -189,9 +186,11 @@ class Scores:
 
     values: dict[str, Tensor]
 
+    def __post_init__(self) -> None:
+        check_types(Scores.__init__, vars(self))
+
     def mean(self, name: str) -> float:
         """The mean over the clips that could be scored; NaN if there is none."""
-        check_types(Scores.mean, locals())
         return float(self._scored(name).mean())
 
     def interval(self, name: str) -> tuple[float, float]:
@@ -201,7 +200,6 @@ class Scores:
         narrow. It is about other clips for the same model, and says nothing about other seeds of its training. Both
         ends are NaN if fewer than two could be scored, or a score is infinite.
         """
-        check_types(Scores.interval, locals())
         values = self._scored(name)
         if len(values) < 2 or not values.isfinite().all():
             return math.nan, math.nan
@@ -211,8 +209,8 @@ class Scores:
 
     def missing(self, name: str) -> int:
         """How many clips could not be scored."""
-        check_types(Scores.missing, locals())
-        return len(self.values[name]) - len(self._scored(name))
+        scored = self._scored(name)
+        return len(self.values[name]) - len(scored)
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """The figures, for JSON: mean, ends of the interval, clips scored and clips not scored of each metric."""
@@ -274,8 +272,7 @@ def score_speech(
     check_types(score_speech, locals())
     pairs = _check_pairs(estimates, references)
     metrics = _check_metrics(metrics, rate)
-    if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers < 0:
-        raise ValueError(f"num_workers: expected a number of processes of at least 0, got {num_workers!r}.")
+    natural("num_workers", num_workers)
     if num_workers == 0:
         rows = [_score(*pair, rate, metrics) for pair in pairs]
     else:
@@ -304,7 +301,7 @@ def _unit(wave: Tensor) -> tuple[Tensor, Tensor]:
 def _check_wave(name: str, wave: object, shape: str = "(N,)") -> None:
     if isinstance(wave, Tensor) and wave.is_floating_point() and (wave.dim() == 1 or (wave.dim() and shape != "(N,)")):
         return
-    got = f"{wave.dtype} of shape {tuple(wave.shape)}" if isinstance(wave, Tensor) else type(wave).__name__
+    got = f"{wave.dtype} of shape {tuple(wave.shape)}" if isinstance(wave, Tensor) else kind_of(wave)
     raise ValueError(f"{name}: expected a tensor of floats of shape {shape}, got {got}.")
 
 
@@ -319,6 +316,7 @@ def _check_waves(estimate: Tensor, reference: Tensor, shape: str = "(N,)") -> No
 
 def _check_band(band: str, rate: int) -> None:
     one_of("band", band, ("wide", "narrow"))
+    positive("rate", rate)
     if rate != 16000 and (band, rate) != ("narrow", 8000):
         expected = "16000 for wide-band PESQ" if band == "wide" else "8000 or 16000 for narrow-band PESQ"
         raise ValueError(f"rate: expected {expected}, got {rate!r}; resample the waves.")
@@ -342,7 +340,7 @@ def _check_pairs(estimates: Sequence[Tensor], references: Sequence[Tensor]) -> l
 
 def _check_metrics(metrics: Sequence[str], rate: int) -> tuple[str, ...]:
     positive("rate", rate)
-    if isinstance(metrics, str) or len(metrics) == 0:
+    if len(metrics) == 0:
         raise ValueError(f"metrics: expected a list of at least one name, got {metrics!r}.")
     for name in metrics:
         one_of("metrics", name, tuple(METRICS))

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import http.client
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .._checks import number, positive
 from .._files import atomic_write
 from .._types import check_types
 from .music import MUSIC_SETS, MusicSet, data_folder
@@ -67,6 +69,10 @@ def fetch(
         ValueError: url must begin with http:// or https://, got 'ftp://example.org/a.npz'
     """
     check_types(fetch, locals())
+    number("timeout", timeout, above=0)
+    positive("max_bytes", max_bytes, most=None)
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ValueError(f"sha256 must be 64 hexadecimal digits, got {sha256!r}")
     path = Path(path)
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"url must begin with http:// or https://, got {url!r}")

@@ -80,13 +80,16 @@ def write_midi(
 
 
 def _check_frames_per_beat(frames_per_beat: int) -> int:
-    if not isinstance(frames_per_beat, int) or not 1 <= frames_per_beat <= _TICKS_PER_BEAT:
+    counts = isinstance(frames_per_beat, int) and not isinstance(frames_per_beat, bool)
+    if not counts or not 1 <= frames_per_beat <= _TICKS_PER_BEAT:
         raise ValueError(f"frames_per_beat must be an integer from 1 to {_TICKS_PER_BEAT}, got {frames_per_beat!r}")
     return frames_per_beat
 
 
 def _binary(roll: np.ndarray | torch.Tensor) -> np.ndarray:
     array = roll.detach().cpu().numpy() if isinstance(roll, torch.Tensor) else np.asarray(roll)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"roll must hold real numbers, got {array.dtype}")
     if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] != KEYS:
         raise ValueError(f"roll must have shape (T, {KEYS}) with T >= 1, got {array.shape}")
     if not ((array == 0) | (array == 1)).all():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import is_number
+from .._checks import is_number, positive, shown
 from .._types import check_types
 from ._npz import read_npz
 from .music import data_folder
@@ -93,7 +93,10 @@ def load_mocap(
     """
     check_types(load_mocap, locals())
     if not is_number(threshold) or threshold <= 0:
-        raise ValueError(f"threshold: expected a positive number, got {threshold!r}.")
+        raise ValueError(f"threshold: expected a positive number, got {shown(threshold)}.")
+    for name, value in (("window", window), ("stride", stride)):
+        if value is not None:
+            positive(name, value, also="None")
     if window is None and stride is not None:
         raise ValueError(f"stride: expected None without a window, got {stride!r}.")
     path = data_folder(data_dir) / "cmu_mocap_35" / "mocap35.npz"

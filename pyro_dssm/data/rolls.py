@@ -59,8 +59,8 @@ def content_hash(splits: Splits) -> str:
     """
     check_types(content_hash, locals())
     digest = hashlib.sha256()
-    for dataset in splits:
-        frames, lengths = _pack(dataset)
+    for split, dataset in zip(_SPLITS, splits, strict=True):
+        frames, lengths = _pack(split, dataset)
         digest.update(np.array([len(lengths), *lengths], dtype="<i8").tobytes())
         digest.update(frames.tobytes())
     return digest.hexdigest()
@@ -90,7 +90,7 @@ def write_packed(path: str | os.PathLike[str], splits: Splits) -> Path:
     check_types(write_packed, locals())
     arrays: dict[str, Any] = {}  # Any: the stub of savez_compressed mixes keywords and arrays
     for split, dataset in zip(_SPLITS, splits, strict=True):
-        frames, lengths = _pack(dataset)
+        frames, lengths = _pack(split, dataset)
         arrays[f"{split}_frames"] = frames
         arrays[f"{split}_lengths"] = lengths
     with atomic_write(path) as file:
@@ -98,11 +98,11 @@ def write_packed(path: str | os.PathLike[str], splits: Splits) -> Path:
     return Path(path)
 
 
-def _pack(dataset: SequenceDataset) -> tuple[np.ndarray, np.ndarray]:
+def _pack(split: str, dataset: SequenceDataset) -> tuple[np.ndarray, np.ndarray]:
     """Packs a dataset into bytes (frames, 11) and int32 lengths (sequences,)."""
     rolls = [dataset[index].x.numpy() for index in range(len(dataset))]
     for index, roll in enumerate(rolls):
-        _check_roll(roll, f"sequence {index}")
+        _check_roll(roll, f"splits: sequence {index} of {split}")
     bits = np.concatenate(rolls).astype(np.uint8)
     return np.packbits(bits, axis=1), np.array([len(roll) for roll in rolls], dtype=np.int32)
 

@@ -74,14 +74,15 @@ def _checked(name: str, values: Any, dim: int | None = None) -> list[Tensor]:
     return list(values)
 
 
-def _iterated(name: str, values: Any) -> Iterable[Any]:
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes) or getattr(values, "ndim", 1) == 0:
-        raise ValueError(f"{name}: expected integers, got {shown(values)}.")
-    return values
+def chosen_of(indices: Any, count: int) -> list[int]:
+    """Returns the numbers of sequences as a list; raises ``ValueError`` unless all are numbers of ``count``."""
+    if not isinstance(indices, Iterable) or isinstance(indices, str | bytes) or getattr(indices, "ndim", 1) == 0:
+        raise ValueError(f"indices: expected integers, got {shown(indices)}.")
+    return [_index("indices", i, count) for i in indices]
 
 
 def _index(name: str, value: Any, count: int, error: type[Exception] = ValueError) -> int:
-    """Returns a number as an integer that a list takes; raises ``ValueError`` unless it is one, and one of ``count``."""
+    """Returns a number as an integer; raises ``ValueError`` for anything else, ``error`` for one out of range."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -209,7 +210,7 @@ class SequenceDataset(Dataset[Item]):
             >>> data.subset([2, 0]).lengths
             [4, 3]
         """
-        chosen = [_index("indices", i, len(self)) for i in _iterated("indices", indices)]
+        chosen = chosen_of(indices, len(self))
 
         def pick(values: list[Tensor] | None) -> list[Tensor] | None:
             return None if values is None else [values[i] for i in chosen]

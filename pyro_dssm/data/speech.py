@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import one_of, positive
+from .._checks import check_seed, number, one_of, positive
 from .._types import check_types
 from ..audio import Spectrogram, read_with_rate
 from ._speech_frames import Found, Options, load_frames
-from .sequences import SequenceDataset, split_ranges
+from .sequences import SequenceDataset, chosen_of, split_ranges
 
 __all__ = ["Recording", "SpeechDataset", "SpeechSplits", "find_recordings", "load_recordings", "load_speech"]
 
@@ -79,10 +79,16 @@ class SpeechDataset(SequenceDataset):
         check_types(SpeechDataset.__init__, locals())
         super().__init__(sequences)
         for name, values in (("recordings", recordings), ("levels", levels)):
+            if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+                raise ValueError(f"{name}: expected a list, got {type(values).__name__}.")
             if len(values) != len(self.sequences):
                 raise ValueError(f"{name}: expected {len(self.sequences)} of them, got {len(values)}.")
         if self.dim != spectrogram.num_bins:
             raise ValueError(f"sequences: expected frames of size {spectrogram.num_bins}, got {self.dim}.")
+        for i, level in enumerate(levels):
+            number(f"levels[{i}]", level, above=0)
+        if trim_db is not None:
+            number("trim_db", trim_db, above=0, also="None")
         self.recordings = list(recordings)
         self.levels = list(levels)
         self.spectrogram = spectrogram
@@ -116,8 +122,7 @@ class SpeechDataset(SequenceDataset):
         Returns:
             A data set that shares the frames.
         """
-        check_types(SpeechDataset.subset, locals())
-        chosen = list(indices)
+        chosen = chosen_of(indices, len(self))
         return SpeechDataset(
             [self.sequences[i] for i in chosen],
             [self.recordings[i] for i in chosen],
@@ -339,7 +344,7 @@ def load_speech(
 
 
 def load_recordings(
-    source: str | os.PathLike[str] | Sequence[Recording] | Sequence[str | os.PathLike[str]],
+    source: str | os.PathLike[str] | Sequence[Recording | str | os.PathLike[str]],
     *,
     cache: str | os.PathLike[str] | None = None,
     trim_db: float | None = None,
@@ -413,8 +418,7 @@ def _random_parts(
 ) -> list[list[Recording]]:
     if not isinstance(shares, Sequence) or len(shares) != 3:
         raise ValueError(f"shares: expected three of them, got {shares!r}.")
-    if not isinstance(seed, int):
-        raise ValueError(f"seed: expected an integer, got {seed!r}.")
+    check_seed(seed)
     groups: dict[str, list[Recording]] = {}
     for recording in recordings:
         groups.setdefault(recording.speaker if by == "speaker" else str(recording.path), []).append(recording)
