@@ -16,6 +16,7 @@ from torch import Tensor
 __all__ = [
     "MOST",
     "at_least",
+    "check_levels",
     "check_seed",
     "data_named",
     "did_you_mean",
@@ -23,6 +24,7 @@ __all__ = [
     "flag",
     "floats",
     "guide_kind",
+    "is_count",
     "is_number",
     "kind_of",
     "natural",
@@ -108,6 +110,18 @@ def positive_integers(
         if good and not isinstance(values, str | bytes) and (length is None or len(found) == length):
             return found
     raise ValueError(f"{name}: expected {what}, got {shown(values)}.")
+
+
+def check_levels(levels: object) -> None:
+    """Raises ``ValueError`` unless these are probabilities of intervals, at least one."""
+    listed = isinstance(levels, Sequence | np.ndarray) and len(levels) > 0
+    if not (listed and all(is_number(p) and 0 < p < 1 for p in levels)):  # type: ignore[attr-defined]
+        raise ValueError(f"levels: expected probabilities between 0 and 1, got {shown(levels)}.")
+
+
+def is_count(value: object, low: int, high: int) -> bool:
+    """Whether the value is an integer of a range, both ends of which belong to it."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and low <= value <= high
 
 
 def check_seed(seed: object, name: str = "seed") -> None:

@@ -17,11 +17,12 @@ from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ._checks import data_named
+from ._checks import data_named, natural, real
 from ._files import atomic_write, remove_leftovers
 from ._interrupts import uninterrupted
 from ._measuring import observed_entries
 from ._optimisation import Optimisation
+from ._types import check_types
 from .checkpoints import (
     flatten,
     load_pair,
@@ -67,6 +68,11 @@ class History:
     best_epoch: int = 0
     best_valid: float = math.inf
     stopped_early: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(History.__init__, vars(self))
+        natural("best_epoch", self.best_epoch, most=None)
+        real("best_valid", self.best_valid)
 
     def __getitem__(self, name: str) -> list[Any]:
         """One column, ``None`` where a record has no such entry."""

@@ -52,6 +52,9 @@ class Calibration:
     counts: Tensor
     too_wide: Tensor
 
+    def __post_init__(self) -> None:
+        check_types(Calibration.__init__, vars(self))
+
     def to_dict(self) -> dict[str, Any]:
         """The figures, for JSON."""
         return {

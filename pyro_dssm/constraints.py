@@ -47,9 +47,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ._checks import flag, is_number, number, one_of, positive, real, shown
+from ._checks import data_named, flag, is_number, number, one_of, positive, real, shown
 from ._checks import share as check_share
 from ._devices import generators_kept, wide
+from ._measuring import check_data
 from ._types import check_types
 from .data.sequences import SequenceDataset, batches
 from .dssm import DSSM
@@ -464,9 +465,12 @@ def error_bound(train: SequenceDataset, share: float = 0.025, *, standardise: St
     """
     check_types(error_bound, locals())
     number("share", share, above=0)
-    mean, squares, count, scale = wide(train.mean_frame()), 0.0, 0.0, 1.0
+    with data_named("train"):
+        mean, squares, count, scale = wide(train.mean_frame()), 0.0, 0.0, 1.0
     if standardise is not None:
         standardise.need_fitted()
+        if len(standardise.scale) not in (1, train.dim):
+            raise ValueError(f"standardise: expected one of frames of {train.dim}, got {len(standardise.scale)}.")
         scale = wide(standardise.scale)  # type: ignore[assignment]
     for item in train:  # type: ignore[attr-defined]
         terms = ((wide(item.x) - mean) / scale).square()
@@ -587,9 +591,12 @@ def autoencoder_error(
     guide.eval()
     with generators_kept(model._like.device), torch.no_grad():
         torch.manual_seed(seed)
+        if valid is not None:
+            check_data("valid", valid, model)
         for batch in batches(train if valid is None else valid, options.get("batch_size", 20)):
             batch = batch.to(model._like)
-            loss.loss(model, guide, *batch[:3], controls=batch.controls)
+            with data_named("train" if valid is None else "valid"):
+                loss.loss(model, guide, *batch[:3], controls=batch.controls)
             if loss.entries:
                 squares, count = squares + loss.squared_error * loss.entries, count + loss.entries
     if not math.isfinite(squares):

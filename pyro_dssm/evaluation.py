@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ._checks import check_seed, data_named, positive
+from ._checks import check_seed, data_named, floats, positive
 from ._devices import generators_kept, wide
 from ._measuring import observed_entries
 from ._program import evaluating
@@ -51,6 +51,13 @@ class Bound:
     nats: Tensor
     lengths: Tensor
     observed: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_types(Bound.__init__, vars(self))
+        floats("nats", self.nats, "N", finite=False, ints=True)
+        for name, value in (("lengths", self.lengths), ("observed", self.observed)):
+            if value is not None:
+                floats(name, value, len(self.nats), finite=False, ints=True)
 
     @property
     def hides(self) -> bool:
@@ -137,6 +144,10 @@ class Score:
     iwae: Bound
     num_particles: int
     calibrated: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_types(Score.__init__, vars(self))
+        positive("num_particles", self.num_particles)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, for JSON."""

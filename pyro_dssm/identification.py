@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import positive
+from ._checks import data_named, is_count, positive, real, shown
 from ._measuring import check_data, grouped, measuring
 from ._regression import Regression, States, as_list, as_pair, check_varies, least_squares, r_squared
 from ._types import check_types
@@ -101,6 +101,9 @@ class Identification:
     same_set: bool
     num_fit: int
     num_test: int
+
+    def __post_init__(self) -> None:
+        check_types(Identification.__init__, vars(self))
 
     @property
     def mean(self) -> float:
@@ -223,12 +226,13 @@ def system_identification(
     """
     check_types(system_identification, locals())
 
-    def of(data: SequenceDataset) -> list[Tensor]:
-        return latent_states(model, guide, data, num_samples=num_samples, batch_size=batch_size, seed=seed)
+    def of(name: str, data: SequenceDataset) -> list[Tensor]:
+        with data_named(name):
+            return latent_states(model, guide, data, num_samples=num_samples, batch_size=batch_size, seed=seed)
 
     if test is None:
-        return identification(of(fit[0]), fit[1], names=names)
-    return identification(of(fit[0]), fit[1], of(test[0]), test[1], names)
+        return identification(of("fit", fit[0]), fit[1], names=names)
+    return identification(of("fit", fit[0]), fit[1], of("test", test[0]), test[1], names)
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,10 @@ class Disentanglement:
     static_from_rest: float
     dynamic_from_first: float
     dynamic_from_rest: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            real(name, value)
 
     @property
     def score(self) -> float:
@@ -312,8 +320,9 @@ def disentanglement(
     if dim_a >= x.shape[1]:
         raise ValueError(f"dim_a: expected less than the {x.shape[1]} components of the latent state, got {dim_a}.")
     for name, columns in (("static", static), ("dynamic", dynamic)):
-        if not columns or not all(isinstance(c, int) and 0 <= c < y.shape[1] for c in columns):
-            raise ValueError(f"{name}: expected columns from 0 to {y.shape[1] - 1}, got {columns!r}.")
+        listed = isinstance(columns, Sequence) and not isinstance(columns, str | bytes) and len(columns) > 0
+        if not (listed and all(is_count(c, 0, y.shape[1] - 1) for c in columns)):
+            raise ValueError(f"{name}: expected columns from 0 to {y.shape[1] - 1}, got {shown(columns)}.")
     first, rest = slice(0, dim_a), slice(dim_a, None)
 
     def r2(part: slice, columns: Sequence[int]) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ._checks import natural, positive_integers, probability
+from ._checks import natural, positive_integers, probability, shown
 from ._types import check_types
 
 __all__ = [
@@ -39,10 +39,19 @@ def join(*features: Tensor | None) -> Tensor:
         torch.Size([5, 3, 6])
     """
     present = [f for f in features if f is not None]
+    if not present or not all(isinstance(f, Tensor) for f in present):
+        raise ValueError("features: expected at least one tensor, and nothing but tensors and None.")
     if len(present) == 1:
         return present[0]
     batch = torch.broadcast_shapes(*(f.shape[:-1] for f in present))
     return torch.cat([f.expand(*batch, f.shape[-1]) for f in present], dim=-1)
+
+
+def _check_rows(name: str, value: object, dims: int = 1) -> None:
+    """Raises ``ValueError`` unless this is a tensor of so many dimensions; no value is looked at."""
+    if not isinstance(value, Tensor) or value.dim() < dims:
+        what = f"a torch.Tensor of at least {dims} dimension{'s' if dims > 1 else ''}"
+        raise ValueError(f"{name}: expected {what}, got {shown(value)}.")
 
 
 def shift(values: Tensor, start: Tensor) -> Tensor:
@@ -59,6 +68,10 @@ def shift(values: Tensor, start: Tensor) -> Tensor:
         >>> shift(torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(1)).flatten()
         tensor([0., 1., 2.])
     """
+    for name, value in (("values", values), ("start", start)):
+        _check_rows(name, value)
+    if start.shape[-1] != values.shape[-1]:
+        raise ValueError(f"start: expected shape (*, {values.shape[-1]}), got {tuple(start.shape)}.")
     first = start.unsqueeze(-2).expand(*values.shape[:-2], 1, values.shape[-1])
     return torch.cat([first, values[..., :-1, :]], dim=-2)
 
@@ -77,8 +90,11 @@ def reverse(values: Tensor, lengths: Tensor | None) -> Tensor:
         >>> reverse(torch.tensor([[[1.0], [2.0], [0.0]]]), torch.tensor([2])).flatten()
         tensor([2., 1., 0.])
     """
+    _check_rows("values", values, 3)
     if lengths is None:
         return values.flip(-2)
+    if not isinstance(lengths, Tensor) or lengths.shape != values.shape[-3:-2]:
+        raise ValueError(f"lengths: expected integers of shape ({values.shape[-3]},), got {shown(lengths)}.")
     steps = torch.arange(values.shape[-2], device=values.device)
     index = lengths.unsqueeze(-1) - 1 - steps
     index = torch.where(index >= 0, index, steps)

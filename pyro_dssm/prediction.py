@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import positive
+from ._checks import floats, positive
 from ._devices import wide
 from ._gaps import last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
@@ -35,6 +35,9 @@ class ByHorizon:
     """
 
     errors: Tensor
+
+    def __post_init__(self) -> None:
+        floats("errors", self.errors, "N", "H", finite=False)
 
     @property
     def horizon(self) -> int:
@@ -99,6 +102,10 @@ class OpenLoop:
     known: int
     model: ByHorizon
     copy_last: ByHorizon
+
+    def __post_init__(self) -> None:
+        check_types(OpenLoop.__init__, vars(self))
+        positive("known", self.known)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, for JSON."""

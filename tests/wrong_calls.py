@@ -277,8 +277,6 @@ def tensor(
     rights = {*right, "tensor", "meta tensor", "array"}
     if numbers:
         rights |= {*NUMBERS, "True"}
-    if lists:
-        rights |= {"empty list"}
     return kind(good, rights, wrong, optional=optional, also=also)
 
 
@@ -384,7 +382,9 @@ def attempt(call, argument, label, value, *, seconds=SECONDS):
         kind, message = "hung", f"after {seconds} s"
     except Exception as error:  # noqa: BLE001
         named = any(names(error, name) for name in wanted)
-        documented = isinstance(error, ValueError) or (isinstance(error, TypeError) and "argument" in str(error))
+        documented = isinstance(error, ValueError | LookupError) or (
+            isinstance(error, TypeError) and "argument" in str(error)
+        )
         files = isinstance(error, FileNotFoundError) and isinstance(value, str) and value in str(error)
         kind = "named" if (named and documented) or files else "unnamed"
         message = f"{type(error).__name__}: {error}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
-from .._checks import floats, positive, probability
+from .._checks import floats, kind_of, positive, probability, shown
 from ..nn import MLP
 from .base import Emission, check_sizes
 
@@ -128,6 +128,14 @@ class AutoregressiveBernoulli(TorchDistribution):
         observed: Tensor | None = None,
         batch_shape: torch.Size | None = None,
     ) -> None:
+        if not isinstance(conditioner, MaskedConditioner):
+            raise ValueError(f"conditioner: expected a MaskedConditioner, got {kind_of(conditioner)}.")
+        # At every step that draws: nothing is looked at but types and the last size.
+        if not isinstance(context, Tensor) or context.shape[-1:] != (conditioner.hidden_context.in_features,):
+            size = conditioner.hidden_context.in_features
+            raise ValueError(f"context: expected a torch.Tensor of shape (*, {size}), got {shown(context)}.")
+        if observed is not None and not (isinstance(observed, Tensor) and observed.dtype == torch.bool):
+            raise ValueError(f"observed: expected booleans or None, got {shown(observed)}.")
         self.conditioner, self.context, self.observed = conditioner, context, observed
         shape = context.shape[:-1] if batch_shape is None else batch_shape
         super().__init__(shape, torch.Size((conditioner.x_dim,)), validate_args=False)

@@ -12,11 +12,12 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
+from .._checks import floats, kind_of, number, positive, shown
 from .._devices import generators_kept
 from .._types import check_types
 from ..data.sequences import Batch
 from ..dssm import DSSM
-from ..guides import Guide
+from ..guides import Guide, check_pair
 
 __all__ = [
     "FORMS",
@@ -78,6 +79,8 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
         torch.Size([4, 6, 3])
     """
     check_types(random_batch, locals())
+    positive("num_sequences", num_sequences)
+    positive("length", length)
     like = model._like
     shape = (num_sequences, length)
     options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
@@ -133,6 +136,7 @@ def random_latents(
         torch.Size([4, 5, 2])
     """
     check_types(random_latents, locals())
+    model.observe(x, lengths, mask, controls)
     shape = (*x.shape[:-1], model.z_dim)
     if latents_are_real(model, x, lengths, mask, controls=controls):
         return torch.randn(shape, device=x.device, dtype=x.dtype)
@@ -317,6 +321,8 @@ def log_probs_at(
         ['log q(z)', 'log p(z)', 'log p(x)']
     """
     check_types(log_probs_at, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
+    check_paths(z, x, model.z_dim)
     given = model._values_along(z)
     found: dict[str, Tensor] = {}
     programs: tuple[tuple[DSSM | Guide, str], ...] = ((guide, "q"), (model, "p"))
@@ -394,6 +400,8 @@ def log_probs_per_step(
     """
     check_types(log_probs_per_step, locals())
     model = program.model if isinstance(program, Guide) else program
+    model.observe(x, lengths, mask, controls)
+    check_paths(z, x, model.z_dim)
     with run_as(model, "step"):
         trace = trace_of(program, model._values_along(z), (x, lengths, mask), controls)
     trace.compute_log_prob()
@@ -418,6 +426,11 @@ def gradients(value: Tensor, *modules: torch.nn.Module) -> dict[str, Tensor]:
         By name, with the module's class in front.
     """
     check_types(gradients, locals())
+    for i, module in enumerate(modules):
+        if not isinstance(module, torch.nn.Module):
+            raise ValueError(f"modules[{i}]: expected a torch.nn.Module, got {kind_of(module)}.")
+    if value.numel() != 1 or not value.requires_grad:
+        raise ValueError(f"value: expected one number that depends on parameters, got {shown(value)}.")
     named = {f"{type(m).__name__}.{name}": p for m in modules for name, p in m.named_parameters()}
     found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
@@ -426,8 +439,21 @@ def gradients(value: Tensor, *modules: torch.nn.Module) -> dict[str, Tensor]:
 # Comparisons.
 
 
+def check_call(model: DSSM, guide: Guide, x: Tensor, *args: Tensor | None, controls: Tensor | None = None) -> None:
+    """Raises ``ValueError`` unless these are a pair, and what it may be called with."""
+    check_pair(model, guide)
+    model.observe(x, *args, controls=controls)
+
+
+def check_paths(z: object, x: Tensor, z_dim: int) -> None:
+    """Raises ``ValueError`` unless these are latent paths of the sequences."""
+    floats("z", z, "*", *x.shape[-3:-1], z_dim, finite=False, like=x)
+
+
 def tolerance_of(model: DSSM, tolerance: float | None) -> float:
     """A tolerance that fits the dtype, unless there is one already."""
+    if tolerance is not None:
+        number("tolerance", tolerance, above=0, also="None")
     return tolerance if tolerance is not None else (1e-8 if model._like.dtype == torch.float64 else 1e-3)
 
 

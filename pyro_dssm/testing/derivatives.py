@@ -13,6 +13,7 @@ import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO
 from torch import Tensor
 
+from .._checks import positive
 from .._devices import generators_kept
 from .._types import check_types
 from ..codes import Sampled
@@ -21,6 +22,7 @@ from ..guides import Guide
 from ..optim import ClippedNormAdam
 from .densities import (
     Site,
+    check_call,
     copied,
     latents_are_real,
     log_probs_at,
@@ -187,6 +189,7 @@ def check_density_gradients(
         >>> check_density_gradients(model, pd.Filtering(model).double(), torch.ones(2, 4, 3).double())
     """
     check_types(check_density_gradients, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
     _in_double(_density_gradients, model, guide, x, lengths, mask, controls)
 
 
@@ -300,6 +303,7 @@ def check_draw_gradients(
         >>> check_draw_gradients(model, pd.Filtering(model).double(), torch.ones(2, 4, 3).double())
     """
     check_types(check_draw_gradients, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
     _in_double(_draw_gradients, model, guide, x, lengths, mask, controls)
 
 
@@ -438,6 +442,8 @@ def check_every_parameter_moves(
         >>> check_every_parameter_moves(model, pd.PartialAlignment(model), torch.ones(2, 4, 3))
     """
     check_types(check_every_parameter_moves, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
+    positive("steps", steps)
     named = {f"{type(m).__name__}.{name}": p for m in (model, guide) for name, p in m.named_parameters()}
     before = {name: p.detach().clone() for name, p in named.items()}
     svi = SVI(model, guide, ClippedNormAdam({"lr": 1e-2}), Trace_ELBO() if elbo is None else elbo)

@@ -7,6 +7,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from .._checks import positive, real
 from .._devices import generators_kept
 from .._program import evaluating
 from .._types import check_types
@@ -20,6 +21,7 @@ from .densities import (
     assert_same_bound,
     assert_same_gradients,
     bound_of,
+    check_call,
     gradients,
     log_probs_at,
     random_latents,
@@ -85,6 +87,7 @@ def check_densities_repeat(
         >>> check_densities_repeat(model, pd.Filtering(model), torch.ones(2, 4, 3))
     """
     check_types(check_densities_repeat, locals())
+    tolerance = tolerance_of(model, tolerance)
     z = random_latents(model, x, lengths, mask, controls=controls)
     with torch.no_grad():
         first, second = (log_probs_at(model, guide, z, x, lengths, mask, controls=controls) for _ in range(2))
@@ -135,6 +138,7 @@ def check_sites_agree(
         >>> check_sites_agree(model, pd.Filtering(model).double(), torch.ones(2, 4, 3).double())
     """
     check_types(check_sites_agree, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
     tolerance = tolerance_of(model, tolerance)
     z = random_latents(model, x, lengths, mask, controls=controls)
     if step_trace(guide, {}, (x, lengths, mask), controls) is None:
@@ -217,6 +221,10 @@ def check_padding_changes_nothing(
         AssertionError: If a bound or a gradient changes.
     """
     check_types(check_padding_changes_nothing, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
+    tolerance = tolerance_of(model, tolerance)
+    positive("extra", extra)
+    real("fill", fill)
     batch, steps = x.shape[-3:-1]
     lengths = torch.full((batch,), steps, device=x.device) if lengths is None else lengths
     outside = torch.arange(steps + extra, device=x.device) >= lengths.unsqueeze(-1)
@@ -268,6 +276,7 @@ def check_batch_changes_nothing(
         AssertionError: If a bound changes.
     """
     check_types(check_batch_changes_nothing, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
     tolerance = tolerance_of(model, tolerance)
     z = random_latents(model, x, lengths, mask, controls=controls)
 
@@ -320,6 +329,9 @@ def check_hidden_values_change_nothing(
         AssertionError: If a bound or a gradient changes, or is not finite.
     """
     check_types(check_hidden_values_change_nothing, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
+    tolerance = tolerance_of(model, tolerance)
+    real("fill", fill)
     if mask is None:
         mask = (torch.arange(x.shape[-2], device=x.device) % 2 == 0).expand(x.shape[-3:-1])
     observed = mask.unsqueeze(-1) if mask.shape == x.shape[-3:-1] else mask
