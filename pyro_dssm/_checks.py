@@ -37,6 +37,7 @@ __all__ = [
     "share",
     "shown",
     "told_apart",
+    "whole",
 ]
 
 MOST = 2**31 - 1  # of what is made or gone through at once; numbers of rounds or epochs have no such end
@@ -110,6 +111,11 @@ def positive_integers(
         if good and not isinstance(values, str | bytes) and (length is None or len(found) == length):
             return found
     raise ValueError(f"{name}: expected {what}, got {shown(values)}.")
+
+
+def whole(name: str, value: object, *, most: int | None = MOST) -> None:
+    """Raises ``ValueError`` unless the value is a positive integer, or 0 for none of what it counts."""
+    _integer(name, value, 0, "a positive integer or 0", most)
 
 
 def check_levels(levels: object) -> None:

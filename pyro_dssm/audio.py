@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ._checks import check_seed, is_number, kind_of, positive, share, shown
+from ._checks import check_seed, is_number, kind_of, positive, share, shown, whole
 from ._extras import require
 from ._files import atomic_write
 from ._types import check_types
@@ -238,8 +238,7 @@ def griffin_lim(
     spectrogram._check_bins("magnitude", magnitude)
     if not (magnitude.isfinite() & (magnitude >= 0)).all():
         raise ValueError("magnitude: expected finite numbers of at least 0, got others.")
-    if num_rounds != 0:
-        positive("num_rounds", num_rounds, also="0")
+    whole("num_rounds", num_rounds, most=None)
     share("momentum", momentum)
     check_seed(seed)
     # Drawn on the processor in double precision, they are the same on every device and in every dtype.

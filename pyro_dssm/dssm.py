@@ -134,7 +134,7 @@ class DSSM(Generation, Program):
         one_of("rnn", rnn, CELLS)
         one_of("transition_net", transition_net, ("mlp", "gated"))
         one_of("initial", initial, ("transition", *INITIALS))
-        if not any(standardise is kind or standardise == kind == "shared" for kind in KINDS):
+        if not (isinstance(standardise, bool | str) and standardise in KINDS):
             raise ValueError(f"standardise: expected True, False or 'shared', got {shown(standardise)}.")
         if type(self).emission is DSSM.emission:
             check_emission(emission)

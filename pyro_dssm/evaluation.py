@@ -190,6 +190,8 @@ def log_weights(model: DSSM, guide: Guide, batch: Batch, num_particles: int) -> 
         Shape ``(K, B)``.
     """
     check_types(log_weights, locals())
+    check_pair(model, guide)
+    positive("num_particles", num_particles)
     args, kwargs = (batch.x, batch.lengths, batch.mask), {"controls": batch.controls}
     dim = -batch.x.dim() + 1
     total = batch.x.new_zeros(num_particles, *batch.x.shape[:-2])

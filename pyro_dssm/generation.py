@@ -11,7 +11,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from ._checks import guide_kind, positive
+from ._checks import guide_kind, positive, whole
 from ._program import evaluating
 from ._types import check_types
 from .divergence import OnDivergence, check_choice, check_finite, nan_allowed
@@ -191,8 +191,7 @@ class Generation:
         self._check_guide(guide)
         positive("horizon", horizon)
         positive("num_samples", num_samples)
-        if num_rounds != 0:
-            positive("num_rounds", num_rounds, also="0")
+        whole("num_rounds", num_rounds, most=None)
         check_choice(on_divergence)
         known = delayed = None
         if isinstance(x, Tensor) and x.dim() >= 3:
@@ -261,8 +260,7 @@ class Generation:
         check_choice(on_divergence)
         self._check_guide(guide)
         positive("num_samples", num_samples)
-        if num_rounds != 0:
-            positive("num_rounds", num_rounds, also="0")
+        whole("num_rounds", num_rounds, most=None)
         with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)
             if inputs.hidden is None:
@@ -332,8 +330,7 @@ class Generation:
         check_types(Generation.reconstruct, locals())
         self._check_guide(guide)
         positive("num_samples", num_samples)
-        if num_rounds != 0:
-            positive("num_rounds", num_rounds, also="0")
+        whole("num_rounds", num_rounds, most=None)
         check_choice(on_divergence)
         with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)

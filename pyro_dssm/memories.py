@@ -205,7 +205,8 @@ class Memories(nn.ModuleDict):
     ) -> None:
         of_latents, of_frames = two_sizes("rnn_dim", rnn_dim)
         check_types(Memories.__init__, locals())
-        for name, value in (("x_dim", x_dim), ("z_dim", z_dim), ("control_dim", control_dim)):
+        positive("x_dim", x_dim)
+        for name, value in (("z_dim", z_dim), ("control_dim", control_dim)):
             natural(name, value)
         super().__init__()
         s, full = structure, Order.FULL

@@ -54,6 +54,10 @@ def _check_rows(name: str, value: object, dims: int = 1) -> None:
         raise ValueError(f"{name}: expected {what}, got {shown(value)}.")
 
 
+def _is_whole(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+
+
 def shift(values: Tensor, start: Tensor) -> Tensor:
     """Delays a sequence by one step: ``(start, v_1, ..., v_{T-1})``.
 
@@ -93,7 +97,7 @@ def reverse(values: Tensor, lengths: Tensor | None) -> Tensor:
     _check_rows("values", values, 3)
     if lengths is None:
         return values.flip(-2)
-    if not isinstance(lengths, Tensor) or lengths.shape != values.shape[-3:-2]:
+    if not isinstance(lengths, Tensor) or lengths.shape != values.shape[-3:-2] or not _is_whole(lengths):
         raise ValueError(f"lengths: expected integers of shape ({values.shape[-3]},), got {shown(lengths)}.")
     steps = torch.arange(values.shape[-2], device=values.device)
     index = lengths.unsqueeze(-1) - 1 - steps

@@ -26,7 +26,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.util import prune_subsample_sites
 from tqdm import tqdm
 
-from ._checks import check_seed, data_named, positive, real, share
+from ._checks import check_seed, data_named, positive, real, share, whole
 from ._devices import generators_kept
 from ._extras import require
 from ._fresh import remembering
@@ -108,8 +108,7 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
         if not isinstance(options[name], kind):
             raise ValueError(f"{name}: expected a {kind.__name__}, got {options[name]!r}.")
     check_seed(options["seed"])
-    if options["num_workers"] != 0:
-        positive("num_workers", options["num_workers"], also="0")
+    whole("num_workers", options["num_workers"])
     if not callable(options["lr_schedule"]):
         raise ValueError(f"lr_schedule: expected a name or a function, got {options['lr_schedule']!r}.")
     if options["patience"] is not None and options["valid"] is None:

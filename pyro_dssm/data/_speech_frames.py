@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import is_number, positive
+from .._checks import is_number, whole
 from .._files import atomic_write
 from ..audio import Spectrogram, read_with_rate
 
@@ -78,8 +78,7 @@ def load_frames(
     Raises:
         ValueError: If a file is bad and that is not accepted.
     """
-    if num_workers != 0:
-        positive("num_workers", num_workers, also="0")
+    whole("num_workers", num_workers)
     paths = sorted(set(paths))
     if cache is None:
         found = {}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._checks import is_number, shown
 from .._extras import require
 from .._files import atomic_write
 from .._types import check_types
@@ -61,8 +62,8 @@ def write_midi(
     """
     check_types(write_midi, locals())
     ticks = _TICKS_PER_BEAT // _check_frames_per_beat(frames_per_beat)
-    if not 4 <= tempo <= 1000:
-        raise ValueError(f"tempo must be 4 to 1000 beats per minute, got {tempo}")
+    if not is_number(tempo) or not 4 <= tempo <= 1000:
+        raise ValueError(f"tempo must be 4 to 1000 beats per minute, got {shown(tempo)}")
     keys = _binary(roll)
     mido = require("mido", extra="music")
     track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(tempo))])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .._checks import check_seed, is_number, kind_of, natural, positive, shown, told_apart
+from .._checks import check_seed, is_number, kind_of, natural, positive, shown, told_apart, whole
 from .._types import check_types
 
 __all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate"]
@@ -403,6 +403,5 @@ def batches(
     """
     check_types(batches, locals())
     natural("skip", skip)
-    if num_workers != 0:
-        positive("num_workers", num_workers, also="0")
+    whole("num_workers", num_workers)
     yield from load_groups(data, batch_indices(data.lengths, batch_size, seed=seed)[skip:], num_workers)

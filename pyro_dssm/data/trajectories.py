@@ -92,6 +92,9 @@ class Trajectories:
             raise ValueError(f"image_shape: expected {shape[-1]} pixels, got {self.image_shape}.")
         if self.lengths is not None:
             self._clear_padding(_lengths(self.lengths, shape))
+        for name, value in (("x", self.x), ("controls", self.controls), ("states", self.states)):
+            if value is not None and not value.is_floating_point():
+                raise ValueError(f"{name}: expected floating-point numbers, got {value.dtype}.")
         _finite("x", self.x, self.mask)
         for name, value in (("controls", self.controls), ("states", self.states)):
             if value is not None:

@@ -228,7 +228,14 @@ def _run(
         if at is not None:
             shown = shown - matvec(at, m)
         elif not isinstance(emission, int):
-            expected, at = emission(m.view(*lead, n))  # type: ignore[operator]
+            returned = emission(m.view(*lead, n))  # type: ignore[operator]
+            if not (
+                isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(v, Tensor) for v in returned)
+            ):
+                raise ValueError(
+                    f"emission: expected to return a frame and its Jacobian, got {type(returned).__name__}."
+                )
+            expected, at = returned
             shown, at = shown - flat(expected, lead, 1), flat(at, lead, 2)
         if at is not None:
             innovations.append(shown)

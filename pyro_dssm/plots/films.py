@@ -62,6 +62,8 @@ def plot_filmstrip(
     """
     check_types(plot_filmstrip, locals())
     real, found = _films(truth, prediction, image_shape, known)
+    if ax is not None:
+        ax = new_axes(ax)
     if step is not None:
         positive("step", step, also="None", most=None)
     if limit is not None:
