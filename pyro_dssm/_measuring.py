@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ._checks import check_seed
+from ._checks import check_seed, data_named, kind_of
 from ._devices import generators_kept
 from ._program import evaluating
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
@@ -22,11 +22,21 @@ ENTRIES_AT_ONCE = 30_000_000
 
 
 @contextmanager
-def measuring(model: DSSM, guide: Guide, seed: int) -> Iterator[None]:
-    """Neither gradients nor dropout, draws that follow from the seed, and generators left as they were."""
+def measuring(model: DSSM, guide: Guide, seed: int, data: str = "data") -> Iterator[None]:
+    """Neither gradients nor dropout, draws that follow from the seed, and generators left as they were.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        seed: Of the draws.
+        data: What the argument with the sequences is called, for errors about them.
+
+    Yields:
+        Nothing.
+    """
     check_pair(model, guide)
     check_seed(seed)
-    with generators_kept(model._like.device), evaluating(model, guide), torch.no_grad():
+    with generators_kept(model._like.device), evaluating(model, guide), torch.no_grad(), data_named(data):
         torch.manual_seed(seed)
         yield
 
@@ -34,7 +44,7 @@ def measuring(model: DSSM, guide: Guide, seed: int) -> Iterator[None]:
 def check_data(name: str, data: object, model: DSSM) -> SequenceDataset:
     """Raises ``ValueError`` unless these are sequences that fit the model."""
     if not isinstance(data, SequenceDataset):
-        raise ValueError(f"{name}: expected a SequenceDataset, got {type(data).__name__}.")
+        raise ValueError(f"{name}: expected a SequenceDataset, got {kind_of(data)}.")
     if data.dim != model.x_dim:
         raise ValueError(f"{name}: expected frames of size {model.x_dim} like the model, got {data.dim}.")
     data.check_dtype(model._like.dtype)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import floats, kind_of
+
 __all__ = ["Regression", "States", "as_list", "as_pair", "check_varies", "least_squares", "r_squared"]
 
 States = Tensor | Sequence[Tensor]
@@ -26,6 +28,10 @@ class Regression:
     weights: Tensor
     intercept: Tensor
 
+    def __post_init__(self) -> None:
+        floats("weights", self.weights, "S", "K", finite=False)
+        floats("intercept", self.intercept, self.weights.shape[1], finite=False)
+
     def predict(self, latent: Tensor) -> Tensor:
         """Truth as the map has it.
 
@@ -35,6 +41,7 @@ class Regression:
         Returns:
             Shape ``(*, K)``, in float64.
         """
+        floats("latent", latent, "*", len(self.weights), finite=False, ints=True)
         return latent.detach().cpu().double() @ self.weights + self.intercept
 
 
@@ -109,7 +116,7 @@ def as_list(name: str, values: Any) -> list[Tensor]:
     if isinstance(values, Tensor) and values.dim() in (2, 3):
         values = list(values) if values.dim() == 3 else [values]
     if not isinstance(values, Sequence) or not values or not all(isinstance(v, Tensor) for v in values):
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else kind_of(values)
         raise ValueError(f"{name}: expected a tensor (N, T, D) or (T, D), or a list of tensors (T_i, D), got {got}.")
     if any(v.dim() != 2 or v.shape[1] != values[0].shape[-1] for v in values) or values[0].shape[-1] == 0:
         shapes = sorted({tuple(v.shape) for v in values})[:4]
@@ -124,6 +131,11 @@ def as_pair(name: str, values: Any, other: str, others: Any) -> tuple[Tensor, Te
     if frames[0] != frames[1]:
         expected = f"{len(left)} sequences of {sum(frames[0])} frames, each as long as in {name}"
         raise ValueError(f"{other}: expected {expected}, got {len(right)} of {sum(frames[1])}.")
+    for label, side in ((name, left), (other, right)):
+        if any(v.dtype.is_complex for v in side):
+            raise ValueError(f"{label}: expected real numbers, got complex ones.")
+        if any(v.device.type == "meta" for v in side):
+            raise ValueError(f"{label}: expected tensors with values, got some on the device meta.")
     flat = [torch.cat(side).detach().cpu().double() for side in (left, right)]
     for label, value in zip((name, other), flat, strict=True):
         if not torch.isfinite(value).all():

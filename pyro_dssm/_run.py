@@ -21,11 +21,13 @@ from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from ._checks import data_named, natural, real
 from ._files import FolderLock, atomic_write, remove_leftovers
 from ._interrupts import uninterrupted
 from ._measuring import observed_entries
 from ._optimisation import Optimisation
 from ._plan import Description, content, differences
+from ._types import check_types
 from .checkpoints import (
     card_of,
     check_state,
@@ -76,6 +78,11 @@ class History:
     best_epoch: int = 0
     best_valid: float = math.inf
     stopped_early: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(History.__init__, vars(self))
+        natural("best_epoch", self.best_epoch, most=None)
+        real("best_valid", self.best_valid)
 
     def __getitem__(self, name: str) -> list[Any]:
         """One column, ``None`` where a record has no such entry."""
@@ -241,7 +248,7 @@ class Run:
                 # A weight above 1 would blow the gradient up by as much: divided by it, the loss is the distortion
                 # times the multiplier 1/w, plus the rate.
                 self._factor = factor / max(1.0, w)
-                with self._explained(self.epoch, self.batch), kl_weight(w):
+                with self._explained(self.epoch, self.batch), kl_weight(w), data_named("train"):
                     self.svi.step(*part[:3], controls=part.controls)
                 self._record(part, counts=bool(factor))
         self.optimisation.end_batch()
@@ -390,9 +397,10 @@ class Run:
         own = {name: p.detach().clone() for name, p in self._weights().items()} if self.average else {}
         self._put(self.average)
         try:
-            score = bounds(
-                self.model, self.guide, self.valid, num_particles=self.valid_particles, batch_size=self.batch_size
-            )
+            with data_named("valid"):
+                score = bounds(
+                    self.model, self.guide, self.valid, num_particles=self.valid_particles, batch_size=self.batch_size
+                )
         finally:
             self._put(own)
         bad = score.elbo.not_finite()

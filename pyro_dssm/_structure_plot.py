@@ -100,6 +100,8 @@ def plot_structure(structure: Structure, ax: Axes | None, steps: int) -> Axes:
         The axes.
     """
     arrows = structure.arrows(steps)
+    if ax is not None and (isinstance(ax, type) or not hasattr(ax, "add_patch")):
+        raise ValueError(f"ax: expected the axes of matplotlib or None, got {ax!r}.")
     patches = require("matplotlib.patches", extra="plots")
     lines = require("matplotlib.lines", extra="plots")
     height = max(_HEIGHT, 0.35 * (steps - 1))  # steep enough for the longest diagonal to miss its neighbours

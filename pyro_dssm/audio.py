@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import is_number, positive, share
+from ._checks import check_seed, is_number, kind_of, positive, share, shown, whole
 from ._containers import check_whole
 from ._extras import require
 from ._files import atomic_write
 from ._reading import file_path, open_regular, refusing
+from ._types import check_types
 
 __all__ = ["Spectrogram", "griffin_lim", "read_audio", "write_audio"]
 
@@ -97,6 +98,7 @@ class Spectrogram:
             >>> Spectrogram().num_frames(16000)
             63
         """
+        positive("num_samples", num_samples, most=None)
         return 1 + num_samples // self.hop
 
     def analyse(self, wave: Tensor) -> Tensor:
@@ -111,6 +113,7 @@ class Spectrogram:
         Raises:
             ValueError: If the wave has no samples or is not of real floating-point numbers.
         """
+        check_types(Spectrogram.analyse, locals())
         _check_wave(wave)
         spectrum = torch.stft(
             wave.reshape(-1, wave.shape[-1]),
@@ -141,10 +144,13 @@ class Spectrogram:
             ValueError: If the spectrum is not complex or has another shape, or no wave of this length has as many
                 frames.
         """
+        check_types(Spectrogram.synthesise, locals())
         if not spectrum.is_complex():
             raise ValueError(f"spectrum: expected complex numbers, got {spectrum.dtype}.")
         self._check_bins("spectrum", spectrum)
         count = spectrum.shape[-2]
+        if num_samples is not None:
+            positive("num_samples", num_samples, also="None")
         least = max(1, (count - 1) * self.hop)
         size = least if num_samples is None else num_samples
         if not least <= size < count * self.hop:
@@ -165,6 +171,7 @@ class Spectrogram:
         Returns:
             Shape ``(*, T, num_bins)``.
         """
+        check_types(Spectrogram.power, locals())
         spectrum = self.analyse(wave)
         return spectrum.real.square() + spectrum.imag.square()
 
@@ -185,7 +192,7 @@ class Spectrogram:
 
 def _check_wave(wave: Tensor, dims: str = "(*, N)") -> None:
     if not isinstance(wave, Tensor) or not wave.dtype.is_floating_point:
-        got = wave.dtype if isinstance(wave, Tensor) else type(wave).__name__
+        got = wave.dtype if isinstance(wave, Tensor) else kind_of(wave)
         raise ValueError(f"wave: expected a tensor of real floating-point numbers, got {got}.")
     if wave.dim() == 0 or wave.shape[-1] == 0 or (dims == "(N,)" and wave.dim() != 1):
         raise ValueError(f"wave: expected shape {dims} with N >= 1, got {tuple(wave.shape)}.")
@@ -235,14 +242,15 @@ def griffin_lim(
         >>> bool((found - magnitude).norm() < 0.2 * magnitude.norm())
         True
     """
+    check_types(griffin_lim, locals())
     if magnitude.is_complex() or not magnitude.dtype.is_floating_point:
         raise ValueError(f"magnitude: expected real floating-point numbers, got {magnitude.dtype}.")
     spectrogram._check_bins("magnitude", magnitude)
     if not (magnitude.isfinite() & (magnitude >= 0)).all():
         raise ValueError("magnitude: expected finite numbers of at least 0, got others.")
-    if num_rounds != 0:
-        positive("num_rounds", num_rounds, also="0")
+    whole("num_rounds", num_rounds, most=None)
     share("momentum", momentum)
+    check_seed(seed)
     # Drawn on the processor in double precision, they are the same on every device and in every dtype.
     generator = torch.Generator().manual_seed(seed)
     angles = 2 * math.pi * torch.rand(magnitude.shape[-2:], generator=generator, dtype=torch.float64)
@@ -295,6 +303,7 @@ def read_audio(
         ...     read_audio(pathlib.Path(folder, "tone.wav")).shape
         torch.Size([2000])
     """
+    check_types(read_audio, locals())
     wave, native = read_with_rate(path, rate, trim_db=trim_db, min_samples=min_samples, max_samples=max_samples)
     if native != rate:
         _log.info("resampled %s from %d to %d samples per second", path, native, rate)
@@ -314,7 +323,7 @@ def read_with_rate(
     positive("min_samples", min_samples)
     positive("max_samples", max_samples)
     if trim_db is not None and (not is_number(trim_db) or trim_db <= 0):
-        raise ValueError(f"trim_db: expected a positive number or None, got {trim_db!r}.")
+        raise ValueError(f"trim_db: expected a positive number or None, got {shown(trim_db)}.")
     path = file_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"path: expected an audio file, found none at {path}.")
@@ -422,6 +431,7 @@ def write_audio(path: str | os.PathLike[str], wave: Tensor, rate: int) -> None:
         ValueError: If the wave has another shape, no samples, or numbers that are not finite.
         ImportError: If the extra is missing.
     """
+    check_types(write_audio, locals())
     positive("rate", rate)
     _check_wave(wave, "(N,)")
     samples = wave.detach().cpu().double()

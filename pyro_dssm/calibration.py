@@ -13,6 +13,7 @@ from torch import Tensor
 from ._checks import is_number, positive
 from ._measuring import check_data, grouped, in_order, measuring, observed_entries
 from ._program import evaluating
+from ._types import check_types
 from .data.sequences import Batch, SequenceDataset
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -50,6 +51,9 @@ class Calibration:
     after: Coverage
     counts: Tensor
     too_wide: Tensor
+
+    def __post_init__(self) -> None:
+        check_types(Calibration.__init__, vars(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, for JSON."""
@@ -155,6 +159,7 @@ def calibrate(
         >>> model.calibrated, bool((abs(5.0 * found.factor - 1) < 0.3).all())
         (True, True)
     """
+    check_types(calibrate, locals())
     check_data("valid", valid, model)
     if not is_number(fraction) or not 0 < fraction < 1:
         raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction!r}.")
@@ -178,7 +183,7 @@ def calibrate(
         factor = accepted = torch.ones(model.x_dim)
         best, taken_back = math.inf, False
         for _ in range(ROUNDS):
-            with measuring(model, guide, seed):
+            with measuring(model, guide, seed, "valid"):
                 r, weights = _deviations(model, guide, some, constant, float(fraction), *drawn)
             score = _score(r, weights, factor)
             if score > WORSE * best:
@@ -262,7 +267,7 @@ def _intervals(
 ) -> Coverage:
     """What the intervals around hidden entries hold, of those that vary."""
     varies, found, groups = varying_entries(model, data).to(model._like.device), [], []
-    with measuring(model, guide, seed):
+    with measuring(model, guide, seed, "valid"):
         for group, batch, shown, scored in _with_gaps(model, data, fraction, batch_size, seed):
             where = scored & varies
             options: dict[str, Any] = {"controls": batch.controls, "num_rounds": num_rounds}

@@ -27,6 +27,7 @@ from ._files import atomic_write
 from ._parts import change, frozen_copy, is_plain
 from ._program import Program, note_parts
 from ._tensorfile import DTYPES, FORMAT, TensorFile, dump, opened, stamp
+from ._types import check_types
 from .audio import Spectrogram
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -48,6 +49,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
     Raises:
         ValueError: If a tensor or the metadata could not be read again.
     """
+    check_types(write_tensors, locals())
     text = dump(metadata)
     values: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -78,6 +80,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     Warns:
         UserWarning: If it has no checksum, as files of version 0.1.
     """
+    check_types(read_tensors, locals())
     with _told(), opened(path) as file:
         return file.tensors(), file.metadata
 
@@ -368,6 +371,7 @@ def save(
         >>> guide
         PartialAlignment(DMM): q(z_t | z_{t-1}, g←_t)
     """
+    check_types(save, locals())
     check_pair(model, guide)
     card = {} if card is None else card
     if not isinstance(card, Mapping):
@@ -543,6 +547,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, Any]:
     Warns:
         UserWarning: If the file has no checksum, as those of version 0.1, or what it holds works in another way now.
     """
+    check_types(load, locals())
     with _told(), opened(path) as file:
         found = _pair_file(file)
         try:

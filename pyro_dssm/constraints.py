@@ -47,9 +47,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ._checks import is_number, one_of, positive
+from ._checks import data_named, flag, is_number, number, one_of, positive, real, shown
 from ._checks import share as check_share
 from ._devices import generators_kept, wide
+from ._measuring import check_data
+from ._types import check_types
 from .data.sequences import SequenceDataset, batches
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -139,8 +141,9 @@ class Constraint(KLSchedule):
         floor: bool = False,
     ) -> None:
         one_of("measure", measure, MEASURES)
-        if not is_number(bound):
-            raise ValueError(f"bound: expected a finite number, got {bound!r}.")
+        number("bound", bound)
+        flag("relative", relative)
+        flag("floor", floor)
         if measure == "squared_error" and bound <= 0:
             raise ValueError(f"bound: expected a positive number for a squared error, got {bound!r}.")
         if relative and bound <= 0:
@@ -151,13 +154,12 @@ class Constraint(KLSchedule):
         if not factors[0] <= 1 <= factors[1]:
             raise ValueError(f"factors: expected one of at most 1 and one of at least 1, got {factors!r}.")
         if not (is_number(start) and limits[0] <= start <= limits[1]):
-            raise ValueError(f"start: expected a number within the limits {limits!r}, got {start!r}.")
-        positive("every", every)
-        positive("initial_patience", initial_patience)
-        if initial not in INITIAL:
-            raise ValueError(f"initial: expected None, 'reconstruction' or 'small', got {initial!r}.")
-        if not (is_number(initial_weight) and initial_weight > 0):
-            raise ValueError(f"initial_weight: expected a positive number, got {initial_weight!r}.")
+            raise ValueError(f"start: expected a number within the limits {limits!r}, got {shown(start)}.")
+        positive("every", every, most=None)
+        positive("initial_patience", initial_patience, most=None)
+        if not (initial is None or isinstance(initial, str) and initial in INITIAL):
+            raise ValueError(f"initial: expected None, 'reconstruction' or 'small', got {shown(initial)}.")
+        number("initial_weight", initial_weight, above=0)
         if floor and limits[1] < 1:
             raise ValueError(f"floor: expected limits that reach 1, got {limits!r}.")
         self.bound, self.measure, self.relative = float(bound), measure, bool(relative)
@@ -198,6 +200,7 @@ class Constraint(KLSchedule):
 
     def weight(self, epoch: float) -> float:
         """The weight of the KL terms, whatever the time."""
+        number("epoch", epoch, least=0)
         if self.initial is None or self._met:
             return 1.0 / self._multiplier
         return 0.0 if self.initial == "reconstruction" else self.initial_weight
@@ -213,6 +216,8 @@ class Constraint(KLSchedule):
         Raises:
             ValueError: If the measure is the squared error and the law of the frames has no mean.
         """
+        for name, value in (("reconstruction", reconstruction), ("kl", kl), ("squared_error", squared_error)):
+            real(name, value)
         now = reconstruction if self.measure == "nats" else squared_error
         if not math.isfinite(now):
             raise ValueError(
@@ -267,6 +272,7 @@ class Constraint(KLSchedule):
         Args:
             model: The model that is about to be trained.
         """
+        check_types(Constraint.check, locals())
         if model.standardise is None or self.measure != "squared_error":
             return
         if self._in_data_units or self.bound >= 1:
@@ -297,6 +303,8 @@ class Constraint(KLSchedule):
         Raises:
             ValueError: If it is no such state.
         """
+        if not isinstance(state, dict):
+            raise ValueError(f"state: expected what state_dict has returned, got {shown(state)}.")
         low, high = self.limits
         multiplier, steps, average = state.get("multiplier"), state.get("steps"), state.get("average", math.nan)
         flags = [state.get(name) for name in ("met", "warned_cap", "warned_initial")]
@@ -358,9 +366,8 @@ class Lagrangian(Constraint):
     def __init__(
         self, bound: float, *, rate: float = 0.1, slope: float = 100.0, start: float = 0.01, **options: Any
     ) -> None:
-        for name, value in (("rate", rate), ("slope", slope)):
-            if not (is_number(value) and value > 0):
-                raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+        number("rate", rate, above=0)
+        number("slope", slope, above=0)
         self.rate, self.slope = float(rate), float(slope)
         super().__init__(bound, start=start, **options)
 
@@ -429,8 +436,7 @@ class GECO(Constraint):
     """
 
     def __init__(self, bound: float, *, rate: float = 0.1, **options: Any) -> None:
-        if not (is_number(rate) and rate > 0):
-            raise ValueError(f"rate: expected a positive number, got {rate!r}.")
+        number("rate", rate, above=0)
         self.rate = float(rate)
         super().__init__(bound, **options)
 
@@ -446,7 +452,7 @@ def _pair(values: tuple[float, float]) -> tuple[float, float]:
 def _check_range(name: str, values: Any) -> None:
     ok = isinstance(values, tuple | list) and len(values) == 2 and all(is_number(v) and v > 0 for v in values)
     if not (ok and values[0] <= values[1]):
-        raise ValueError(f"{name}: expected two positive numbers, the smaller one first, got {values!r}.")
+        raise ValueError(f"{name}: expected two positive numbers, the smaller one first, got {shown(values)}.")
 
 
 # How the bound is chosen.
@@ -471,11 +477,14 @@ def error_bound(train: SequenceDataset, share: float = 0.025, *, standardise: St
         >>> error_bound(data, share=0.1)
         0.05
     """
-    if not (is_number(share) and share > 0):
-        raise ValueError(f"share: expected a positive number, got {share!r}.")
-    mean, squares, count, scale = wide(train.mean_frame()), 0.0, 0.0, 1.0
+    check_types(error_bound, locals())
+    number("share", share, above=0)
+    with data_named("train"):
+        mean, squares, count, scale = wide(train.mean_frame()), 0.0, 0.0, 1.0
     if standardise is not None:
         standardise.need_fitted()
+        if len(standardise.scale) not in (1, train.dim):
+            raise ValueError(f"standardise: expected one of frames of {train.dim}, got {len(standardise.scale)}.")
         scale = wide(standardise.scale)  # type: ignore[assignment]
     for item in train:  # type: ignore[attr-defined]
         terms = ((wide(item.x) - mean) / scale).square()
@@ -514,8 +523,8 @@ def moderate_scale(train: SequenceDataset, nats: float = 11.0, *, standardise: S
         >>> moderate_scale(data, nats=2.0)
         0.5
     """
-    if not (is_number(nats) and nats > 0):
-        raise ValueError(f"nats: expected a positive number, got {nats!r}.")
+    check_types(moderate_scale, locals())
+    number("nats", nats, above=0)
     scale = math.sqrt(train.dim * error_bound(train, share=1.0, standardise=standardise) / (2 * nats))
     return InDataUnits(scale) if standardise is None else scale
 
@@ -542,8 +551,8 @@ def first_multiplier(
         >>> first_multiplier(data, scale=0.05, nats=2.0)
         0.01...
     """
-    if not (is_number(scale) and scale > 0):
-        raise ValueError(f"scale: expected a positive number, got {scale!r}.")
+    check_types(first_multiplier, locals())
+    number("scale", scale, above=0)
     return min(1.0, (scale / moderate_scale(train, nats, standardise=standardise)) ** 2)
 
 
@@ -583,6 +592,7 @@ def autoencoder_error(
         >>> autoencoder_error(model, pd.FullAlignment(model), data, epochs=2) > 0
         True
     """
+    check_types(autoencoder_error, locals())
     check_pair(model, guide)
     for name in ("kl", "loss", "checkpoint"):
         if name in options:
@@ -595,9 +605,12 @@ def autoencoder_error(
     guide.eval()
     with generators_kept(model._like.device), torch.no_grad():
         torch.manual_seed(seed)
+        if valid is not None:
+            check_data("valid", valid, model)
         for batch in batches(train if valid is None else valid, options.get("batch_size", 20)):
             batch = batch.to(model._like)
-            loss.loss(model, guide, *batch[:3], controls=batch.controls)
+            with data_named("train" if valid is None else "valid"):
+                loss.loss(model, guide, *batch[:3], controls=batch.controls)
             if loss.entries:
                 squares, count = squares + loss.squared_error * loss.entries, count + loss.entries
     if not math.isfinite(squares):

@@ -13,14 +13,15 @@ from pyro import poutine
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
-from ._checks import event, one_of, probability
+from ._checks import at_least, event, one_of, positive_integers, probability, shown
 from ._devices import generators_kept
 from ._program import Program, evaluating
+from ._types import check_types
 from .emissions import EMISSIONS, Emission, expected, hide
 from .generation import Generation
 from .initial import INITIALS, Initial, fix_start
 from .inputs import Inputs, prepare
-from .memories import CELLS, Cell, Memories, States
+from .memories import CELLS, Cell, Memories, States, two_sizes
 from .nn import MLP, GatedTransition, NormalHead, join, normal
 from .paths import Path, normal_of, with_first
 from .standardise import KINDS, InDataUnits, Standardise, in_own_units
@@ -122,26 +123,24 @@ class DSSM(Generation, Program):
         standardise: bool | Literal["shared"] = False,
     ) -> None:
         super().__init__()
-        if not isinstance(structure, Structure):
-            raise ValueError(f"structure: expected a Structure, got {type(structure).__name__}.")
         for name, value, low in (
             ("x_dim", x_dim, 1),
             ("z_dim", z_dim, 0),
             ("control_dim", control_dim, 0),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"{name}: expected an integer of at least {low}, got {value!r}.")
-        both = (rnn_dim, rnn_dim) if isinstance(rnn_dim, int) else rnn_dim
-        if not (isinstance(both, Sequence) and len(both) == 2 and all(_is_size(n) for n in both)):
-            raise ValueError(f"rnn_dim: expected a positive integer or two of them, got {rnn_dim!r}.")
-        if not (isinstance(mlp_dims, Sequence) and all(isinstance(width, int) and width > 0 for width in mlp_dims)):
-            raise ValueError(f"mlp_dims: expected positive integers, got {mlp_dims!r}.")
+            at_least(name, value, low)
+        both = two_sizes("rnn_dim", rnn_dim)
+        mlp_dims = positive_integers("mlp_dims", mlp_dims)
         probability("dropout", dropout)
         one_of("rnn", rnn, CELLS)
         one_of("transition_net", transition_net, ("mlp", "gated"))
         one_of("initial", initial, ("transition", *INITIALS))
-        if not any(standardise is kind or standardise == kind == "shared" for kind in KINDS):
-            raise ValueError(f"standardise: expected True, False or 'shared', got {standardise!r}.")
+        if not (isinstance(standardise, bool | str) and standardise in KINDS):
+            raise ValueError(f"standardise: expected True, False or 'shared', got {shown(standardise)}.")
+        if type(self).emission is DSSM.emission:
+            check_emission(emission)
+        one_of("sites", sites, ("path", "step"))
+        check_types(DSSM.__init__, locals())
         full = Order.FULL
         if shared and not (structure.x_from_z is full and structure.x_from_x is full):
             raise ValueError(
@@ -165,7 +164,6 @@ class DSSM(Generation, Program):
         )
         self.transition_dims = (*self.memories.dims(self.memories.transition_reads), control_dim)
         self.emission_dims = self.memories.dims(self.memories.emission_reads)
-        mlp_dims = tuple(mlp_dims)
         if type(self).transition is DSSM.transition and any(self.transition_dims):
             self.transition_net = self._build_transition(transition_net, mlp_dims, dropout)
         self.initial_net = None if initial == "transition" else self._build_initial(initial)
@@ -208,8 +206,7 @@ class DSSM(Generation, Program):
     def _build_emission(
         self, kind: str, mlp_dims: tuple[int, ...], dropout: float, options: dict[str, Any], in_dim: int | None = None
     ) -> Emission:
-        if not isinstance(kind, str) or kind not in EMISSIONS:
-            raise ValueError(f"emission: expected one of {sorted(EMISSIONS)}, got {kind!r}.")
+        check_emission(kind)
         if "dropout" in options:
             raise ValueError("emission_options: expected no dropout, which is an argument of the model itself.")
         if options.get("residual") and self.memories.emission_reads[1][-1:] != ("x",):
@@ -356,6 +353,7 @@ class DSSM(Generation, Program):
         Yields:
             Nothing.
         """
+        check_types(DSSM.calibrated_frames, locals())
         before = self._transient.get("calibrated", False)
         self._transient["calibrated"] = calibrated
         try:
@@ -568,8 +566,10 @@ class DSSM(Generation, Program):
         return torch.stack(torch.broadcast_tensors(*path), dim=-2)
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def check_emission(kind: object) -> None:
+    """Raises ``ValueError`` unless this is the name of an emission."""
+    if not isinstance(kind, str) or kind not in EMISSIONS:
+        raise ValueError(f"emission: expected one of {sorted(EMISSIONS)}, got {shown(kind)}.")
 
 
 def _state_of(value: Any) -> Any:

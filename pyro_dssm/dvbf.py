@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import is_number, positive
+from ._checks import is_number, natural, positive, shown
+from ._types import check_types
 from .dssm import DSSM
 from .dynamics import LocallyLinear
 from .memories import Memory
@@ -31,6 +32,13 @@ class StateMemory(Memory):
     initial: Any
 
     def __init__(self, dynamics: LocallyLinear, noise_dim: int, hidden_dim: int = 64) -> None:
+        check_types(StateMemory.__init__, locals())
+        positive("noise_dim", noise_dim)
+        positive("hidden_dim", hidden_dim)
+        if noise_dim > dynamics.control_dim:
+            raise ValueError(
+                f"noise_dim: expected at most the {dynamics.control_dim} that dynamics are driven by, got {noise_dim}."
+            )
         super().__init__()
         self.out_dim, self.noise_dim = dynamics.z_dim, noise_dim
         self.dynamics = dynamics
@@ -99,6 +107,7 @@ class DVBF(DSSM):
         **options: Any,
     ) -> None:
         positive("state_dim", state_dim)
+        natural("control_dim", control_dim)
         noise_dim = state_dim if noise_dim is None else noise_dim
         positive("noise_dim", noise_dim)
         structure = Structure("none", "none", "full", "none")
@@ -154,7 +163,7 @@ class LocallyLinearSSM(DSSM):
     ) -> None:
         positive("z_dim", z_dim)
         if not (is_number(noise) and noise > 0):
-            raise ValueError(f"noise: expected a positive variance, got {noise!r}.")
+            raise ValueError(f"noise: expected a positive variance, got {shown(noise)}.")
         structure = Structure("markov", "none", "markov", "none")
         options = {"initial": "gaussian", "mlp_dims": (128, 128), **options}
         super().__init__(structure, x_dim, z_dim, control_dim=control_dim, **options)

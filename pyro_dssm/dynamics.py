@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import positive
-from .images import positive_integers
+from ._checks import natural, positive, positive_integers
+from ._types import check_types
 from .kalman import by_jacobian
 from .nn import MLP, join
 
@@ -27,8 +27,7 @@ class Dynamics(nn.Module):
     def __init__(self, z_dim: int, control_dim: int = 0) -> None:
         super().__init__()
         positive("z_dim", z_dim)
-        if not isinstance(control_dim, int) or isinstance(control_dim, bool) or control_dim < 0:
-            raise ValueError(f"control_dim: expected an integer of at least 0, got {control_dim!r}.")
+        natural("control_dim", control_dim)
         self.z_dim, self.control_dim = z_dim, control_dim
 
     def forward(self, z: Tensor, u: Tensor | None) -> Tensor:
@@ -93,6 +92,7 @@ class LocallyLinear(Dynamics):
         hidden_dim: int = 64,
         by_controls: bool = True,
     ) -> None:
+        check_types(LocallyLinear.__init__, locals())
         super().__init__(z_dim, control_dim)
         self.by_controls = by_controls
         positive("num_matrices", num_matrices)

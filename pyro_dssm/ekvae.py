@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import one_of
+from ._types import check_types
 from .codes import CodedState
 from .dynamics import DYNAMICS
 from .inputs import Inputs
@@ -67,8 +68,7 @@ class EKVAE(KalmanVAE):
     ) -> None:
         one_of("dynamics", dynamics, tuple(DYNAMICS))
         one_of("state_noise", state_noise, ("constant", "network"))
-        if not isinstance(dynamics_options, dict | None):
-            raise ValueError(f"dynamics_options: expected a dictionary or None, got {dynamics_options!r}.")
+        check_types(EKVAE.__init__, locals())
         super().__init__(Structure("markov", "none", "markov", "none"), x_dim, state_dim, code_dim, **options)
         if code_dim > state_dim:
             raise ValueError(f"code_dim: expected at most state_dim = {state_dim}, got {code_dim}.")

@@ -12,10 +12,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ._checks import check_seed, positive
+from ._checks import check_seed, data_named, floats, positive
 from ._devices import generators_kept, wide
 from ._measuring import observed_entries
 from ._program import evaluating
+from ._types import check_types
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -50,6 +51,13 @@ class Bound:
     nats: Tensor
     lengths: Tensor
     observed: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_types(Bound.__init__, vars(self))
+        floats("nats", self.nats, "N", finite=False, ints=True)
+        for name, value in (("lengths", self.lengths), ("observed", self.observed)):
+            if value is not None:
+                floats(name, value, len(self.nats), finite=False, ints=True)
 
     @property
     def hides(self) -> bool:
@@ -137,6 +145,10 @@ class Score:
     num_particles: int
     calibrated: bool | None = None
 
+    def __post_init__(self) -> None:
+        check_types(Score.__init__, vars(self))
+        positive("num_particles", self.num_particles)
+
     def to_dict(self) -> dict[str, Any]:
         """The figures, for JSON."""
         return {
@@ -177,6 +189,9 @@ def log_weights(model: DSSM, guide: Guide, batch: Batch, num_particles: int) -> 
     Returns:
         Shape ``(K, B)``.
     """
+    check_types(log_weights, locals())
+    check_pair(model, guide)
+    positive("num_particles", num_particles)
     args, kwargs = (batch.x, batch.lengths, batch.mask), {"controls": batch.controls}
     dim = -batch.x.dim() + 1
     total = batch.x.new_zeros(num_particles, *batch.x.shape[:-2])
@@ -239,6 +254,7 @@ def evaluate(
         >>> score.iwae.nats_per_step < score.elbo.nats_per_step
         True
     """
+    check_types(evaluate, locals())
     options: dict[str, Any] = {"num_particles": num_particles, "batch_size": batch_size, "seed": seed}
     score = bounds(model, guide, data, calibrated=calibrated, **options)
     bad = score.elbo.not_finite()
@@ -263,11 +279,10 @@ def bounds(
     calibrated: bool = False,
 ) -> Score:
     """What :func:`evaluate` returns, finite or not."""
+    check_types(bounds, locals())
     check_pair(model, guide)
     check_seed(seed)
     positive("num_particles", num_particles)
-    if not isinstance(data, SequenceDataset):
-        raise ValueError(f"data: expected a SequenceDataset, got {type(data).__name__}.")
     if data.dim != model.x_dim:
         raise ValueError(f"data: expected frames of size {model.x_dim} like the model, got {data.dim}.")
     if calibrated and not model.calibrated:
@@ -278,7 +293,7 @@ def bounds(
     data.check_dtype(like.dtype)
     elbos, iwaes, lengths, observed = [], [], [], []
     modes = evaluating(model, guide), model.calibrated_frames(calibrated)
-    with generators_kept(like.device), modes[0], modes[1], torch.no_grad():
+    with generators_kept(like.device), modes[0], modes[1], torch.no_grad(), data_named("data"):
         torch.manual_seed(seed)
         groups = batch_indices(data.lengths, batch_size)
         for group in groups:

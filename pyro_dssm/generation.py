@@ -11,8 +11,9 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from ._checks import guide_kind, positive
+from ._checks import guide_kind, positive, whole
 from ._program import evaluating
+from ._types import check_types
 from .divergence import OnDivergence, check_choice, check_finite, nan_allowed
 from .emissions import drawn, expected, followed
 from .filling import bridges_gaps, cut, fill
@@ -124,6 +125,7 @@ class Generation:
         Warns:
             DivergenceWarning: If a sequence is not finite and ``on_divergence="warn"``.
         """
+        check_types(Generation.sample, locals())
         check_choice(on_divergence)
         positive("num_sequences", num_sequences)
         positive("length", length)
@@ -185,11 +187,11 @@ class Generation:
             ConvergenceWarning: As in :meth:`reconstruct`.
             DivergenceWarning: If a future is not finite and ``on_divergence="warn"``.
         """
+        check_types(Generation.forecast, locals())
         self._check_guide(guide)
         positive("horizon", horizon)
         positive("num_samples", num_samples)
-        if num_rounds != 0:
-            positive("num_rounds", num_rounds, also="0")
+        whole("num_rounds", num_rounds, most=None)
         check_choice(on_divergence)
         known = delayed = None
         if isinstance(x, Tensor) and x.dim() >= 3:
@@ -254,11 +256,11 @@ class Generation:
             ConvergenceWarning: As in :meth:`reconstruct`.
             DivergenceWarning: If a draw is not finite and ``on_divergence="warn"``.
         """
+        check_types(Generation.impute, locals())
         check_choice(on_divergence)
         self._check_guide(guide)
         positive("num_samples", num_samples)
-        if num_rounds != 0:
-            positive("num_rounds", num_rounds, also="0")
+        whole("num_rounds", num_rounds, most=None)
         with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)
             if inputs.hidden is None:
@@ -325,10 +327,10 @@ class Generation:
             ConvergenceWarning: If the draws of what is hidden have not converged.
             DivergenceWarning: If a frame is not finite and ``on_divergence="warn"``.
         """
+        check_types(Generation.reconstruct, locals())
         self._check_guide(guide)
         positive("num_samples", num_samples)
-        if num_rounds != 0:
-            positive("num_rounds", num_rounds, also="0")
+        whole("num_rounds", num_rounds, most=None)
         check_choice(on_divergence)
         with self._generating(guide):
             inputs = self.observe(x, lengths, mask, controls)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import positive
+from ._checks import data_named, is_count, positive, real, shown
 from ._measuring import check_data, grouped, measuring
 from ._regression import Regression, States, as_list, as_pair, check_varies, least_squares, r_squared
+from ._types import check_types
 from .data.sequences import SequenceDataset
 from .dssm import DSSM
 from .guides import Guide
@@ -70,6 +71,7 @@ def latent_states(
         >>> [tuple(states.shape) for states in latent_states(model, pd.PartialAlignment(model), data)]
         [(4, 2), (6, 2)]
     """
+    check_types(latent_states, locals())
     positive("num_samples", num_samples)
     with measuring(model, guide, seed):
         found: list[Tensor] = [torch.empty(0)] * len(check_data("data", data, model))
@@ -99,6 +101,9 @@ class Identification:
     same_set: bool
     num_fit: int
     num_test: int
+
+    def __post_init__(self) -> None:
+        check_types(Identification.__init__, vars(self))
 
     @property
     def mean(self) -> float:
@@ -156,6 +161,7 @@ def identification(
         >>> print(found)
         q 1.000, v 1.000
     """
+    check_types(identification, locals())
     same = latent_test is None and truth_test is None
     if not same and (latent_test is None or truth_test is None):
         missing = "latent_test" if latent_test is None else "truth_test"
@@ -218,13 +224,15 @@ def system_identification(
         >>> found.same_set, 0 <= found.r2["y1"] <= 1
         (True, True)
     """
+    check_types(system_identification, locals())
 
-    def of(data: SequenceDataset) -> list[Tensor]:
-        return latent_states(model, guide, data, num_samples=num_samples, batch_size=batch_size, seed=seed)
+    def of(name: str, data: SequenceDataset) -> list[Tensor]:
+        with data_named(name):
+            return latent_states(model, guide, data, num_samples=num_samples, batch_size=batch_size, seed=seed)
 
     if test is None:
-        return identification(of(fit[0]), fit[1], names=names)
-    return identification(of(fit[0]), fit[1], of(test[0]), test[1], names)
+        return identification(of("fit", fit[0]), fit[1], names=names)
+    return identification(of("fit", fit[0]), fit[1], of("test", test[0]), test[1], names)
 
 
 @dataclass(frozen=True)
@@ -242,6 +250,10 @@ class Disentanglement:
     static_from_rest: float
     dynamic_from_first: float
     dynamic_from_rest: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            real(name, value)
 
     @property
     def score(self) -> float:
@@ -302,13 +314,15 @@ def disentanglement(
         >>> disentanglement(state, state, dim_a=1, static=[0], dynamic=[1]).score > 0.9
         True
     """
+    check_types(disentanglement, locals())
     positive("dim_a", dim_a)
     x, y = as_pair("latent", latent, "truth", truth)
     if dim_a >= x.shape[1]:
         raise ValueError(f"dim_a: expected less than the {x.shape[1]} components of the latent state, got {dim_a}.")
     for name, columns in (("static", static), ("dynamic", dynamic)):
-        if not columns or not all(isinstance(c, int) and 0 <= c < y.shape[1] for c in columns):
-            raise ValueError(f"{name}: expected columns from 0 to {y.shape[1] - 1}, got {columns!r}.")
+        listed = isinstance(columns, Sequence) and not isinstance(columns, str | bytes) and len(columns) > 0
+        if not (listed and all(is_count(c, 0, y.shape[1] - 1) for c in columns)):
+            raise ValueError(f"{name}: expected columns from 0 to {y.shape[1] - 1}, got {shown(columns)}.")
     first, rest = slice(0, dim_a), slice(dim_a, None)
 
     def r2(part: slice, columns: Sequence[int]) -> float:

@@ -20,25 +20,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ._checks import positive
+from ._checks import positive, positive_integers, probability
 from .nn import MLP
 
 __all__ = ["ConvDecoder", "ConvEncoder", "check_image_shape", "frame_decoder", "frame_encoder"]
 
 Shape = tuple[int, int, int]
-
-
-def positive_integers(
-    name: str, values: object, what: str = "positive integers", length: int | None = None
-) -> tuple[int, ...]:
-    """Returns the values as a tuple; raises ``ValueError`` unless they are positive integers, ``length`` of them."""
-    if isinstance(values, Sequence):
-        found = tuple(values)
-        good = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in found)
-        # An empty string is a sequence without a wrong item.
-        if good and not isinstance(values, str | bytes) and (length is None or len(found) == length):
-            return found
-    raise ValueError(f"{name}: expected {what}, got {values!r}.")
 
 
 def check_image_shape(image_shape: object, x_dim: int | None = None) -> Shape:
@@ -59,6 +46,8 @@ def check_image_shape(image_shape: object, x_dim: int | None = None) -> Shape:
         (1, 16, 16)
     """
     what = "three positive integers (channels, height, width)"
+    if x_dim is not None:
+        positive("x_dim", x_dim, also="None")
     channels, height, width = positive_integers("image_shape", image_shape, what, 3)
     size = channels * height * width
     if x_dim is not None and size != x_dim:
@@ -173,6 +162,7 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         positive("in_dim", in_dim)
+        probability("dropout", dropout)
         self.image_shape = check_image_shape(image_shape)
         hidden_dims = positive_integers("hidden_dims", hidden_dims)
         widths = (*_check_channels(channels)[::-1], self.image_shape[0])
@@ -259,6 +249,7 @@ def frame_decoder(
         torch.Size([4, 256])
     """
     positive("x_dim", x_dim)
+    positive_integers("channels", channels)
     if image_shape is None:
         hidden_dims = positive_integers("hidden_dims", hidden_dims)
         return MLP(in_dim, hidden_dims, x_dim, dropout=dropout)

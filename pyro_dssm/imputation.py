@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import positive
+from ._checks import check_levels, floats, number, positive
 from ._devices import wide
 from ._gaps import interpolate, last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
+from ._types import check_types
 from .data.sequences import Batch, SequenceDataset
 from .dssm import DSSM
 from .guides import Guide
@@ -40,6 +41,9 @@ class Coverage:
     inside: Tensor
     widths: Tensor
     counts: Tensor
+
+    def __post_init__(self) -> None:
+        check_types(Coverage.__init__, vars(self))
 
     @property
     def share(self) -> Tensor:
@@ -102,6 +106,10 @@ def coverage(
         50%: 50.0% ± 5.0% inside, width 50
         90%: 90.0% ± 3.0% inside, width 90
     """
+    check_types(coverage, locals())
+    for name, value in (("samples", samples), ("truth", truth)):
+        if not value.dtype.is_floating_point:
+            raise ValueError(f"{name}: expected floats, got {value.dtype}.")
     if samples.dim() < 2 or samples.shape[1:] != truth.shape:
         expected = f"shape (S, *) for a truth of shape {tuple(truth.shape)}"
         raise ValueError(f"samples: expected {expected}, got {tuple(samples.shape)}.")
@@ -114,8 +122,7 @@ def coverage(
 
 
 def _check_levels(levels: Sequence[float], num_samples: int) -> None:
-    if not levels or not all(isinstance(p, float) and 0 < p < 1 for p in levels):
-        raise ValueError(f"levels: expected probabilities between 0 and 1, got {levels!r}.")
+    check_levels(levels)
     least = math.ceil(2 / (1 - max(levels)) - 1 - 1e-9)
     if num_samples < least:
         raise ValueError(f"samples: expected at least {least} for a level of {max(levels)}, got {num_samples}.")
@@ -160,6 +167,9 @@ class Imputation:
     counts: Tensor
     coverage: Coverage
     varying: Coverage
+
+    def __post_init__(self) -> None:
+        check_types(Imputation.__init__, vars(self))
 
     @property
     def rmse(self) -> dict[str, float]:
@@ -206,7 +216,11 @@ def varying_entries(model: DSSM, data: SequenceDataset) -> Tensor:
     Returns:
         Shape ``(x_dim,)``.
     """
+    check_types(varying_entries, locals())
+    check_data("data", data, model)
     deviation = moments(data)[2].sqrt()
+    if not deviation.isfinite().all():
+        raise ValueError("data: expected finite values wherever observed, got NaN or infinity; hide them with masks.")
     if model.standardise is not None:
         deviation = deviation / wide(model.standardise.scale)
     return deviation >= VARIES * deviation.max()
@@ -257,8 +271,8 @@ def imputation(
         >>> list(found.rmse), found.counts.tolist()
         (['model', 'mean_frame', 'interpolation', 'last_frame'], [9.0, 9.0, 9.0, 9.0])
     """
-    if not isinstance(share, float) or not 0 < share < 1:
-        raise ValueError(f"share: expected a number between 0 and 1, got {share!r}.")
+    check_types(imputation, locals())
+    number("share", share, above=0, below=1)
     positive("num_samples", num_samples)
     _check_levels(levels, num_samples)
     squares: dict[str, list[Tensor]] = {}
@@ -266,8 +280,7 @@ def imputation(
     with measuring(model, guide, seed):
         visible = _hide_frames(check_data("data", data, model), share, seed)
         otherwise = _mean_visible(data, visible) if mean_frame is None else mean_frame
-        if otherwise.shape != (model.x_dim,):
-            raise ValueError(f"mean_frame: expected shape ({model.x_dim},), got {tuple(otherwise.shape)}.")
+        floats("mean_frame", otherwise, model.x_dim)
         otherwise = otherwise.to(model._like)
         varies = varying_entries(model, data).to(otherwise.device)
         for group, batch in grouped(data, batch_size, model._like):

@@ -50,6 +50,7 @@ class GaussianInitial(Initial):
 
     def __init__(self, z_dim: int) -> None:
         super().__init__()
+        positive("z_dim", z_dim)
         self.loc = nn.Parameter(torch.zeros(z_dim))
         self.raw_scale = nn.Parameter(torch.full((z_dim,), 0.5413))  # softplus makes it 1
 
@@ -78,6 +79,8 @@ class HierarchicalInitial(Initial):
 
     def __init__(self, z_dim: int, zeta_dim: int | None = None, hidden_dim: int = 64) -> None:
         super().__init__()
+        positive("z_dim", z_dim)
+        positive("hidden_dim", hidden_dim)
         self.zeta_dim = z_dim if zeta_dim is None else zeta_dim
         positive("zeta_dim", self.zeta_dim)
         self.net = nn.Sequential(MLP(self.zeta_dim, (hidden_dim,), activation=nn.Tanh), NormalHead(hidden_dim, z_dim))

@@ -136,7 +136,7 @@ def check_controls(controls: object, x: Tensor, control_dim: int) -> Tensor | No
             f"control_dim={control_dim}, got None."
         )
     controls = _check_real("controls", controls, x, control_dim)
-    if controls.shape[-3:-1] != x.shape[-3:-1]:
+    if controls.shape[-3:-1] != x.shape[-3:-1] or controls.dim() > x.dim():
         expected = (*x.shape[-3:-1], control_dim)
         raise ValueError(f"controls: expected shape {expected}, got {_shape(controls)}.")
     if not torch.isfinite(controls).all():

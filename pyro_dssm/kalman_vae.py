@@ -16,11 +16,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ._checks import is_number, one_of, positive
+from ._checks import is_number, natural, one_of, positive, positive_integers, shown
+from ._types import check_types
 from .codes import CodedState
-from .dssm import DSSM, plates
+from .dssm import DSSM, check_emission, plates
 from .emissions import hide
-from .images import positive_integers
 from .initial import INITIALS, Initial
 from .inputs import Inputs
 from .kalman import Filtered, Gaussian
@@ -88,10 +88,11 @@ class KalmanVAE(DSSM):
         mlp_dims = positive_integers("mlp_dims", mlp_dims)
         one_of("initial", initial, tuple(INITIALS))
         one_of("bound", bound, ("joint", "collapsed"))
-        if not isinstance(square_root, bool):
-            raise ValueError(f"square_root: expected True or False, got {square_root!r}.")
+        check_emission(emission)
+        natural("control_dim", control_dim)
+        check_types(KalmanVAE.__init__, locals())
         if not (is_number(noise) and noise > VARIANCE_FLOOR):
-            raise ValueError(f"noise: expected a variance above {VARIANCE_FLOOR}, got {noise!r}.")
+            raise ValueError(f"noise: expected a variance above {VARIANCE_FLOOR}, got {shown(noise)}.")
         self.__dict__["state_dim"], self.__dict__["code_dim"] = state_dim, code_dim
         super().__init__(structure, x_dim, state_dim + code_dim, initial=initial, control_dim=control_dim, **options)
         self.state_dim, self.code_dim, self.bound = state_dim, code_dim, bound

@@ -80,9 +80,10 @@ class KVAE(KalmanVAE):
         rnn_dim: int = 50,
         **options: Any,
     ) -> None:
+        positive("num_matrices", num_matrices)
+        positive("rnn_dim", rnn_dim)
         structure = Structure("full", "none", "markov", "none")
         super().__init__(structure, x_dim, state_dim, code_dim, rnn_dim=rnn_dim, skip=True, **options)
-        positive("num_matrices", num_matrices)
         self.memories["hz"] = CodeMemory(state_dim, code_dim, rnn_dim)
         self.weights = nn.Linear(rnn_dim, num_matrices)
         base = 0.05 * torch.randn(num_matrices, state_dim, state_dim) + torch.eye(state_dim)

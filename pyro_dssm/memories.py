@@ -13,7 +13,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ._checks import one_of
+from ._checks import MOST, natural, one_of, positive, shown
+from ._types import check_types
 from .inputs import Inputs
 from .nn import join, shift
 from .structure import Order, Structure
@@ -23,6 +24,15 @@ __all__ = ["CELLS", "Cell", "Last", "Memories", "Memory", "Recurrent", "States"]
 Cell = Literal["gru", "lstm", "rnn"]
 CELLS = ("gru", "lstm", "rnn")
 States = dict[str, Tensor]
+
+
+def two_sizes(name: str, value: object) -> tuple[int, int]:
+    """Returns one size twice, or two; raises ``ValueError`` for anything else."""
+    both = (value, value) if isinstance(value, int) else value
+    good = isinstance(both, Sequence) and len(both) == 2
+    if not (good and all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MOST for n in both)):
+        raise ValueError(f"{name}: expected a positive integer or two of them, got {shown(value)}.")
+    return cast("tuple[int, int]", tuple(both))
 
 
 class Memory(nn.Module):
@@ -75,6 +85,7 @@ class Last(Memory):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        natural("dim", dim)
         self.out_dim = dim
         self.initial = nn.Parameter(torch.zeros(dim))
 
@@ -107,7 +118,9 @@ class Recurrent(Memory):
 
     def __init__(self, in_dim: int, hidden_dim: int, cell: Cell = "gru") -> None:
         super().__init__()
-        one_of("rnn", cell, CELLS)
+        natural("in_dim", in_dim)
+        positive("hidden_dim", hidden_dim)
+        one_of("cell", cell, CELLS)
         kinds = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
         self.cell = cell
         self.out_dim = hidden_dim
@@ -190,6 +203,11 @@ class Memories(nn.ModuleDict):
         shared: bool = False,
         skip: bool = False,
     ) -> None:
+        of_latents, of_frames = two_sizes("rnn_dim", rnn_dim)
+        check_types(Memories.__init__, locals())
+        positive("x_dim", x_dim)
+        for name, value in (("z_dim", z_dim), ("control_dim", control_dim)):
+            natural(name, value)
         super().__init__()
         s, full = structure, Order.FULL
         self.z_dim = z_dim
@@ -213,7 +231,6 @@ class Memories(nn.ModuleDict):
 
         of_past = {*self.transition_reads[0], *self.transition_reads[1], *self.emission_reads[1]}
         needed = of_past | ({*self.emission_reads[0]} - {"z"}) | ({"x"} if shared else set())
-        of_latents, of_frames = (rnn_dim, rnn_dim) if isinstance(rnn_dim, int) else rnn_dim
         builders = {
             "z": lambda: Last(z_dim),
             "x": lambda: Last(x_dim),

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import one_of, positive
+from ._checks import kind_of, natural, one_of, positive
 from ._devices import wide
 from ._extras import require
+from ._types import check_types
 
 __all__ = ["METRICS", "Scores", "estoi", "pesq", "score_speech", "si_sdr"]
 
@@ -185,6 +186,9 @@ class Scores:
 
     values: dict[str, Tensor]
 
+    def __post_init__(self) -> None:
+        check_types(Scores.__init__, vars(self))
+
     def mean(self, name: str) -> float:
         """The mean over the clips that could be scored; NaN if there is none."""
         return float(self._scored(name).mean())
@@ -205,7 +209,8 @@ class Scores:
 
     def missing(self, name: str) -> int:
         """How many clips could not be scored."""
-        return len(self.values[name]) - len(self._scored(name))
+        scored = self._scored(name)
+        return len(self.values[name]) - len(scored)
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """The figures, for JSON: mean, ends of the interval, clips scored and clips not scored of each metric."""
@@ -264,10 +269,10 @@ def score_speech(
         >>> 18 < scores.mean("si_sdr") < 22
         True
     """
+    check_types(score_speech, locals())
     pairs = _check_pairs(estimates, references)
     metrics = _check_metrics(metrics, rate)
-    if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers < 0:
-        raise ValueError(f"num_workers: expected a number of processes of at least 0, got {num_workers!r}.")
+    natural("num_workers", num_workers)
     if num_workers == 0:
         rows = [_score(*pair, rate, metrics) for pair in pairs]
     else:
@@ -296,7 +301,7 @@ def _unit(wave: Tensor) -> tuple[Tensor, Tensor]:
 def _check_wave(name: str, wave: object, shape: str = "(N,)") -> None:
     if isinstance(wave, Tensor) and wave.is_floating_point() and (wave.dim() == 1 or (wave.dim() and shape != "(N,)")):
         return
-    got = f"{wave.dtype} of shape {tuple(wave.shape)}" if isinstance(wave, Tensor) else type(wave).__name__
+    got = f"{wave.dtype} of shape {tuple(wave.shape)}" if isinstance(wave, Tensor) else kind_of(wave)
     raise ValueError(f"{name}: expected a tensor of floats of shape {shape}, got {got}.")
 
 
@@ -311,6 +316,7 @@ def _check_waves(estimate: Tensor, reference: Tensor, shape: str = "(N,)") -> No
 
 def _check_band(band: str, rate: int) -> None:
     one_of("band", band, ("wide", "narrow"))
+    positive("rate", rate)
     if rate != 16000 and (band, rate) != ("narrow", 8000):
         expected = "16000 for wide-band PESQ" if band == "wide" else "8000 or 16000 for narrow-band PESQ"
         raise ValueError(f"rate: expected {expected}, got {rate!r}; resample the waves.")
@@ -334,7 +340,7 @@ def _check_pairs(estimates: Sequence[Tensor], references: Sequence[Tensor]) -> l
 
 def _check_metrics(metrics: Sequence[str], rate: int) -> tuple[str, ...]:
     positive("rate", rate)
-    if isinstance(metrics, str) or len(metrics) == 0:
+    if len(metrics) == 0:
         raise ValueError(f"metrics: expected a list of at least one name, got {metrics!r}.")
     for name in metrics:
         one_of("metrics", name, tuple(METRICS))

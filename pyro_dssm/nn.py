@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ._checks import natural, positive_integers, probability, shown
+from ._types import check_types
+
 __all__ = [
     "MLP",
     "Combiner",
@@ -36,10 +39,23 @@ def join(*features: Tensor | None) -> Tensor:
         torch.Size([5, 3, 6])
     """
     present = [f for f in features if f is not None]
+    if not present or not all(isinstance(f, Tensor) for f in present):
+        raise ValueError("features: expected at least one tensor, and nothing but tensors and None.")
     if len(present) == 1:
         return present[0]
     batch = torch.broadcast_shapes(*(f.shape[:-1] for f in present))
     return torch.cat([f.expand(*batch, f.shape[-1]) for f in present], dim=-1)
+
+
+def _check_rows(name: str, value: object, dims: int = 1) -> None:
+    """Raises ``ValueError`` unless this is a tensor of so many dimensions; no value is looked at."""
+    if not isinstance(value, Tensor) or value.dim() < dims:
+        what = f"a torch.Tensor of at least {dims} dimension{'s' if dims > 1 else ''}"
+        raise ValueError(f"{name}: expected {what}, got {shown(value)}.")
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
 def shift(values: Tensor, start: Tensor) -> Tensor:
@@ -56,6 +72,10 @@ def shift(values: Tensor, start: Tensor) -> Tensor:
         >>> shift(torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(1)).flatten()
         tensor([0., 1., 2.])
     """
+    for name, value in (("values", values), ("start", start)):
+        _check_rows(name, value)
+    if start.shape[-1] != values.shape[-1]:
+        raise ValueError(f"start: expected shape (*, {values.shape[-1]}), got {tuple(start.shape)}.")
     first = start.unsqueeze(-2).expand(*values.shape[:-2], 1, values.shape[-1])
     return torch.cat([first, values[..., :-1, :]], dim=-2)
 
@@ -74,8 +94,11 @@ def reverse(values: Tensor, lengths: Tensor | None) -> Tensor:
         >>> reverse(torch.tensor([[[1.0], [2.0], [0.0]]]), torch.tensor([2])).flatten()
         tensor([2., 1., 0.])
     """
+    _check_rows("values", values, 3)
     if lengths is None:
         return values.flip(-2)
+    if not isinstance(lengths, Tensor) or lengths.shape != values.shape[-3:-2] or not _is_whole(lengths):
+        raise ValueError(f"lengths: expected integers of shape ({values.shape[-3]},), got {shown(lengths)}.")
     steps = torch.arange(values.shape[-2], device=values.device)
     index = lengths.unsqueeze(-1) - 1 - steps
     index = torch.where(index >= 0, index, steps)
@@ -106,6 +129,12 @@ class MLP(nn.Sequential):
         dropout: float = 0.0,
         activation: type[nn.Module] = nn.ReLU,
     ) -> None:
+        check_types(MLP.__init__, locals())
+        natural("in_dim", in_dim)
+        hidden_dims = positive_integers("hidden_dims", hidden_dims)
+        if out_dim is not None:
+            natural("out_dim", out_dim, also="None")
+        probability("dropout", dropout)
         layers: list[nn.Module] = []
         for width in hidden_dims:
             layers += [nn.Linear(in_dim, width), activation()]
@@ -138,6 +167,8 @@ class NormalHead(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
+        natural("in_dim", in_dim)
+        natural("out_dim", out_dim)
         self.linear = nn.Linear(in_dim, 2 * out_dim)
 
     def forward(self, features: Tensor) -> dist.Distribution:
@@ -185,7 +216,14 @@ class GatedTransition(nn.Module):
         identity: bool = True,
         dropout: float = 0.0,
     ) -> None:
+        check_types(GatedTransition.__init__, locals())
         super().__init__()
+        for name, size in (("in_dim", in_dim), ("carry_dim", carry_dim), ("z_dim", z_dim), ("hidden_dim", hidden_dim)):
+            natural(name, size)
+        probability("dropout", dropout)
+        if carry_dim > in_dim or (identity and carry_dim != z_dim):
+            least = f"z_dim = {z_dim}" if identity else f"at most in_dim = {in_dim}"
+            raise ValueError(f"carry_dim: expected {least}, got {carry_dim}.")
         self.carry_dim = carry_dim
         self.hidden = MLP(in_dim, (2 * hidden_dim,), dropout=dropout)
         self.gate = nn.Linear(hidden_dim, z_dim)
@@ -253,7 +291,13 @@ class Combiner(nn.Module):
         gated: bool = False,
         joint: bool = False,
     ) -> None:
+        check_types(Combiner.__init__, locals())
         super().__init__()
+        for name, size in (("past_dim", past_dim), ("context_dim", context_dim), ("direct_dim", direct_dim)):
+            natural(name, size)
+        for name, size in (("z_dim", z_dim), ("hidden_dim", hidden_dim)):
+            natural(name, size)
+        probability("dropout", dropout)
         self.joint = joint
         self.sizes = (context_dim, direct_dim) if direct_dim else (context_dim,)
         self.context = nn.Linear(context_dim, hidden_dim)

@@ -18,8 +18,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ._checks import is_number
+from ._checks import is_number, number, shown
 from ._credit import Divergence, closed_sites, score_terms
+from ._types import check_types
 from .paths import Path, divergence_per_step
 from .standardise import deviation
 
@@ -109,6 +110,7 @@ class KLSchedule:
         Args:
             state: From :meth:`state_dict`.
         """
+        check_types(KLSchedule.load_state_dict, locals())
 
     def _plan(self) -> str:
         """What has to stay the same where a run goes on; a schedule may be stretched with the epochs."""
@@ -120,14 +122,12 @@ class KLSchedule:
 
 
 def _check_weight(name: str, value: float) -> float:
-    if not (is_number(value) and value >= 0):
-        raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}.")
+    number(name, value, least=0)
     return float(value)
 
 
 def _check_epochs(name: str, value: float) -> float:
-    if not (is_number(value) and value > 0):
-        raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+    number(name, value, above=0)
     return float(value)
 
 
@@ -150,6 +150,7 @@ class ConstantKL(KLSchedule):
 
     def weight(self, epoch: float) -> float:
         """The weight."""
+        number("epoch", epoch, least=0)
         return self.value
 
 
@@ -179,6 +180,7 @@ class LinearKL(KLSchedule):
 
     def weight(self, epoch: float) -> float:
         """The weight at a time."""
+        number("epoch", epoch, least=0)
         share = min(epoch / self.epochs, 1.0)
         return self.start + (self.end - self.start) * share
 
@@ -209,11 +211,12 @@ class CyclicKL(KLSchedule):
         self.start, self.end = _check_weight("start", start), _check_weight("end", end)
         self.epochs = _check_epochs("epochs", epochs)
         if not (is_number(rise) and 0 < rise <= 1):
-            raise ValueError(f"rise: expected a share from above 0 to 1, got {rise!r}.")
+            raise ValueError(f"rise: expected a share from above 0 to 1, got {shown(rise)}.")
         self.rise = rise
 
     def weight(self, epoch: float) -> float:
         """The weight at a time."""
+        number("epoch", epoch, least=0)
         share = min((epoch % self.epochs) / self.epochs / self.rise, 1.0)
         return self.start + (self.end - self.start) * share
 

@@ -14,8 +14,9 @@ import torch.distributed as distributed
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ._checks import is_number
+from ._checks import is_number, number, shown
 from ._store import when_released
+from ._types import check_types
 
 __all__ = ["ClippedNormAdam", "plain_name"]
 
@@ -58,20 +59,27 @@ class ClippedNormAdam(PyroOptim):
 
     def __init__(self, options: dict[str, Any] | None = None) -> None:
         if options is not None and not isinstance(options, dict):
-            raise ValueError(f"options: expected a dictionary or None, got {options!r}.")
+            raise ValueError(f"options: expected a dictionary or None, got {shown(options)}.")
         options = dict(options or {})
         self.clip_norm = options.pop("clip_norm", 10.0)
         unknown = set(options) - {"lr", "betas", "eps", "weight_decay"}
         if unknown:
-            raise ValueError(f"options: expected lr, betas, eps, weight_decay or clip_norm, got {sorted(unknown)}.")
-        if self.clip_norm is not None and not (is_number(self.clip_norm) and self.clip_norm > 0):
-            raise ValueError(f"clip_norm: expected a positive number or None, got {self.clip_norm!r}.")
+            raise ValueError(
+                f"options: expected lr, betas, eps, weight_decay or clip_norm, got {sorted(map(str, unknown))}."
+            )
+        if self.clip_norm is not None:
+            number("clip_norm", self.clip_norm, above=0, also="None")
         lr = options.setdefault("lr", 1e-3)
-        if not (is_number(lr) and lr > 0):
-            raise ValueError(f"lr: expected a positive number, got {lr!r}.")
+        number("lr", lr, above=0)
         decay = options.setdefault("weight_decay", 0.0)
         if not (is_number(decay) and decay >= 0):
-            raise ValueError(f"weight_decay: expected a number of at least 0, got {decay!r}.")
+            raise ValueError(f"weight_decay: expected a number of at least 0, got {shown(decay)}.")
+        number("eps", options.get("eps", 1e-8), least=0)
+        betas = options.get("betas", (0.9, 0.999))
+        if not (
+            isinstance(betas, tuple | list) and len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas)
+        ):
+            raise ValueError(f"betas: expected two numbers from 0 to below 1, got {shown(betas)}.")
         super().__init__(torch.optim.AdamW, options)
         self.lr = lr
         self._norm: Tensor | float = 0.0
@@ -236,6 +244,7 @@ def _let_go(optimizer: PyroOptim, gone: Sequence[Tensor]) -> None:
 
 def plain_name(name: str) -> str:
     """A parameter's name without its module's serial number, which differs from process to process."""
+    check_types(plain_name, locals())
     return re.sub(r"_\d+(?=[.$])", "", name, count=1)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import positive
+from ._checks import floats, positive
 from ._devices import wide
 from ._gaps import last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
+from ._types import check_types
 from .data.sequences import Batch, SequenceDataset
 from .divergence import Divergences, OnDivergence, check_choice
 from .dssm import DSSM
@@ -34,6 +35,9 @@ class ByHorizon:
     """
 
     errors: Tensor
+
+    def __post_init__(self) -> None:
+        floats("errors", self.errors, "N", "H", finite=False)
 
     @property
     def horizon(self) -> int:
@@ -98,6 +102,10 @@ class OpenLoop:
     known: int
     model: ByHorizon
     copy_last: ByHorizon
+
+    def __post_init__(self) -> None:
+        check_types(OpenLoop.__init__, vars(self))
+        positive("known", self.known)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, for JSON."""
@@ -175,6 +183,7 @@ def open_loop(
         >>> found.model.mse.shape, found.model.at(8) < found.copy_last.at(8)
         (torch.Size([8]), True)
     """
+    check_types(open_loop, locals())
     for name, value in (("known", known), ("horizon", horizon), ("num_samples", num_samples)):
         positive(name, value)
     check_choice(on_divergence)

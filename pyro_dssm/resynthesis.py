@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._checks import check_seed, is_number, one_of, positive
+from ._checks import check_seed, floats, number, one_of, positive, shown
 from ._devices import generators_kept
+from ._types import check_types
 from .audio import Spectrogram, griffin_lim
 from .data._speech_frames import FLOOR
 from .data.sequences import batch_indices, collate
@@ -64,6 +65,13 @@ def to_wave(
         >>> torch.allclose(same, wave, atol=1e-5)
         True
     """
+    check_types(to_wave, locals())
+    spectrogram._check_bins("power", floats("power", power, "*", "T", "F"))
+    number("level", level, above=0)
+    check_seed(seed)
+    if phase is not None and not (phase.is_complex() and phase.shape[-2:] == power.shape[-2:]):
+        sizes = ", ".join(map(str, power.shape[-2:]))
+        raise ValueError(f"phase: expected complex numbers of shape (*, {sizes}), got {shown(phase)}.")
     magnitude = level * (power - FLOOR).clamp(min=0.0).sqrt()
     if phase is None:
         return griffin_lim(magnitude, spectrogram, num_samples=num_samples, seed=seed)
@@ -100,6 +108,7 @@ def resynthesise(
     Raises:
         ValueError: If an argument does not fit.
     """
+    check_types(resynthesise, locals())
     check_pair(model, guide)
     one_of("phase", phase, ("original", "griffin-lim"))
     positive("batch_size", batch_size)
@@ -145,6 +154,7 @@ def hidden_frames(lost: Tensor, spectrogram: Spectrogram) -> Tensor:
         >>> hidden_frames(lost, Spectrogram()).nonzero().flatten()
         tensor([ 7,  8,  9, 10])
     """
+    check_types(hidden_frames, locals())
     if not isinstance(lost, Tensor) or lost.dim() != 1 or lost.dtype != torch.bool:
         raise ValueError(f"lost: expected booleans of shape (N,), got {lost!r}.")
     half = spectrogram.window // 2
@@ -185,6 +195,7 @@ def fill_gaps(
     Raises:
         ValueError: If the shapes do not fit or nothing is known.
     """
+    check_types(fill_gaps, locals())
     check_pair(model, guide)
     _check_bins(model, spectrogram)
     _check_wave(wave)
@@ -232,6 +243,7 @@ def continue_speech(
     Raises:
         ValueError: If an argument does not fit.
     """
+    check_types(continue_speech, locals())
     check_pair(model, guide)
     _check_bins(model, spectrogram)
     positive("num_continuations", num_continuations)
@@ -271,8 +283,11 @@ def generate_speech(
     Raises:
         ValueError: If an argument does not fit.
     """
+    check_types(generate_speech, locals())
     _check_bins(model, spectrogram)
     _check_seconds(seconds)
+    positive("num_sequences", num_sequences)
+    number("level", level, above=0)
     num_samples = max(spectrogram.window, round(seconds * spectrogram.rate))
     with _seeded(model, seed):
         power = model.sample(num_sequences, spectrogram.num_frames(num_samples)).cpu()
@@ -330,13 +345,11 @@ def _check_bins(model: DSSM, spectrogram: Spectrogram) -> None:
 
 
 def _check_wave(wave: Tensor) -> None:
-    if wave.dim() != 1 or not wave.dtype.is_floating_point:
-        raise ValueError(f"wave: expected floats of shape (N,), got {wave.dtype} of shape {tuple(wave.shape)}.")
+    floats("wave", wave, "N", finite=False)
 
 
 def _check_seconds(seconds: float) -> None:
-    if not (is_number(seconds) and seconds > 0):
-        raise ValueError(f"seconds: expected a positive number, got {seconds!r}.")
+    number("seconds", seconds, above=0)
 
 
 def _level(known: Tensor) -> float:

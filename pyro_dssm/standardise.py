@@ -10,8 +10,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Independent, constraints
 
-from ._checks import positive
+from ._checks import kind_of, positive, shown
 from ._devices import wide
+from ._types import check_types
 from .data.sequences import SequenceDataset
 
 __all__ = ["Affine", "AffineNormal", "InDataUnits", "Standardise", "deviation", "in_own_units"]
@@ -69,6 +70,7 @@ class Standardise(nn.Module):
     scale: Tensor
 
     def __init__(self, x_dim: int, *, shared: bool = False) -> None:
+        check_types(Standardise.__init__, locals())
         super().__init__()
         positive("x_dim", x_dim)
         self.x_dim, self.shared = x_dim, shared
@@ -105,6 +107,7 @@ class Standardise(nn.Module):
             ValueError: If nothing varies, an observed value is not finite, the size of the frames is another, or there
                 are other numbers already.
         """
+        check_types(Standardise.fit, locals())
         if not isinstance(data, SequenceDataset) or data.dim != self.x_dim:
             got = f"frames of size {data.dim}" if isinstance(data, SequenceDataset) else type(data).__name__
             raise ValueError(f"data: expected a SequenceDataset with frames of size {self.x_dim}, got {got}.")
@@ -132,12 +135,20 @@ class Standardise(nn.Module):
             self.scale.copy_(scale)
         return self
 
+    def _check_rows(self, name: str, value: object) -> None:
+        # In every step of training: nothing is looked at but the type and the last size.
+        if not isinstance(value, Tensor) or value.shape[-1:] != self.loc.shape or value.is_complex():
+            got = shown(value) if isinstance(value, Tensor) else kind_of(value)
+            raise ValueError(f"{name}: expected a torch.Tensor of shape (*, {len(self.loc)}), got {got}.")
+
     def forward(self, x: Tensor) -> Tensor:
         """Frames in standardised units, shape ``(*, x_dim)``."""
+        self._check_rows("x", x)
         return (x - self.loc) / self.scale
 
     def undo(self, y: Tensor) -> Tensor:
         """Frames in the data's units, shape ``(*, x_dim)``."""
+        self._check_rows("y", y)
         return self.loc + self.scale * y
 
     def undo_distribution(self, fn: Any) -> Any:
@@ -158,6 +169,8 @@ class Standardise(nn.Module):
             >>> fn.mean, fn.stddev
             (tensor([10.,  7.]), tensor([1.0000, 0.1000]))
         """
+        if not isinstance(fn, torch.distributions.Distribution):
+            raise ValueError(f"fn: expected a distribution, got {kind_of(fn)}.")
         if not _over_the_line(fn):
             raise ValueError(
                 "emission: expected a distribution over the real line, since the model standardises its frames, got "
@@ -231,6 +244,15 @@ def _mapped(fn: Any, offset: Tensor, factor: Tensor) -> Any:
     return kind(fn, offset, factor)
 
 
+def _check_affine(base: object, offset: object, factor: object) -> None:
+    """Raises ``ValueError`` unless these are a distribution and two tensors."""
+    if not isinstance(base, torch.distributions.Distribution):
+        raise ValueError(f"base: expected a distribution, got {kind_of(base)}.")
+    for name, value in (("offset", offset), ("factor", factor)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise ValueError(f"{name}: expected a tensor of floats, got {shown(value)}.")
+
+
 class Affine(TorchDistribution):
     r"""The distribution of :math:`x = m + s y`, of single entries or of whole frames.
 
@@ -252,6 +274,7 @@ class Affine(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, base: Any, offset: Tensor, factor: Tensor) -> None:
+        _check_affine(base, offset, factor)
         self.base, self.offset, self.factor = base, offset, factor
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
@@ -336,6 +359,9 @@ class AffineNormal(Normal):
     """
 
     def __init__(self, base: Any, offset: Tensor, factor: Tensor) -> None:
+        _check_affine(base, offset, factor)
+        if not isinstance(base, torch.distributions.Normal):
+            raise ValueError(f"base: expected a Normal, got {kind_of(base)}.")
         self.base, self.offset, self.factor = base, offset, factor
         super().__init__(offset + factor * base.loc, factor * base.scale, validate_args=False)
 
@@ -386,6 +412,7 @@ def deviation(fn: Any, value: Tensor) -> Tensor:
     Raises:
         NotImplementedError: If the distribution has no mean in closed form.
     """
+    check_types(deviation, locals())
     inner = fn
     while isinstance(inner, Independent | MaskedDistribution | ExpandedDistribution):
         inner = inner.base_dist

@@ -158,6 +158,8 @@ class Structure:
             >>> [structure.name for structure in Structure.all()[:5]]
             ['DMM', 'HMM ○', 'HMM ◐', 'RSSM', 'AR-HMM']
         """
+        if not isinstance(chain, bool):
+            raise ValueError(f"chain: expected True or False; got {chain!r}")
         return tuple(structure for structure in _every_structure() if structure.has_chain or not chain)
 
     @staticmethod
@@ -390,6 +392,7 @@ class Structure:
         return f"Structure({', '.join(f'{edge}={getattr(self, edge).value!r}' for edge in _EDGES)})"
 
 
+_MOST_STEPS = 10_000  # of an unrolled graph, whose arrows are counted one by one
 _EDGES = ("z_from_z", "z_from_x", "x_from_z", "x_from_x")
 MARKERS = {"z_from_z": "○", "z_from_x": "◑", "x_from_x": "●", "x_from_z": "◐"}
 _GROUPS = {(False, False): "HMM", (False, True): "AR-HMM", (True, False): "F-HMM", (True, True): "DMM-Aug"}
@@ -407,15 +410,17 @@ def _as_order(edge: str, value: Order | str, least: Order = Order.NONE) -> Order
     allowed = [order for order in Order if order >= least]
     wanted = value.lower() if isinstance(value, str) else value
     for order in allowed:
-        if wanted is order or wanted == order.value:
+        if wanted is order or (isinstance(wanted, str) and wanted == order.value):
             return order
     expected = " or ".join(repr(order.value) for order in allowed)
     raise ValueError(f"{edge}: expected {expected}, or that member of Order; got {value!r}")
 
 
 def _check_steps(argument: str, steps: int) -> None:
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"{argument}: expected an integer of at least 1; got {steps!r}")
+    if steps > _MOST_STEPS:
+        raise ValueError(f"{argument}: expected at most {_MOST_STEPS}; got {steps!r}")
 
 
 def _steps_back(order: Order, nearest: int) -> frozenset[int]:

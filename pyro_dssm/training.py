@@ -26,7 +26,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.util import prune_subsample_sites
 from tqdm import tqdm
 
-from ._checks import positive, share
+from ._checks import check_seed, data_named, positive, real, share, whole
 from ._devices import generators_kept
 from ._extras import require
 from ._fresh import remembering
@@ -35,6 +35,7 @@ from ._optimisation import check_scheduler
 from ._program import evaluating, modes_kept
 from ._run import History, Run, world
 from ._scale import warn_of_scale
+from ._types import check_types
 from .data.sequences import Batch, SequenceDataset, collate
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -90,11 +91,12 @@ def _check_estimator(
 
 def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
     check_pair(model, guide)
-    for name in ("epochs", "batch_size", "valid_every", "valid_particles"):
-        positive(name, options[name])
+    for name in ("epochs", "batch_size", "valid_every"):
+        positive(name, options[name], most=None)
+    positive("valid_particles", options["valid_particles"])
     for name in ("patience", "truncate"):
         if options[name] is not None:
-            positive(name, options[name], also="None")
+            positive(name, options[name], also="None", most=None)
     share("averaging", options["averaging"])
     for name, value in (("train", options["train"]), ("valid", options["valid"])):
         if name == "valid" and value is None:
@@ -106,10 +108,8 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
     for name, kind in (("kl", KLSchedule), ("optimizer", PyroOptim), ("loss", ELBO)):
         if not isinstance(options[name], kind):
             raise ValueError(f"{name}: expected a {kind.__name__}, got {options[name]!r}.")
-    if not isinstance(options["seed"], int):
-        raise ValueError(f"seed: expected an integer, got {options['seed']!r}.")
-    if options["num_workers"] != 0:
-        positive("num_workers", options["num_workers"], also="0")
+    check_seed(options["seed"])
+    whole("num_workers", options["num_workers"])
     if not callable(options["lr_schedule"]):
         raise ValueError(f"lr_schedule: expected a name or a function, got {options['lr_schedule']!r}.")
     if options["patience"] is not None and options["valid"] is None:
@@ -131,6 +131,13 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
         raise ValueError(
             "optimizer: expected ClippedNormAdam, which averages gradients, where processes train together."
         )
+
+
+def _check_time(name: str, value: object) -> None:
+    """Raises ``ValueError`` unless this is a time of at least 0, which may be infinite."""
+    real(name, value)
+    if not value >= 0:  # type: ignore[operator]
+        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}.")
 
 
 def fit(
@@ -265,11 +272,16 @@ def fit(
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """
+    check_types(fit, locals())
+    check_pair(model, guide)
     rule = next((name for name, known in LR_SCHEDULES.items() if known is lr_schedule), lr_schedule)
     if isinstance(lr_schedule, str):
         if lr_schedule not in LR_SCHEDULES:
             raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
         lr_schedule = LR_SCHEDULES[lr_schedule]
+    _check_time("checkpoint_seconds", checkpoint_seconds)
+    if max_seconds is not None:
+        _check_time("max_seconds", max_seconds)
     adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
     rates = {"lr": lr, "lr_schedule": rule, "weight_decay": weight_decay, "clip_norm": clip_norm}
     options: dict[str, Any] = {
@@ -329,7 +341,8 @@ def _prepared(model: DSSM, train: SequenceDataset, runs: list[Run]) -> Iterator[
                 "fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=4
             )
         if part is not None and not fitted:
-            part.fit(train)
+            with data_named("train"):
+                part.fit(train)
         yield
     except BaseException:
         if not any(run.kept.epoch for run in runs):

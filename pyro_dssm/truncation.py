@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import positive
+from ._types import check_types
 from .data.sequences import Batch
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -79,6 +80,7 @@ def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Generator[Ba
         [4]
         [2]
     """
+    check_types(chunks, locals())
     check_pair(model, guide)
     positive("length", length)
     if model.sites != "path":

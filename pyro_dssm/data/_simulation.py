@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._checks import is_number, positive
+from .._checks import check_seed, is_number, positive, shown
 
 __all__ = ["Draws", "check_numbers", "check_sizes", "rk4"]
 
@@ -16,8 +16,7 @@ class Draws:
     """Random numbers in float64 from a seed of their own."""
 
     def __init__(self, seed: int) -> None:
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise ValueError(f"seed: expected an integer, got {seed!r}.")
+        check_seed(seed)
         self._generator = torch.Generator().manual_seed(seed)
 
     def uniform(self, *shape: int) -> Tensor:
@@ -40,7 +39,7 @@ def check_numbers(*, above: tuple[str, ...] = (), **values: object) -> None:
     for name, value in values.items():
         if not is_number(value) or not (value > 0 if name in above else value >= 0):  # type: ignore[operator]
             kind = "a positive number" if name in above else "a number of at least 0"
-            raise ValueError(f"{name}: expected {kind}, got {value!r}.")
+            raise ValueError(f"{name}: expected {kind}, got {shown(value)}.")
 
 
 def rk4(slope: Callable[[Tensor], Tensor], y: Tensor, duration: float, *, step: float = 0.01) -> Tensor:

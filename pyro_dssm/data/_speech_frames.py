@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import is_number, positive
+from .._checks import is_number, positive, whole
 from .._files import atomic_write
 from .._reading import check_regular, contents, open_regular
 from ..audio import MAX_SAMPLES, Spectrogram, read_with_rate
@@ -84,8 +84,7 @@ def load_frames(
     Raises:
         ValueError: If a file is bad and that is not accepted.
     """
-    if num_workers != 0:
-        positive("num_workers", num_workers, also="0")
+    whole("num_workers", num_workers)
     paths = sorted(set(paths))
     if cache is None:
         found = {}

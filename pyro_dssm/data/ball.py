@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import floats
 from ._rendering import check_image_size, disc, in_chunks
 from ._simulation import Draws, check_numbers, check_sizes
 from .trajectories import Trajectories
@@ -60,6 +61,9 @@ def ball_path(
     reach = 1 - radius
     if reach <= 0:
         raise ValueError(f"radius: expected a number below 1, got {radius!r}.")
+    floats("position", position, "*", 2, ints=True)
+    floats("velocity", velocity, *position.shape, ints=True)
+    floats("times", times, "T", ints=True)
     if not (position.abs() <= reach + 1e-6).all():
         raise ValueError(f"position: expected the balls inside the box, at most {reach} from its middle.")
     position, velocity = position.double().clamp(-reach, reach), velocity.double()
@@ -87,6 +91,8 @@ def ball_frames(position: Tensor, *, image_size: int = 16, radius: float = 0.2) 
         tensor(0.19...)
     """
     check_image_size(image_size)
+    check_numbers(radius=radius, above=("radius",))
+    floats("position", position, "*", 2, ints=True)
     return in_chunks(lambda centre: disc(centre, radius, image_size), image_size, position)
 
 

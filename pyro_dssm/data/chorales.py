@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .._extras import require
 from .._reading import contents, refusing
+from .._types import check_types
 from ._npz import open_archive, unpacked
 from .rolls import KEYS, LOWEST_PITCH, read_packed, write_packed
 from .sequences import SequenceDataset, Splits
@@ -63,6 +64,7 @@ def bach_chorales(cache: str | os.PathLike[str] | None = None) -> Splits:
         >>> splits.train[0].x.shape[1]  # doctest: +SKIP
         88
     """
+    check_types(bach_chorales, locals())
     path = cache_folder(cache) / _CACHE_FILE
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +93,7 @@ def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
         >>> cache_folder("somewhere").name
         'somewhere'
     """
+    check_types(cache_folder, locals())
     if cache is not None:
         return Path(cache)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_dssm"
@@ -151,6 +154,7 @@ def build_chorales(files: Iterable[str | os.PathLike[str]]) -> Splits:
         >>> [len(dataset) for dataset in splits]
         [2, 1, 1]
     """
+    check_types(build_chorales, locals())
     paths = sorted((Path(file) for file in files), key=lambda path: (_work(path), path.stem))
     rolls: dict[str, list[torch.Tensor]] = {"train": [], "valid": [], "test": []}
     works: list[tuple[int, int]] = []
@@ -197,6 +201,7 @@ def read_chorale(path: str | os.PathLike[str]) -> np.ndarray | None:
         >>> roll.shape[1], int(roll.sum(axis=1).max())
         (88, 4)
     """
+    check_types(read_chorale, locals())
     music21 = _music21()
     data = contents(path, _MAX_BYTES)
     with refusing(path, "a score in MusicXML"), warnings.catch_warnings():

@@ -27,6 +27,7 @@ from typing import IO, Any, BinaryIO
 from .._checks import is_number, positive
 from .._files import atomic_write
 from .._reading import check_regular, file_path, open_regular
+from .._types import check_types
 from .music import MUSIC_SETS, MusicSet, data_folder
 from .rolls import content_hash, read_mat
 
@@ -72,6 +73,7 @@ def fetch(
         Traceback (most recent call last):
         ValueError: url must begin with http:// or https://, got 'ftp://example.org/a.npz'
     """
+    check_types(fetch, locals())
     path = file_path("path", path)
     _check_url(url)
     if sha256 is None and check is None:
@@ -288,6 +290,7 @@ def fetch_music(
         Traceback (most recent call last):
         ValueError: name must be one of jsb_chorales, nottingham, piano_midi, got 'muse_data'
     """
+    check_types(fetch_music, locals())
     if name not in _FETCHABLE:
         raise ValueError(f"name must be one of {', '.join(_FETCHABLE)}, got {name!r}")
     entry = MUSIC_SETS[name]
@@ -319,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         jsb_chorales is in data/polyphonic_music/JSB_Chorales.mat
         0
     """
+    check_types(main, locals())
     parser = argparse.ArgumentParser(
         prog="python -m pyro_dssm.data.fetch",
         description="Download the public .mat files of the music sets and check the music in them.",

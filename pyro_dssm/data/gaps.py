@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import is_number, positive
+from .._checks import flag, is_number, positive, shown
+from .._types import check_types
 from .sequences import Batch
 
 __all__ = ["RandomGaps"]
@@ -44,10 +45,9 @@ class RandomGaps:
 
     def __init__(self, fraction: float = 0.3, length: int = 8, *, whole: bool = True) -> None:
         if not (is_number(fraction) and 0 < fraction < 1):
-            raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction!r}.")
+            raise ValueError(f"fraction: expected a number between 0 and 1, got {shown(fraction)}.")
         positive("length", length)
-        if not isinstance(whole, bool):
-            raise ValueError(f"whole: expected True or False, got {whole!r}.")
+        flag("whole", whole)
         self.fraction, self.length, self.whole = fraction, length, whole
         self._rate = _rate_of(fraction, length)
 
@@ -63,6 +63,7 @@ class RandomGaps:
         Returns:
             A new batch with a mask.
         """
+        check_types(RandomGaps.__call__, locals())
         x = batch.x
         # Time is last here; gaps that began before the sequence reach into it.
         before = self.length - 1

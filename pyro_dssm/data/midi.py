@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .._checks import positive
+from .._checks import is_number, positive, shown
 from .._extras import require
 from .._files import atomic_write
 from .._reading import contents, refusing
+from .._types import check_types
 from ._midifile import MidiNotes, midi_notes
 from .rolls import KEYS, LOWEST_PITCH
 
@@ -54,9 +55,10 @@ def write_midi(
         ...     torch.equal(read_midi(path), torch.eye(88))
         True
     """
+    check_types(write_midi, locals())
     ticks = _TICKS_PER_BEAT // _check_frames_per_beat(frames_per_beat)
-    if not 4 <= tempo <= 1000:
-        raise ValueError(f"tempo must be 4 to 1000 beats per minute, got {tempo}")
+    if not is_number(tempo) or not 4 <= tempo <= 1000:
+        raise ValueError(f"tempo must be 4 to 1000 beats per minute, got {shown(tempo)}")
     keys = _binary(roll)
     mido = require("mido", extra="music")
     track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(tempo))])
@@ -74,13 +76,16 @@ def write_midi(
 
 
 def _check_frames_per_beat(frames_per_beat: int) -> int:
-    if not isinstance(frames_per_beat, int) or not 1 <= frames_per_beat <= _TICKS_PER_BEAT:
+    counts = isinstance(frames_per_beat, int) and not isinstance(frames_per_beat, bool)
+    if not counts or not 1 <= frames_per_beat <= _TICKS_PER_BEAT:
         raise ValueError(f"frames_per_beat must be an integer from 1 to {_TICKS_PER_BEAT}, got {frames_per_beat!r}")
     return frames_per_beat
 
 
 def _binary(roll: np.ndarray | torch.Tensor) -> np.ndarray:
     array = roll.detach().cpu().numpy() if isinstance(roll, torch.Tensor) else np.asarray(roll)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"roll must hold real numbers, got {array.dtype}")
     if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] != KEYS:
         raise ValueError(f"roll must have shape (T, {KEYS}) with T >= 1, got {array.shape}")
     if not ((array == 0) | (array == 1)).all():
@@ -135,6 +140,7 @@ def read_midi(
         ...     read_midi(path, frames_per_beat=4).shape
         torch.Size([4, 88])
     """
+    check_types(read_midi, locals())
     _check_frames_per_beat(frames_per_beat)
     if not isinstance(clip, bool):
         raise ValueError(f"clip: expected True or False, got {clip!r}.")

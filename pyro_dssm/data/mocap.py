@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import is_number
+from .._checks import is_number, positive, shown
 from .._reading import named
+from .._types import check_types
 from ._npz import read_npz
 from .music import data_folder
 from .sequences import Splits
@@ -49,6 +50,7 @@ class Mocap:
 
     def degrees(self, x: Tensor) -> Tensor:
         """Turns standardised values (*, x_dim) back into degrees."""
+        check_types(Mocap.degrees, locals())
         return x * self.std.to(x) + self.mean.to(x)
 
 
@@ -91,8 +93,12 @@ def load_mocap(
         Traceback (most recent call last):
         FileNotFoundError: found no nowhere/cmu_mocap_35/mocap35.npz; ...
     """
+    check_types(load_mocap, locals())
     if not is_number(threshold) or threshold <= 0:
-        raise ValueError(f"threshold: expected a positive number, got {threshold!r}.")
+        raise ValueError(f"threshold: expected a positive number, got {shown(threshold)}.")
+    for name, value in (("window", window), ("stride", stride)):
+        if value is not None:
+            positive(name, value, also="None")
     if window is None and stride is not None:
         raise ValueError(f"stride: expected None without a window, got {stride!r}.")
     path = data_folder(data_dir) / "cmu_mocap_35" / "mocap35.npz"

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._types import check_types
 from .chorales import bach_chorales
 from .rolls import read_mat, read_packed
 from .sequences import Splits
@@ -80,6 +81,7 @@ def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
         >>> data_folder("somewhere").name
         'somewhere'
     """
+    check_types(data_folder, locals())
     return Path(data_dir or os.environ.get("PYRO_DSSM_DATA") or "data")
 
 
@@ -115,6 +117,7 @@ def load_music(
         Traceback (most recent call last):
         ValueError: name must be one of chorales, jsb_chorales, ..., got 'nocturnes'
     """
+    check_types(load_music, locals())
     if name not in MUSIC_SETS:
         raise ValueError(f"name must be one of {', '.join(MUSIC_SETS)}, got {name!r}")
     folder = data_folder(data_dir) / "polyphonic_music"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import one_of
+from .._checks import floats, number, one_of
+from .._types import check_types
 from ._rendering import blob, check_image_size, in_chunks, segment, union
 from ._simulation import Draws, check_numbers, check_sizes, rk4
 from .trajectories import Trajectories
@@ -50,6 +51,14 @@ class PendulumPhysics:
     dt: float
     max_speed: float | None = None
 
+    def __post_init__(self) -> None:
+        number("gravity", self.gravity)
+        number("gain", self.gain)
+        values = {name: getattr(self, name) for name in ("friction", "torque", "velocity", "dt")}
+        check_numbers(**values, above=("dt",))
+        if self.max_speed is not None:
+            number("max_speed", self.max_speed, above=0, also="None")
+
     @property
     def upright(self) -> bool:
         """Whether the angle 0 is upright."""
@@ -66,8 +75,15 @@ class PendulumPhysics:
 
         Returns:
             Angles (which are not wrapped) and velocities at the frames, shape ``(*, T, 2)``.
+
+        Raises:
+            ValueError: If a tensor has another shape or is not finite, or the time is not positive.
         """
         dt = self.dt if dt is None else dt
+        number("dt", dt, above=0)
+        floats("controls", controls, "*", "T", 1, ints=True)
+        for name, value in (("angle", angle), ("velocity", velocity)):
+            floats(name, value, *controls.shape[:-2], ints=True)
         torques = controls[..., 0].unbind(-1)
         path = [torch.stack([angle, velocity], dim=-1)]
         for u in torques[:-1]:
@@ -117,7 +133,9 @@ def pendulum_frames(angle: Tensor, *, image_size: int = 16, upright: bool = Fals
         >>> divmod(int(image.argmax()), 16)[0]  # it hangs: the bob is in the lower half
         12
     """
+    check_types(pendulum_frames, locals())
     check_image_size(image_size)
+    floats("angle", angle, "*", ints=True)
     bob = _ARM * torch.stack([angle.double().sin(), (1.0 if upright else -1.0) * angle.double().cos()], dim=-1)
 
     def render(bob: Tensor) -> Tensor:
@@ -175,6 +193,7 @@ def pendulum(
         >>> data.x.shape, data.controls.shape, data.states.shape
         (torch.Size([3, 20, 256]), torch.Size([3, 20, 1]), torch.Size([3, 20, 3]))
     """
+    check_types(pendulum, locals())
     check_sizes(num_sequences, length)
     check_image_size(image_size)
     if not isinstance(physics, PendulumPhysics):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._checks import floats, is_number, number, shown
+from .._types import check_types
 from ._rendering import check_image_size, in_chunks, segment, union
 from ._simulation import Draws, check_numbers, check_sizes, rk4
 from .trajectories import Trajectories
@@ -44,6 +46,11 @@ class ReacherPhysics:
     masses: tuple[float, float] = (1.0, 1.0)
     damping: float = 0.1
 
+    def __post_init__(self) -> None:
+        _check_two("lengths", self.lengths)
+        _check_two("masses", self.masses)
+        number("damping", self.damping, least=0)
+
     def _inertia(self) -> tuple[float, float, float]:
         """The constants a, b, d of M = [[a + 2b cos q2, d + b cos q2], [d + b cos q2, d]]."""
         (l1, l2), (m1, m2) = self.lengths, self.masses
@@ -52,6 +59,7 @@ class ReacherPhysics:
 
     def energy(self, states: Tensor) -> Tensor:
         """The kinetic energy of joint angles and velocities (*, 4), shape ``(*)``."""
+        floats("states", states, "*", 4, finite=False)
         a, b, d = self._inertia()
         _, q2, v1, v2 = states.unbind(-1)
         c = b * q2.cos()
@@ -68,7 +76,14 @@ class ReacherPhysics:
 
         Returns:
             Both joint angles (which are not wrapped) and both velocities at the frames, shape ``(*, T, 4)``.
+
+        Raises:
+            ValueError: If a tensor has another shape or is not finite, or the time is not positive.
         """
+        number("dt", dt, above=0)
+        floats("controls", controls, "*", "T", 2, ints=True)
+        for name, value in (("angles", angles), ("velocities", velocities)):
+            floats(name, value, *controls.shape[:-2], 2, ints=True)
         path = [torch.cat([angles, velocities], dim=-1)]
         for u in controls.unbind(-2)[:-1]:
             path.append(self._advance(path[-1], u, dt))
@@ -91,6 +106,13 @@ class ReacherPhysics:
         return rk4(slope, y, dt)
 
 
+def _check_two(name: str, values: object) -> None:
+    """Raises ``ValueError`` unless these are two positive numbers."""
+    two = isinstance(values, tuple | list) and len(values) == 2 and all(is_number(v) and v > 0 for v in values)
+    if not two:
+        raise ValueError(f"{name}: expected two positive numbers, got {shown(values)}.")
+
+
 def reacher_frames(angles: Tensor, *, image_size: int = 24, lengths: tuple[float, float] = _LENGTHS) -> Tensor:
     """Draws arms as bars with soft edges: the inner one grey, the outer one white.
 
@@ -111,6 +133,8 @@ def reacher_frames(angles: Tensor, *, image_size: int = 24, lengths: tuple[float
         (False, True)
     """
     check_image_size(image_size, minimum=16)
+    _check_two("lengths", lengths)
+    floats("angles", angles, "*", 2, ints=True)
     q = angles.double().cumsum(-1)
     along = torch.stack([q.cos(), q.sin()], dim=-1)
     elbow = lengths[0] * along[..., 0, :]
@@ -161,11 +185,12 @@ def reacher(
         >>> data.x.shape, data.controls.shape, data.states.shape
         (torch.Size([3, 20, 576]), torch.Size([3, 20, 2]), torch.Size([3, 20, 6]))
     """
+    check_types(reacher, locals())
     check_sizes(num_sequences, length)
     check_image_size(image_size, minimum=16)
     check_numbers(dt=dt, torque=torque, smoothness=smoothness, above=("dt",))
     if smoothness >= 1:
-        raise ValueError(f"smoothness: expected a number from 0 to below 1, got {smoothness!r}.")
+        raise ValueError(f"smoothness: expected a number from 0 to below 1, got {shown(smoothness)}.")
     physics = ReacherPhysics() if physics is None else physics
     draws = Draws(seed)
     start, push = torch.pi * draws.uniform(num_sequences, 2), draws.uniform(num_sequences, 2)

@@ -18,6 +18,7 @@ import torch
 from .._checks import did_you_mean, positive
 from .._files import atomic_write
 from .._reading import contents, refusing
+from .._types import check_types
 from ._matfile import mat_cells
 from ._npz import array_of, members_of, open_archive
 from .sequences import SequenceDataset, Splits
@@ -57,9 +58,10 @@ def content_hash(splits: Splits) -> str:
         >>> content_hash(Splits(roll, roll, roll))[:8]
         'd03cd6d7'
     """
+    check_types(content_hash, locals())
     digest = hashlib.sha256()
-    for dataset in splits:
-        frames, lengths = _pack(dataset)
+    for split, dataset in zip(_SPLITS, splits, strict=True):
+        frames, lengths = _pack(split, dataset)
         digest.update(np.array([len(lengths), *lengths], dtype="<i8").tobytes())
         digest.update(frames.tobytes())
     return digest.hexdigest()
@@ -86,9 +88,10 @@ def write_packed(path: str | os.PathLike[str], splits: Splits) -> Path:
         ...     [len(dataset) for dataset in read_packed(path)]
         [2, 2, 2]
     """
+    check_types(write_packed, locals())
     arrays: dict[str, Any] = {}  # Any: the stub of savez_compressed mixes keywords and arrays
     for split, dataset in zip(_SPLITS, splits, strict=True):
-        frames, lengths = _pack(dataset)
+        frames, lengths = _pack(split, dataset)
         arrays[f"{split}_frames"] = frames
         arrays[f"{split}_lengths"] = lengths
     with atomic_write(path) as file:
@@ -96,11 +99,11 @@ def write_packed(path: str | os.PathLike[str], splits: Splits) -> Path:
     return Path(path)
 
 
-def _pack(dataset: SequenceDataset) -> tuple[np.ndarray, np.ndarray]:
+def _pack(split: str, dataset: SequenceDataset) -> tuple[np.ndarray, np.ndarray]:
     """Packs a dataset into bytes (frames, 11) and int32 lengths (sequences,)."""
     rolls = [dataset[index].x.numpy() for index in range(len(dataset))]
     for index, roll in enumerate(rolls):
-        _check_roll(roll, f"sequence {index}")
+        _check_roll(roll, f"splits: sequence {index} of {split}")
     bits = np.concatenate(rolls).astype(np.uint8)
     return np.packbits(bits, axis=1), np.array([len(roll) for roll in rolls], dtype=np.int32)
 
@@ -139,6 +142,7 @@ def read_packed(path: str | os.PathLike[str], *, max_frames: int = _MAX_FRAMES) 
         Traceback (most recent call last):
         ValueError: .../mine.npz is not a packed music file: File is not a zip file
     """
+    check_types(read_packed, locals())
     positive("max_frames", max_frames)
     max_bytes = max_frames * _PACKED_BYTES + _HEADERS
     data = contents(path, max_bytes)
@@ -223,6 +227,7 @@ def read_mat(path: str | os.PathLike[str], *, max_frames: int = _MAX_FRAMES) -> 
         Traceback (most recent call last):
         ValueError: .../Mine.mat is not a music .mat file: expected MATLAB format 5 to 7, ...
     """
+    check_types(read_mat, locals())
     positive("max_frames", max_frames)
     max_bytes = max_frames * _MAT_BYTES + _HEADERS
     data = contents(path, max_bytes)

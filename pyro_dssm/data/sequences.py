@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .._checks import positive, told_apart
+from .._checks import check_seed, is_number, kind_of, natural, positive, shown, told_apart, whole
+from .._types import check_types
 
 __all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate"]
 
@@ -44,16 +47,23 @@ class Batch(NamedTuple):
 
     def to(self, like: Tensor) -> Batch:
         """The batch on the device and in the dtype of a tensor."""
+        check_types(Batch.to, locals())
         floats = [None if v is None else v.to(like.device, like.dtype) for v in (self.x, self.controls)]
         rest = [None if v is None else v.to(like.device) for v in (self.lengths, self.mask)]
         return Batch(floats[0], rest[0], rest[1], floats[1])  # type: ignore[arg-type]
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    if not isinstance(values, Sequence | Tensor | np.ndarray) or isinstance(values, str | bytes) or len(values) == 0:
+        raise ValueError(f"{name}: expected a tensor for each sequence, got {kind_of(values)}.")
+    return list(values)
 
 
 def _checked(name: str, values: Any, dim: int | None = None) -> list[Tensor]:
     if isinstance(values, Tensor) and values.dim() == 3:
         values = list(values)
     if not isinstance(values, Sequence) or len(values) == 0:
-        raise ValueError(f"{name}: expected at least one tensor of shape (T, D), got {type(values).__name__}.")
+        raise ValueError(f"{name}: expected at least one tensor of shape (T, D), got {kind_of(values)}.")
     for i, value in enumerate(values):
         if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -62,6 +72,26 @@ def _checked(name: str, values: Any, dim: int | None = None) -> list[Tensor]:
         if value.dim() != 2 or value.shape[-1] != dim or value.shape[0] == 0:
             raise ValueError(f"{name}[{i}]: expected shape (T, {dim}) with T >= 1, got {tuple(value.shape)}.")
     return list(values)
+
+
+def chosen_of(indices: Any, count: int) -> list[int]:
+    """Returns the numbers of sequences as a list; raises ``ValueError`` unless all are numbers of ``count``."""
+    if not isinstance(indices, Iterable) or isinstance(indices, str | bytes) or getattr(indices, "ndim", 1) == 0:
+        raise ValueError(f"indices: expected integers, got {shown(indices)}.")
+    return [_index("indices", i, count) for i in indices]
+
+
+def _index(name: str, value: Any, count: int, error: type[Exception] = ValueError) -> int:
+    """Returns a number as an integer; raises ``ValueError`` for anything else, ``error`` for one out of range."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        index = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name}: expected an integer, got {shown(value)}.") from None
+    if not -count <= index < count:
+        raise error(f"{name}: expected a number from {-count} to {count - 1}, got {index}.")
+    return index
 
 
 class SequenceDataset(Dataset[Item]):
@@ -93,7 +123,7 @@ class SequenceDataset(Dataset[Item]):
     ) -> None:
         self.sequences = _checked("sequences", sequences)
         self.controls = None if controls is None else _checked("controls", controls)
-        self.masks = None if masks is None else list(masks)
+        self.masks = None if masks is None else _listed("masks", masks)
         self.lengths = [x.shape[0] for x in self.sequences]
         self._fits: set[torch.dtype] = set()  # dtypes that have been checked
         self.dim = self.sequences[0].shape[-1]
@@ -158,6 +188,7 @@ class SequenceDataset(Dataset[Item]):
             Traceback (most recent call last):
             ValueError: sequences: expected frames that torch.float32 tells apart, got channel 0 ...
         """
+        check_types(SequenceDataset.check_dtype, locals())
         if dtype in self._fits:
             return
         told_apart("sequences", zip(self.sequences, self.masks or [None] * len(self), strict=True), dtype)
@@ -179,7 +210,7 @@ class SequenceDataset(Dataset[Item]):
             >>> data.subset([2, 0]).lengths
             [4, 3]
         """
-        chosen = list(indices)
+        chosen = chosen_of(indices, len(self))
 
         def pick(values: list[Tensor] | None) -> list[Tensor] | None:
             return None if values is None else [values[i] for i in chosen]
@@ -190,6 +221,8 @@ class SequenceDataset(Dataset[Item]):
         return len(self.sequences)
 
     def __getitem__(self, index: int) -> Item:
+        # What ends an iteration has to stay an IndexError.
+        index = _index("index", index, len(self), IndexError)
         return Item(
             self.sequences[index],
             None if self.masks is None else self.masks[index],
@@ -227,11 +260,12 @@ def split_ranges(count: int, train: float, valid: float, test: float) -> tuple[r
         (range(0, 5), range(5, 7), range(7, 8))
     """
     parts = {"train": train, "valid": valid, "test": test}
-    counted = isinstance(train, int)
+    counted = isinstance(train, int) and not isinstance(train, bool)
     for name, part in parts.items():
         kind = "a positive count" if counted else "a positive share"
-        if isinstance(part, bool) or not isinstance(part, int if counted else float) or not part > 0:
-            raise ValueError(f"{name}: expected {kind}, as of the other parts, got {part!r}.")
+        right = is_number(part) and isinstance(part, int if counted else float) and part > 0
+        if not right:
+            raise ValueError(f"{name}: expected {kind}, as of the other parts, got {shown(part)}.")
     if count < 3:
         raise ValueError(f"data: expected at least 3 sequences, got {count}.")
     if train + valid + test > (count if counted else 1 + 1e-9):
@@ -260,6 +294,9 @@ def collate(items: Sequence[Item]) -> Batch:
         >>> collate([Item(torch.ones(2, 1)), Item(torch.ones(3, 1))]).x.sum(1).flatten()
         tensor([2., 3.])
     """
+    check_types(collate, locals())
+    if len(items) == 0:
+        raise ValueError("items: expected at least one, got none.")
     lengths = torch.tensor([item.x.shape[0] for item in items])
     masks = [item.mask for item in items if item.mask is not None]
     controls = [item.controls for item in items if item.controls is not None]
@@ -289,8 +326,9 @@ def batch_indices(lengths: Sequence[int], batch_size: int, *, seed: int | None =
         >>> batch_indices([5, 1, 4, 2], 2)
         [[1, 3], [2, 0]]
     """
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive integer, got {batch_size!r}.")
+    positive("batch_size", batch_size, most=None)
+    if seed is not None:
+        check_seed(seed)
     key = torch.tensor(lengths, dtype=torch.float64)
     generator = torch.Generator()
     if seed is not None:
@@ -363,4 +401,7 @@ def batches(
         >>> [batch.lengths.tolist() for batch in batches(data, 2)]
         [[3, 4], [5]]
     """
+    check_types(batches, locals())
+    natural("skip", skip)
+    whole("num_workers", num_workers)
     yield from load_groups(data, batch_indices(data.lengths, batch_size, seed=seed)[skip:], num_workers)

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import one_of, positive
+from .._checks import check_seed, number, one_of, positive
 from .._reading import file_path
+from .._types import check_types
 from ..audio import MAX_SAMPLES, Spectrogram, read_with_rate
 from ._speech_frames import Found, Options, load_frames
-from .sequences import SequenceDataset, split_ranges
+from .sequences import SequenceDataset, chosen_of, split_ranges
 
 __all__ = ["Recording", "SpeechDataset", "SpeechSplits", "find_recordings", "load_recordings", "load_speech"]
 
@@ -79,12 +80,19 @@ class SpeechDataset(SequenceDataset):
         skipped: Iterable[tuple[Path, str]] = (),
         max_samples: int = MAX_SAMPLES,
     ) -> None:
+        check_types(SpeechDataset.__init__, locals())
         super().__init__(sequences)
         for name, values in (("recordings", recordings), ("levels", levels)):
+            if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+                raise ValueError(f"{name}: expected a list, got {type(values).__name__}.")
             if len(values) != len(self.sequences):
                 raise ValueError(f"{name}: expected {len(self.sequences)} of them, got {len(values)}.")
         if self.dim != spectrogram.num_bins:
             raise ValueError(f"sequences: expected frames of size {spectrogram.num_bins}, got {self.dim}.")
+        for i, level in enumerate(levels):
+            number(f"levels[{i}]", level, above=0)
+        if trim_db is not None:
+            number("trim_db", trim_db, above=0, also="None")
         self.recordings = list(recordings)
         self.levels = list(levels)
         self.spectrogram = spectrogram
@@ -125,7 +133,7 @@ class SpeechDataset(SequenceDataset):
         Returns:
             A data set that shares the frames.
         """
-        chosen = list(indices)
+        chosen = chosen_of(indices, len(self))
         return SpeechDataset(
             [self.sequences[i] for i in chosen],
             [self.recordings[i] for i in chosen],
@@ -201,6 +209,7 @@ def find_recordings(folder: str | os.PathLike[str]) -> list[Recording]:
         Traceback (most recent call last):
         FileNotFoundError: folder: expected a folder of recordings, found none at nowhere.
     """
+    check_types(find_recordings, locals())
     return _recordings_of([file_path("folder", folder)])[0]
 
 
@@ -350,6 +359,7 @@ def load_speech(
         Traceback (most recent call last):
         FileNotFoundError: folder: expected a folder of recordings, found none at nowhere.
     """
+    check_types(load_speech, locals())
     one_of("by", by, ("speaker", "file"))
     root = file_path("folder", folder)
     given = _given_parts(root)
@@ -372,7 +382,7 @@ def load_speech(
 
 
 def load_recordings(
-    source: str | os.PathLike[str] | Sequence[Recording] | Sequence[str | os.PathLike[str]],
+    source: str | os.PathLike[str] | Sequence[Recording | str | os.PathLike[str]],
     *,
     cache: str | os.PathLike[str] | None = None,
     trim_db: float | None = None,
@@ -401,6 +411,7 @@ def load_recordings(
         ValueError: If a file is bad, or there is none.
         FileNotFoundError: If there is no such folder or file.
     """
+    check_types(load_recordings, locals())
     if isinstance(source, str | os.PathLike):
         path = file_path("source", source)
         recordings = find_recordings(path) if path.is_dir() or not path.exists() else [_recording(path)]
@@ -451,8 +462,7 @@ def _random_parts(
 ) -> list[list[Recording]]:
     if not isinstance(shares, Sequence) or len(shares) != 3:
         raise ValueError(f"shares: expected three of them, got {shares!r}.")
-    if not isinstance(seed, int):
-        raise ValueError(f"seed: expected an integer, got {seed!r}.")
+    check_seed(seed)
     groups: dict[str, list[Recording]] = {}
     for recording in recordings:
         groups.setdefault(recording.speaker if by == "speaker" else str(recording.path), []).append(recording)

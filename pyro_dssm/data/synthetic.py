@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import check_seed, number
+from .._types import check_types
+from ._simulation import check_sizes
 from .sequences import SequenceDataset, Splits, split_ranges
 
 __all__ = ["little_pieces", "oscillator", "splits"]
@@ -36,6 +39,7 @@ def splits(data: SequenceDataset, train: float = 0.6, valid: float = 0.2, test: 
         >>> [len(part) for part in splits(oscillator(10, 5), 7, 2, 1)]
         [7, 2, 1]
     """
+    check_types(splits, locals())
     return Splits(*(data.subset(part) for part in split_ranges(len(data), train, valid, test)))
 
 
@@ -62,7 +66,9 @@ def oscillator(num_sequences: int, length: int, *, noise: float = 0.1, seed: int
         >>> len(data), data[0].x.shape
         (3, torch.Size([20, 2]))
     """
-    _check(num_sequences, length)
+    check_sizes(num_sequences, length)
+    check_seed(seed)
+    number("noise", noise, least=0)
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> Tensor:
@@ -100,7 +106,8 @@ def little_pieces(num_sequences: int, length: int, *, seed: int = 0) -> Sequence
         >>> piece.shape[1], int(piece[0].sum())
         (88, 4)
     """
-    _check(num_sequences, length)
+    check_sizes(num_sequences, length)
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
 
     def pick(count: int) -> int:
@@ -116,9 +123,3 @@ def little_pieces(num_sequences: int, length: int, *, seed: int = 0) -> Sequence
             frame[_MIDDLE_C + root - 12 * (1 + pick(2))] = 1
         pieces.append(roll)
     return SequenceDataset(pieces)
-
-
-def _check(num_sequences: int, length: int) -> None:
-    for name, value in (("num_sequences", num_sequences), ("length", length)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}.")

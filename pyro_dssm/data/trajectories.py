@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import one_of, positive, told_apart
+from .._checks import one_of, positive, positive_integers, told_apart
 from .._files import atomic_write
 from .._reading import named
+from .._types import check_types
 from ._npz import MAX_NPZ_BYTES, read_npz
 from .sequences import SequenceDataset, Splits, split_ranges
 
@@ -71,6 +72,7 @@ class Trajectories:
     lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
+        check_types(Trajectories.__init__, vars(self))
         shape = tuple(self.x.shape)
         if len(shape) != 3 or 0 in shape:
             raise ValueError(f"x: expected shape (N, T, x_dim) without a 0, got {shape}.")
@@ -85,10 +87,15 @@ class Trajectories:
         count = 0 if self.states is None else self.states.shape[-1]
         if len(self.state_names) != count:
             raise ValueError(f"state_names: expected {count} names, got {len(self.state_names)}.")
+        if self.image_shape is not None:
+            positive_integers("image_shape", self.image_shape, "three positive integers", 3)
         if self.image_shape is not None and np.prod(self.image_shape) != shape[-1]:
             raise ValueError(f"image_shape: expected {shape[-1]} pixels, got {self.image_shape}.")
         if self.lengths is not None:
             self._clear_padding(_lengths(self.lengths, shape))
+        for name, value in (("x", self.x), ("controls", self.controls), ("states", self.states)):
+            if value is not None and not value.is_floating_point():
+                raise ValueError(f"{name}: expected floating-point numbers, got {value.dtype}.")
         _finite("x", self.x, self.mask)
         for name, value in (("controls", self.controls), ("states", self.states)):
             if value is not None:
@@ -239,6 +246,7 @@ class Trajectories:
             >>> Trajectories.from_arrays(torch.rand(3, 20, 2), lengths=torch.tensor([20, 5, 8])).dataset().lengths
             [20, 5, 8]
         """
+        check_types(Trajectories.from_arrays, locals())
         frames = _images(_numbers("x", x), channels)
         shape = frames.shape
         image_shape = None if len(shape) == 3 else (shape[-3] if len(shape) == 5 else 1, shape[-2], shape[-1])
@@ -286,6 +294,7 @@ class Trajectories:
                 the message names the array and the file.
             OSError: If the file cannot be read.
         """
+        check_types(Trajectories.load_npz, locals())
         if isinstance(ignore, str):
             raise ValueError(f"ignore: expected a list of names, got {ignore!r}.")
         arrays = read_npz(
@@ -310,6 +319,7 @@ class Trajectories:
         Returns:
             The path.
         """
+        check_types(Trajectories.save_npz, locals())
         x = self.x if self.image_shape is None else self.images()
         tensors = {"x": x, "u": self.controls, "state": self.states, "mask": self.mask, "lengths": self.lengths}
         arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items() if value is not None}

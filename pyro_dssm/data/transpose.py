@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .._checks import is_number, positive, shown
+from .._types import check_types
 from .sequences import Batch
 
 __all__ = ["RandomTransposition"]
@@ -27,10 +29,9 @@ class RandomTransposition:
     """
 
     def __init__(self, share: float = 1.0, semitones: int = 6) -> None:
-        if not 0 <= share <= 1:
-            raise ValueError(f"share: expected a probability, got {share!r}.")
-        if not isinstance(semitones, int) or isinstance(semitones, bool) or semitones < 1:
-            raise ValueError(f"semitones: expected a positive integer, got {semitones!r}.")
+        if not (is_number(share) and 0 <= share <= 1):
+            raise ValueError(f"share: expected a probability, got {shown(share)}.")
+        positive("semitones", semitones)
         self.share, self.semitones = share, semitones
 
     def __repr__(self) -> str:
@@ -45,6 +46,7 @@ class RandomTransposition:
         Returns:
             A new batch.
         """
+        check_types(RandomTransposition.__call__, locals())
         keys = batch.x.shape[-1]
         reach = torch.arange(-self.semitones, self.semitones + 1)
         moved, masks = [], []

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
-from .._checks import positive
+from .._checks import floats, kind_of, positive, probability, shown
 from ..nn import MLP
-from .base import Emission
+from .base import Emission, check_sizes
 
 __all__ = ["AutoregressiveBernoulli", "AutoregressiveBernoulliEmission", "MaskedConditioner"]
 
@@ -41,6 +41,9 @@ class MaskedConditioner(nn.Module):
 
     def __init__(self, x_dim: int, context_dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
         super().__init__()
+        for name, size in (("x_dim", x_dim), ("context_dim", context_dim), ("hidden_dim", hidden_dim)):
+            positive(name, size)
+        probability("dropout", dropout)
         self.x_dim = x_dim
         self.hidden = nn.Linear(x_dim, hidden_dim, bias=False)
         self.hidden_context = nn.Linear(context_dim, hidden_dim)
@@ -125,6 +128,14 @@ class AutoregressiveBernoulli(TorchDistribution):
         observed: Tensor | None = None,
         batch_shape: torch.Size | None = None,
     ) -> None:
+        if not isinstance(conditioner, MaskedConditioner):
+            raise ValueError(f"conditioner: expected a MaskedConditioner, got {kind_of(conditioner)}.")
+        # At every step that draws: nothing is looked at but types and the last size.
+        if not isinstance(context, Tensor) or context.shape[-1:] != (conditioner.hidden_context.in_features,):
+            size = conditioner.hidden_context.in_features
+            raise ValueError(f"context: expected a torch.Tensor of shape (*, {size}), got {shown(context)}.")
+        if observed is not None and not (isinstance(observed, Tensor) and observed.dtype == torch.bool):
+            raise ValueError(f"observed: expected booleans or None, got {shown(observed)}.")
         self.conditioner, self.context, self.observed = conditioner, context, observed
         shape = context.shape[:-1] if batch_shape is None else batch_shape
         super().__init__(shape, torch.Size((conditioner.x_dim,)), validate_args=False)
@@ -204,6 +215,7 @@ class AutoregressiveBernoulliEmission(Emission):
         conditioner_dim: int = 512,
     ) -> None:
         super().__init__()
+        check_sizes(in_dim, x_dim, hidden_dims, dropout)
         positive("conditioner_dim", conditioner_dim)
         self.context = MLP(in_dim, hidden_dims, dropout=dropout)
         self.conditioner = MaskedConditioner(x_dim, self.context.out_dim, conditioner_dim, dropout=dropout)
@@ -214,5 +226,6 @@ class AutoregressiveBernoulliEmission(Emission):
 
     def init_bias(self, mean: Tensor) -> None:
         """Starts the logits at those of the mean frame."""
+        floats("mean", mean, self.conditioner.x_dim)
         with torch.no_grad():
             self.conditioner.out_context.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.overrides import TorchFunctionMode
 
+from .._checks import kind_of, positive, positive_integers, probability, shown
+from .._types import check_types
+
 __all__ = ["Emission", "drawn", "expected", "followed", "hide"]
 
 HAVE_ZERO = (constraints.real, constraints.real_vector, constraints.boolean, constraints.nonnegative_integer)
@@ -88,6 +91,20 @@ class Emission(nn.Module):
         return frames
 
 
+def check_sizes(in_dim: object, x_dim: object, hidden_dims: object, dropout: object) -> None:
+    """Raises ``ValueError`` unless these are the sizes of an emission, and a probability."""
+    positive("in_dim", in_dim)
+    positive("x_dim", x_dim)
+    positive_integers("hidden_dims", hidden_dims)
+    probability("dropout", dropout)
+
+
+def check_distribution(name: str, fn: object) -> None:
+    """Raises ``ValueError`` unless this is a distribution."""
+    if not isinstance(fn, torch.distributions.Distribution):
+        raise ValueError(f"{name}: expected a distribution, got {kind_of(fn)}.")
+
+
 # Of these the mean exists and is finite whenever the parameters are; it may overflow.
 _WITH_MEAN = (
     torch.distributions.Bernoulli,
@@ -155,6 +172,7 @@ def expected(fn: Any) -> Tensor:
         Traceback (most recent call last):
         ValueError: mean: expected a distribution whose mean exists, got Cauchy...
     """
+    check_distribution("fn", fn)
     try:
         mean = fn.mean
     except NotImplementedError:
@@ -184,6 +202,7 @@ def drawn(fn: Any) -> Tensor:
         >>> drawn(dist.Normal(torch.zeros(2, 1), scale, validate_args=False).to_event(1)).isnan().flatten()
         tensor([False,  True])
     """
+    check_distribution("fn", fn)
     try:
         return fn.sample()
     except RuntimeError:
@@ -235,6 +254,7 @@ def followed(fn: Any) -> Tensor:
         >>> followed(dist.OneHotCategorical(torch.tensor([0.25, 0.75])))
         tensor([0., 1.])
     """
+    check_distribution("fn", fn)
     try:
         discrete = fn.support.is_discrete
     except (AttributeError, NotImplementedError):
@@ -271,8 +291,14 @@ def hide(fn: Any, observed: Tensor | None) -> Any:
         >>> hide(fn, torch.tensor([[True], [True], [False]])).log_prob(torch.zeros(3, 2))
         tensor([-1.8379, -1.8379,  0.0000])
     """
+    check_types(hide, locals())
     if observed is None:
         return fn
+    check_distribution("fn", fn)
+    if observed.dtype != torch.bool:
+        raise ValueError(f"observed: expected booleans, got {shown(observed)}.")
+    if not observed.dim() or observed.shape[-1] not in (1, *fn.event_shape[-1:]):
+        raise ValueError(f"observed: expected shape (*, 1) or (*, {fn.event_shape[-1]}), got {tuple(observed.shape)}.")
     if observed.shape[-1] == 1:
         return _masked(fn, observed[..., 0])
     if hasattr(fn, "hide"):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from .._checks import flag, floats
 from ..images import check_image_shape, frame_decoder, output_bias, warn_of_channels_last
-from .base import Emission
+from .base import Emission, check_sizes
 
 __all__ = ["BernoulliEmission", "GreyBernoulli"]
 
@@ -84,8 +85,8 @@ class BernoulliEmission(Emission):
         grey: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(grey, bool):
-            raise ValueError(f"grey: expected True or False, got {grey!r}.")
+        check_sizes(in_dim, x_dim, hidden_dims, dropout)
+        flag("grey", grey)
         self.grey = grey
         if image_shape is not None:
             warn_of_channels_last(check_image_shape(image_shape, x_dim))
@@ -117,5 +118,6 @@ class BernoulliEmission(Emission):
 
     def init_bias(self, mean: Tensor) -> None:
         """Starts the logits at those of the mean frame."""
+        floats("mean", mean, len(output_bias(self.logits)))
         with torch.no_grad():
             output_bias(self.logits).copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from .._checks import floats, number
 from ..images import check_image_shape, frame_decoder, output_bias, warn_of_channels_last
 from ..nn import SCALE_FLOOR, normal
-from .base import Emission
+from .base import Emission, check_sizes
 
 __all__ = ["GaussianEmission"]
 
@@ -52,8 +53,9 @@ class GaussianEmission(Emission):
         channels: Sequence[int] = (16, 32),
     ) -> None:
         super().__init__()
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale: expected a positive number or None, got {scale!r}.")
+        check_sizes(in_dim, x_dim, hidden_dims, dropout)
+        if scale is not None:
+            number("scale", scale, above=0, also="None")
         self.scale = scale
         self.x_dim = x_dim
         out_dim = x_dim if scale is not None else 2 * x_dim
@@ -74,5 +76,6 @@ class GaussianEmission(Emission):
 
     def init_bias(self, mean: Tensor) -> None:
         """Starts the loc at the mean frame."""
+        floats("mean", mean, self.x_dim)
         with torch.no_grad():
             output_bias(self.parameters_of_x)[: self.x_dim].copy_(self.own_units(mean))

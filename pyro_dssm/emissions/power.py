@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, softplus
 
+from .._checks import flag, floats
 from ..nn import MLP
-from .base import Emission
+from .base import Emission, check_sizes
 
 __all__ = [
     "GammaPowerEmission",
@@ -123,8 +124,8 @@ class PowerEmission(Emission):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(residual, bool):
-            raise ValueError(f"residual: expected True or False, got {residual!r}.")
+        check_sizes(in_dim, x_dim, hidden_dims, dropout)
+        flag("residual", residual)
         self.x_dim, self.residual = x_dim, residual
         sizes = [x_dim] * self.outputs + ([x_dim, TAPS * BANDS] if residual else [])
         self.net, self.sizes = MLP(in_dim, hidden_dims, sum(sizes), dropout=dropout), sizes
@@ -204,6 +205,7 @@ class PowerEmission(Emission):
 
     def init_bias(self, mean: Tensor) -> None:
         """Takes the mean frame as the reference of all levels."""
+        floats("mean", mean, self.x_dim)
         self.reference.copy_(mean.clamp(min=FLOOR).log())
 
 

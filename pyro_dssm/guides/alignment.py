@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .._checks import one_of, positive, probability
+from .._checks import flag, one_of, positive, probability
 from ..dssm import DSSM
 from ..memories import Cell
 from ..nn import Combiner
@@ -80,6 +80,7 @@ class GaussianGuide(Guide):
         combiner: Literal["additive", "joint"] = "additive",
     ) -> None:
         one_of("combiner", combiner, ("additive", "joint"))
+        flag("gated", gated)
         super().__init__(
             model,
             latents=latents,

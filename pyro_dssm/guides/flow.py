@@ -13,7 +13,8 @@ from pyro.distributions.transforms.utils import clamp_preserve_gradients
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
-from .._checks import guide_kind, positive
+from .._checks import positive
+from .._types import check_types
 from ..inputs import Inputs
 from ..paths import Path
 from .guide import Guide, GuidePath
@@ -76,8 +77,7 @@ class FlowGuide(Guide):
     """
 
     def __init__(self, guide: Guide, num_flows: int = 3, hidden_dim: int = 20, *, conditional: bool = False) -> None:
-        if not isinstance(guide, Guide):
-            raise ValueError(f"guide: expected a Guide, got {guide_kind(guide)}.")
+        check_types(FlowGuide.__init__, locals())
         own = _own_methods(guide, RUN_BY_WRAPPER, Guide)
         if own:
             names = ", ".join(f"`{name}`" for name in own)
@@ -88,8 +88,6 @@ class FlowGuide(Guide):
         self._check_subclass()
         positive("num_flows", num_flows)
         positive("hidden_dim", hidden_dim)
-        if not isinstance(conditional, bool):
-            raise ValueError(f"conditional: expected True or False, got {conditional!r}.")
         z_dim = guide.model.z_dim
         if z_dim < 2:
             raise ValueError(f"guide: expected a model with z_dim of at least 2, got {z_dim}.")

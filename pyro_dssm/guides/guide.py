@@ -13,10 +13,11 @@ from pyro import poutine
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor, nn
 
-from .._checks import event, guide_kind, one_of, positive
+from .._checks import event, guide_kind, one_of, positive, positive_integers, shown
 from .._program import Program
+from .._types import check_types
 from ..dssm import DSSM, plates
-from ..images import check_image_shape, frame_encoder, positive_integers
+from ..images import check_image_shape, frame_encoder
 from ..inputs import Inputs
 from ..memories import CELLS, Cell, Last, Memory, Recurrent, States
 from ..nn import MLP, NormalHead, join, reverse, shift
@@ -147,13 +148,11 @@ class Guide(Program):
         positive("rnn_dim", rnn_dim)
         one_of("rnn", rnn, CELLS)
         for name, value, names in (("latents", latents, _Z), ("past", past, _X)):
-            if value not in names:
-                raise ValueError(f"{name}: expected one of {list(names)}, got {value!r}.")
+            if not isinstance(value, str) or value not in names:
+                raise ValueError(f"{name}: expected one of {list(names)}, got {shown(value)}.")
+        check_types(Guide.__init__, locals())
         # A tuple hides the model from torch, which would list its tensors in the guide's state_dict as well.
         self._model = (model,)
-        for name, flag in (("skip", skip), ("reads_mask", reads_mask)):
-            if not isinstance(flag, bool):
-                raise ValueError(f"{name}: expected True or False, got {flag!r}.")
         self.latents, self.past, self.future, self.skip = latents, past, future, skip
         self.reads_mask = reads_mask
         mask_dim = model.x_dim if reads_mask else 0

@@ -15,6 +15,7 @@ from .linearisation import Gaussian
 
 __all__ = [
     "Frames",
+    "alike",
     "at_steps",
     "broadcast",
     "check_ends",
@@ -46,6 +47,10 @@ def frames(y: Tensor, mask: Tensor | None) -> Frames:
     Raises:
         ValueError: For a wrong shape, or a value that is observed and not finite.
     """
+    if y.device.type == "meta":
+        raise ValueError("y: expected a tensor with values, got one on the device meta.")
+    if mask is not None and mask.device != y.device:
+        raise ValueError(f"mask: expected device {y.device} like the frames, got {mask.device}.")
     if y.dim() < 2 or y.numel() == 0 or not y.is_floating_point():
         raise ValueError(f"y: expected floats of shape (*, T, d) without a 0, got {y.dtype} of shape {tuple(y.shape)}.")
     seen = None
@@ -64,8 +69,18 @@ def frames(y: Tensor, mask: Tensor | None) -> Frames:
     return Frames(y, seen)
 
 
+def alike(y: Tensor, **others: Tensor | None) -> None:
+    """Raises ``ValueError`` unless all have the dtype and the device of the frames."""
+    for name, value in others.items():
+        if value is not None and (value.dtype, value.device) != (y.dtype, y.device):
+            wanted, got = f"{y.dtype} on {y.device}", f"{value.dtype} on {value.device}"
+            raise ValueError(f"{name}: expected {wanted} like the frames, got {got}.")
+
+
 def initial_law(initial: Gaussian) -> None:
     """Raises ``ValueError`` unless a law's mean and covariance fit each other."""
+    if not isinstance(initial.mean, Tensor) or not isinstance(initial.cov, Tensor):
+        raise ValueError("initial: expected a mean and a cov that are tensors, got others.")
     n = initial.mean.shape[-1] if initial.mean.dim() else 0
     if n == 0 or initial.cov.shape[-2:] != (n, n):
         raise ValueError(
@@ -109,6 +124,8 @@ def check_ends(ends: Tensor | None, shape: tuple[int, ...]) -> None:
     """Raises ``ValueError`` unless ``ends`` are booleans that broadcast to the shape."""
     if ends is None:
         return
+    if ends.device.type == "meta":
+        raise ValueError("ends: expected a tensor with values, got one on the device meta.")
     try:
         fits = ends.dtype == torch.bool and torch.broadcast_shapes(ends.shape, shape) == shape
     except RuntimeError:
@@ -130,6 +147,8 @@ def emission_over_time(
     covariance("emission_noise", r)
     if isinstance(emission, Tensor):
         return over_time("emission", emission, steps, d, n), r
+    if isinstance(emission, bool):
+        raise ValueError(f"emission: expected a size or a matrix, got {emission}.")
     if isinstance(emission, int) and (emission != d or d > n):
         raise ValueError(f"emission: expected the size {d} of a frame, at most that of the state {n}, got {emission}.")
     return None, r

@@ -8,7 +8,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from ._arguments import (
+    alike,
     at_steps,
     broadcast,
     covariance,
@@ -64,6 +66,9 @@ class _Noises:
 def _linear_at(linearise: Linearise, m: Tensor, t: int, lead: tuple[int, ...]) -> Linearised:
     n = m.shape[-1]
     linear = linearise(m.view(*lead, n), t)
+    if not (isinstance(linear, tuple) and len(linear) == 3):
+        raise ValueError(f"linearise: expected to return a Linearised, got {type(linear).__name__}.")
+    linear = Linearised(*linear)
     if linear.mean.shape[-1:] != (n,) or linear.jacobian.shape[-2:] != (n, n):
         raise ValueError(
             f"linearise: expected a mean (*, {n}) and a jacobian (*, {n}, {n}), got {tuple(linear.mean.shape)} "
@@ -125,8 +130,12 @@ def extended_filter(
         >>> filtered.mean.shape
         torch.Size([3, 2])
     """
+    check_types(extended_filter, locals())
     y, seen = frames(y, mask)
     initial_law(initial)
+    of_frames = {"emission": emission if isinstance(emission, Tensor) else None, "emission_noise": emission_noise}
+    alike(y, initial=initial.mean, **of_frames)
+    alike(y, initial=initial.cov)
     (steps, d), n = y.shape[-2:], initial.mean.shape[-1]
     h, r = emission_over_time(emission, emission_noise, steps, (d, n))
     leads = {"y": y.shape[:-2], "initial": initial.mean.shape[:-1], "cov": initial.cov.shape[:-2], "R": r.shape[:-3]}
@@ -219,7 +228,14 @@ def _run(
         if at is not None:
             shown = shown - matvec(at, m)
         elif not isinstance(emission, int):
-            expected, at = emission(m.view(*lead, n))  # type: ignore[operator]
+            returned = emission(m.view(*lead, n))  # type: ignore[operator]
+            if not (
+                isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(v, Tensor) for v in returned)
+            ):
+                raise ValueError(
+                    f"emission: expected to return a frame and its Jacobian, got {type(returned).__name__}."
+                )
+            expected, at = returned
             shown, at = shown - flat(expected, lead, 1), flat(at, lead, 2)
         if at is not None:
             innovations.append(shown)

@@ -8,7 +8,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from ._arguments import (
+    alike,
     at_steps,
     broadcast,
     covariance,
@@ -73,6 +75,7 @@ def kalman_filter(
         >>> filtered.mean.squeeze(-1)
         tensor([0.5000, 0.5000, 2.2857])
     """
+    check_types(kalman_filter, locals())
     model = prepare(
         y,
         initial,
@@ -179,6 +182,10 @@ def prepare(
     """
     y, seen = frames(y, mask)
     initial_law(initial)
+    of_frames = {"emission": emission if isinstance(emission, Tensor) else None, "emission_noise": emission_noise}
+    of_states = {"initial": initial.mean, "transition": transition, "noise": noise, "offset": offset}
+    alike(y, **of_states, **of_frames, emission_offset=emission_offset)
+    alike(y, initial=initial.cov)
     (steps, d), n = y.shape[-2:], initial.mean.shape[-1]
     h, r = emission_over_time(emission, emission_noise, steps, (d, n))
     f, q = over_time("transition", transition, steps, n, n), over_time("noise", noise, steps, n, n)

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import floats
+from .._types import check_types
+
 __all__ = ["Gaussian", "Linearise", "Linearised", "by_jacobian"]
 
 
@@ -63,6 +66,14 @@ def by_jacobian(
         tensor([[[3., 2.],
                  [0., 1.]]])
     """
+    check_types(by_jacobian, locals())
+    n = noise.shape[-1] if noise.dim() else "n"
+    if noise.dim() == 2:
+        floats("noise", noise, n, n, finite=False)
+    else:
+        floats("noise", noise, "*", "T", n, n, finite=False)
+    if controls is not None:
+        floats("controls", controls, "*", "T", "c", finite=False)
 
     def value_twice(z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
         value = f(z, u)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from ._arguments import flat
 from ._linalg import Lifts, lifted, matvec, replaced, symmetric, triangular, weak
 from ._scan import Elements, associative_scan
@@ -65,6 +66,7 @@ def parallel_filter(
         >>> parallel_filter(y, Gaussian(torch.zeros(1), one), one, one, 1, one).mean.squeeze(-1)
         tensor([0.5000, 1.4000, 2.3846])
     """
+    check_types(parallel_filter, locals())
     model = prepare(
         y,
         initial,
@@ -175,6 +177,7 @@ def parallel_smoother(filtered: Filtered) -> Smoothed:
         >>> parallel_smoother(parallel_filter(y, Gaussian(torch.zeros(1), one), one, one, 1, one)).mean.squeeze(-1)
         tensor([0.9231, 1.7692, 2.3846])
     """
+    check_types(parallel_smoother, locals())
     lifts = Lifts("parallel_smoother")
     law = backward_law(filtered, lifts)
     lifts.report()

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._arguments import check_ends
+from .._checks import natural, shown
+from .._types import check_types
+from ._arguments import alike, check_ends
 from ._linalg import Lifts, cholesky, matvec, path
 from ._values import root_value
 from .backward import backward_law
@@ -52,6 +54,7 @@ def backward_conditionals(filtered: Filtered, ends: Tensor | None = None) -> Bac
         >>> backward_conditionals(filtered).gain.flatten()
         tensor([0.3333, 0.0000])
     """
+    check_types(backward_conditionals, locals())
     lifts = Lifts("backward_conditionals")
     gain, _, root = _chain(filtered, ends, lifts)
     lifts.report()
@@ -120,6 +123,11 @@ def backward_sample(
         >>> z.shape, log_q.shape
         (torch.Size([5, 2, 1]), torch.Size([5, 2]))
     """
+    check_types(backward_sample, locals())
+    if isinstance(sample_shape, str | bytes) or not isinstance(sample_shape, Sequence):
+        raise ValueError(f"sample_shape: expected integers, got {shown(sample_shape)}.")
+    for size in sample_shape:
+        natural("sample_shape", size)
     lifts = Lifts("backward_sample")
     gain, drift, root = _chain(filtered, ends, lifts)
     lifts.report()
@@ -128,6 +136,7 @@ def backward_sample(
         noise = torch.randn(shape, dtype=drift.dtype, device=drift.device)
     elif tuple(noise.shape) != shape:
         raise ValueError(f"noise: expected shape {shape}, got {tuple(noise.shape)}.")
+    alike(drift, noise=noise)
     free = drift + matvec(root, noise)
     z = filtered.mean + path(gain.flip(-3), free.flip(-2)).flip(-2)
     log_q = -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi))
@@ -155,9 +164,11 @@ def backward_log_prob(filtered: Filtered, z: Tensor, *, ends: Tensor | None = No
         >>> backward_log_prob(filtered, torch.zeros(2, 1)).shape
         torch.Size([2])
     """
+    check_types(backward_log_prob, locals())
     shape = tuple(filtered.mean.shape)
     if z.dim() < len(shape) or tuple(z.shape[z.dim() - len(shape) :]) != shape:
         raise ValueError(f"z: expected shape (*sample_shape, {', '.join(map(str, shape))}), got {tuple(z.shape)}.")
+    alike(filtered.mean, z=z)
     lifts = Lifts("backward_log_prob")
     gain, _, root = _chain(filtered, ends, lifts)
     lifts.report()

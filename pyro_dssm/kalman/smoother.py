@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._types import check_types
 from ._arguments import flat
 from ._linalg import Lifts, path, symmetric, triangular
 from ._values import valued
@@ -84,6 +85,7 @@ def rts_smoother(filtered: Filtered) -> Smoothed:
         >>> rts_smoother(kalman_filter(y, Gaussian(torch.zeros(1), one), one, one, 1, one)).mean.squeeze(-1)
         tensor([0.9231, 1.7692, 2.3846])
     """
+    check_types(rts_smoother, locals())
     lifts = Lifts("rts_smoother")
     law = backward_law(filtered, lifts)
     lifts.report()

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._types import check_types
+from ..training import History
 from ._common import BLUE, GREY, INK, ORANGE, new_axes, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..training import History
 
 __all__ = ["plot_curves", "plot_multiplier"]
 
@@ -37,6 +37,7 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
         >>> right.get_xlabel(), right.get_ylabel()
         ('epoch', 'nats per frame')
     """
+    check_types(plot_curves, locals())
     left, right = new_axes(axes, 9.0, 3.2, columns=2)
     epochs, column = history["epoch"], {name: _floats(history[name]) for name in ("reconstruction", "kl", "valid")}
     bound = column["reconstruction"] + column["kl"]
@@ -119,6 +120,7 @@ def plot_multiplier(history: History, axes: Sequence[Axes] | None = None) -> Seq
         >>> left.get_yscale(), [line.get_label() for line in right.lines]
         ('log', ['moving average $\\hat{C}$', 'bound $\\varepsilon$'])
     """
+    check_types(plot_multiplier, locals())
     names = ("multiplier", "constraint", "constraint_bound")
     column = {name: _floats(history[name]) for name in names}
     missing = [name for name in names if not np.isfinite(column[name]).any()]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .._checks import is_number
+from .._checks import is_count, is_number, number, positive, positive_integers, shown
 from .._extras import require
 from .._files import atomic_write
+from .._types import check_types
 from ._common import INK, ORANGE, as_array, new_axes
 
 if TYPE_CHECKING:
@@ -59,9 +60,14 @@ def plot_filmstrip(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['truth', 'prediction', 'difference']
     """
+    check_types(plot_filmstrip, locals())
     real, found = _films(truth, prediction, image_shape, known)
-    if step is not None and (not isinstance(step, int) or step < 1):
-        raise ValueError(f"step: expected a positive integer or None, got {step!r}.")
+    if ax is not None:
+        ax = new_axes(ax)
+    if step is not None:
+        positive("step", step, also="None", most=None)
+    if limit is not None:
+        number("limit", limit, above=0, also="None")
     step = -(-len(real) // _SHOWN) if step is None else step
     shown = np.arange(0, len(real), step)
     height, width = real.shape[1:3]
@@ -101,7 +107,7 @@ def _films(
     truth: Tensor | np.ndarray, prediction: Tensor | np.ndarray, image_shape: Sequence[int], known: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both films as ``(T, height, width, channels)``, NaN where nothing was predicted."""
-    shape = tuple(image_shape)
+    shape = positive_integers("image_shape", image_shape)
     channels, height, width = shape if len(shape) == 3 else (1, *shape) if len(shape) == 2 else (0, 0, 0)
     if channels not in (1, 3):
         raise ValueError(f"image_shape: expected (height, width) or (1 or 3, height, width), got {shape}.")
@@ -112,8 +118,8 @@ def _films(
             raise ValueError(f"{name}: expected frames of {channels * height * width} pixels, got {array.shape[1]}.")
         films.append(np.moveaxis(array.reshape(-1, channels, height, width), 1, -1))
     real, found = films
-    if known is not None and not 0 < known < len(real):
-        raise ValueError(f"known: expected a number of frames from 1 to {len(real) - 1}, got {known!r}.")
+    if known is not None and not is_count(known, 1, len(real) - 1):
+        raise ValueError(f"known: expected a number of frames from 1 to {len(real) - 1}, got {shown(known)}.")
     if len(found) not in {len(real), len(real) - (known or 0)}:
         expected = " or ".join(str(n) for n in sorted({len(real), len(real) - (known or 0)}))
         raise ValueError(f"prediction: expected {expected} frames, got {len(found)}.")
@@ -174,10 +180,10 @@ def write_gif(
         ...     pathlib.Path(folder, "film.gif").read_bytes()[:6]
         b'GIF89a'
     """
+    check_types(write_gif, locals())
     if not is_number(fps) or not 0 < fps <= 50:
-        raise ValueError(f"fps: expected a number above 0 and up to 50, got {fps!r}.")
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size: expected a positive integer, got {size!r}.")
+        raise ValueError(f"fps: expected a number above 0 and up to 50, got {shown(fps)}.")
+    positive("size", size)
     images = require("PIL.Image", extra="plots")
     real, found = _films(truth, prediction, image_shape, known)
     low, high = _limits(real)

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from .._checks import check_levels, is_count, shown
 from .._extras import require
+from .._types import check_types
 from ._common import BLUE, GREY, INK, as_array, as_arrays, new_axes, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 __all__ = ["plot_forecast", "plot_phase"]
 
@@ -53,9 +56,9 @@ def plot_forecast(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['known', 'median', '50 % interval', '90 % interval']
     """
+    check_types(plot_forecast, locals())
     draws = as_array("samples", samples, (2,))
-    if not all(0 < level < 1 for level in levels):
-        raise ValueError(f"levels: expected probabilities between 0 and 1, got {list(levels)!r}.")
+    check_levels(levels)
     ax = new_axes(ax)
     steps = np.arange(1, draws.shape[1] + 1)
     if known is not None:
@@ -63,6 +66,8 @@ def plot_forecast(
         ax.plot(np.arange(1 - len(past), 1), past, color=INK, linewidth=1.2, label="known")
     if truth is not None:
         future = as_array("truth", truth, (1,))
+        if len(future) != draws.shape[1]:
+            raise ValueError(f"truth: expected {draws.shape[1]} frames like the samples, got {len(future)}.")
         ax.plot(np.arange(1, len(future) + 1), future, color=INK, linewidth=1.2, linestyle=":", label="what came")
     ax.plot(steps, np.median(draws, 0), color=BLUE, linewidth=1.6, label="median")
     for i, level in enumerate(sorted(levels)):
@@ -86,7 +91,7 @@ def plot_phase(
     title: str = "",
     color: Tensor | np.ndarray | Sequence[Tensor] | None = None,
     color_name: str = "",
-    cmap: str = "viridis",
+    cmap: str | Colormap = "viridis",
     colorbar: bool = True,
 ) -> Axes:
     """Draws paths in the plane of two of their variables, coloured by time or by any other quantity.
@@ -116,14 +121,19 @@ def plot_phase(
         >>> plot_phase(torch.randn(3, 50, 2)).get_xlabel()
         '$z_{1}$'
     """
+    check_types(plot_phase, locals())
     values = as_arrays("paths", paths, 2)
     shades = [np.arange(len(path)) for path in values] if color is None else as_arrays("color", color, 1)
     if [len(shade) for shade in shades] != [len(path) for path in values]:
         expected = f"a value for each frame of {len(values)} paths"
         raise ValueError(f"color: expected {expected}, got lengths {[len(shade) for shade in shades]}.")
     width = min(path.shape[1] for path in values)
-    if not (len(dims) == 2 and all(isinstance(d, int) and 0 <= d < width for d in dims)):
-        raise ValueError(f"dims: expected two numbers from 0 to {width - 1}, got {dims!r}.")
+    two = isinstance(dims, Sequence) and len(dims) == 2
+    if not (two and all(is_count(d, 0, width - 1) for d in dims)):
+        raise ValueError(f"dims: expected two numbers from 0 to {width - 1}, got {shown(dims)}.")
+    package = require("matplotlib", extra="plots")
+    if not (cmap in package.colormaps if isinstance(cmap, str) else isinstance(cmap, package.colors.Colormap)):
+        raise ValueError(f"cmap: expected the name of a colour map of matplotlib, got {shown(cmap)}.")
     collections = require("matplotlib.collections", extra="plots")
     ax = new_axes(ax, 4.2, 3.6)
     points = [path[:, list(dims)] for path in values]

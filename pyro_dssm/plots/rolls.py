@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from .._checks import is_count, natural, shown
 from .._extras import require
+from .._types import check_types
 from ..data.rolls import KEYS, LOWEST_PITCH
 from ._common import BLUE, GREY, INK, ORANGE, as_array, new_axes, plain
 
@@ -32,6 +35,7 @@ def pitch_name(pitch: int) -> str:
         >>> pitch_name(60), pitch_name(21)
         ('C4', 'A0')
     """
+    natural("pitch", pitch)
     return f"{_NAMES[pitch % 12]}{pitch // 12 - 1}"
 
 
@@ -66,32 +70,34 @@ def plot_roll(
         >>> plot_roll(torch.eye(88), title="Every key").get_ylabel()
         'pitch'
     """
+    check_types(plot_roll, locals())
     values = as_array("roll", roll, (2,))
     if values.shape[1] != KEYS or len(values) == 0:
         raise ValueError(f"roll: expected shape (T, {KEYS}) with T >= 1, got {values.shape}.")
-    if known is not None and not (isinstance(known, int) and 0 <= known <= len(values)):
-        raise ValueError(f"known: expected a number of frames from 0 to {len(values)}, got {known!r}.")
+    if known is not None and not is_count(known, 0, len(values)):
+        raise ValueError(f"known: expected a number of frames from 0 to {len(values)}, got {shown(known)}.")
     if pitches is None:
         used = np.flatnonzero((values > 0.05).any(0))
         low, high = (int(used[0]), int(used[-1])) if len(used) else (27, 51)
         pitches = max(low - 2, 0) + LOWEST_PITCH, min(high + 2, values.shape[1] - 1) + LOWEST_PITCH
+    two = isinstance(pitches, Sequence) and len(pitches) == 2 and all(is_count(p, 0, 127) for p in pitches)
+    if not two or pitches[0] > pitches[1]:
+        raise ValueError(f"pitches: expected the lowest and the highest, got {shown(pitches)}.")
     low, high = (int(pitch) for pitch in pitches)
-    if low > high:
-        raise ValueError(f"pitches: expected the lowest and the highest, got {tuple(pitches)}.")
     colors = require("matplotlib.colors", extra="plots")
     ax = new_axes(ax, 7.0, 3.0)
     # Rows that the keyboard does not have stay empty: an index below 0 would count from its other end.
     first, last = max(low, LOWEST_PITCH), min(high, LOWEST_PITCH + KEYS - 1)
-    shown = np.zeros((high + 1 - low, len(values)))
+    drawn = np.zeros((high + 1 - low, len(values)))
     if first <= last:
-        shown[first - low : last + 1 - low] = values[:, first - LOWEST_PITCH : last + 1 - LOWEST_PITCH].T
+        drawn[first - low : last + 1 - low] = values[:, first - LOWEST_PITCH : last + 1 - LOWEST_PITCH].T
     # A frame is a cell: it begins at its number and lasts for one unit.
     split = len(values) if known is None else known
     for begin, end, colour in ((0, split, INK), (split, len(values), BLUE)):
         if begin < end:
             shades = colors.LinearSegmentedColormap.from_list("shades", ["white", colour])
             ax.imshow(
-                shown[:, begin:end],
+                drawn[:, begin:end],
                 cmap=shades,
                 vmin=0,
                 vmax=1,

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import is_number, positive
+from .._checks import is_number, kind_of, positive, shown
 from .._extras import require
+from .._types import check_types
 from ..audio import Spectrogram
 from ._common import new_axes
 
@@ -47,6 +48,7 @@ def mel_spectrogram(wave: Tensor, rate: int = 16000, num_mels: int = 80) -> Tens
         >>> mel_spectrogram(torch.randn(16000)).shape
         torch.Size([63, 80])
     """
+    check_types(mel_spectrogram, locals())
     positive("num_mels", num_mels)
     spectrogram = Spectrogram(rate=rate)
     power = spectrogram.power(wave)
@@ -100,12 +102,13 @@ def plot_mel(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('time (s)', 'frequency (kHz)')
     """
+    check_types(plot_mel, locals())
     for name, value in (("wave", wave), ("reference", wave if reference is None else reference)):
         if not isinstance(value, Tensor) or value.dim() != 1:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
             raise ValueError(f"{name}: expected a tensor of shape (N,), got {got}.")
     if not is_number(top_db) or top_db <= 0:
-        raise ValueError(f"top_db: expected a positive number, got {top_db!r}.")
+        raise ValueError(f"top_db: expected a positive number, got {shown(top_db)}.")
     mels = mel_spectrogram(wave.detach(), rate, num_mels)
     loudest = (mels if reference is None else mel_spectrogram(reference.detach(), rate, num_mels)).max().item()
     if loudest <= 10 * math.log10(_FLOOR):

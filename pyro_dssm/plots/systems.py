@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._checks import is_count, number, shown
 from .._extras import require
 from .._regression import r_squared
+from .._types import check_types
 from ..prediction import OpenLoop
-from ._common import BLUE, GREY, INK, ORANGE, as_arrays, new_axes, plain
+from ._common import BLUE, GREY, INK, ORANGE, as_arrays, is_axes, new_axes, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,17 +69,22 @@ def plot_identified(
         >>> axes[1, 0].get_ylabel(), axes[1, 1].get_title("left")
         ('velocity (rad/s)', 'R² = 1.000')
     """
+    check_types(plot_identified, locals())
     found, real = as_arrays("predicted", predicted, 2), as_arrays("truth", truth, 2)
     r2 = r_squared([torch.as_tensor(v) for v in found], [torch.as_tensor(v) for v in real]).tolist()
     if len(names) != len(r2):
         raise ValueError(f"names: expected {len(r2)} of them, one per column of the truth, got {list(names)!r}.")
-    if not 0 <= sequence < len(real):
-        raise ValueError(f"sequence: expected an integer from 0 to {len(real) - 1}, got {sequence!r}.")
+    if not is_count(sequence, 0, len(real) - 1):
+        raise ValueError(f"sequence: expected an integer from 0 to {len(real) - 1}, got {shown(sequence)}.")
+    number("dt", dt, above=0)
     if axes is None:
         pyplot = require("matplotlib.pyplot", extra="plots")
         size = {"figsize": (8.0, 0.6 + 1.9 * len(r2)), "layout": "constrained"}
         axes = pyplot.subplots(len(r2), 2, squeeze=False, width_ratios=(2.4, 1), **size)[1]
-    axes = np.asarray(axes).reshape(len(r2), 2)
+    axes = np.asarray(axes)
+    if axes.size != 2 * len(r2) or not all(map(is_axes, axes.flat)):
+        raise ValueError(f"axes: expected axes of shape ({len(r2)}, 2), got {shown(axes)}.")
+    axes = axes.reshape(len(r2), 2)
     times = dt * np.arange(len(real[sequence]))
     for k, (over_time, scatter) in enumerate(axes):
         over_time.plot(times, real[sequence][:, k], color=INK, linewidth=2.2, alpha=0.45, label="truth")
@@ -131,6 +138,7 @@ def plot_open_loop(
         >>> ax.get_yscale(), [text.get_text() for text in ax.get_legend().get_texts()]
         ('log', ['EKVAE', 'copy of the last frame'])
     """
+    check_types(plot_open_loop, locals())
     if not results:
         raise ValueError("results: expected at least one, got none.")
     first = next(iter(results.values()))

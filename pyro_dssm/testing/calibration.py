@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from .._types import check_types
 from ..dssm import DSSM
 from ..guides import Guide
 from ._integrals import PRECISION, Estimate, Sandwich, integral
@@ -19,6 +20,7 @@ from .densities import (
     Arguments,
     Site,
     assert_close,
+    check_call,
     copied,
     overrides,
     run_as,
@@ -99,6 +101,8 @@ def check_densities_integrate_to_one(
         >>> model = pd.DMM(x_dim=3, z_dim=2)
         >>> check_densities_integrate_to_one(model, pd.Filtering(model), torch.ones(2, 4, 3))
     """
+    check_types(check_densities_integrate_to_one, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
     args, controls = _few(x, lengths, mask, controls)
     free: Any = poutine.uncondition(model)
     with run_as(model, "step"):
@@ -303,6 +307,8 @@ def check_draws_follow_their_density(
         >>> model = pd.DMM(x_dim=3, z_dim=2)
         >>> check_draws_follow_their_density(model, pd.Filtering(model), torch.ones(2, 4, 3))
     """
+    check_types(check_draws_follow_their_density, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
     args, controls = _few(x, lengths, mask, controls)
     # Wide frames have many entries to tell a fault by, and cost more.
     paths = PATHS * min(1.0, max(0.25, WIDTH / max(model.x_dim, model.z_dim, 1)))
@@ -422,6 +428,8 @@ def check_draws_have_their_density(
     Raises:
         AssertionError: If the two densities differ.
     """
+    check_types(check_draws_have_their_density, locals())
+    check_call(guide.model, guide, x, lengths, mask, controls=controls)
     model, args = guide.model, (x, lengths, mask)
     tolerance = tolerance_of(model, tolerance)
     with torch.no_grad():

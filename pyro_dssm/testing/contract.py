@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .._types import check_types
 from ..data.sequences import Batch
 from ..dssm import DSSM
 from ..guides import Guide
@@ -67,6 +68,7 @@ def check_pair(
         >>> batch = random_batch(model)
         >>> check_pair(model, guide, *batch[:3])
     """
+    check_types(check_pair, locals())
     kwargs: dict[str, Any] = {"controls": controls}
     close = {**kwargs, "tolerance": tolerance}
     args = (model, guide, x, lengths, mask)

@@ -12,10 +12,12 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
+from .._checks import floats, kind_of, number, positive, shown
 from .._devices import generators_kept
+from .._types import check_types
 from ..data.sequences import Batch
 from ..dssm import DSSM
-from ..guides import Guide
+from ..guides import Guide, check_pair
 
 __all__ = [
     "FORMS",
@@ -47,6 +49,7 @@ def run_as(model: DSSM, form: Form) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    check_types(run_as, locals())
     before = model.sites
     model.sites = form
     try:
@@ -75,6 +78,9 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
         >>> random_batch(pd.DMM(x_dim=3, z_dim=2)).x.shape
         torch.Size([4, 6, 3])
     """
+    check_types(random_batch, locals())
+    positive("num_sequences", num_sequences)
+    positive("length", length)
     like = model._like
     shape = (num_sequences, length)
     options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
@@ -129,6 +135,8 @@ def random_latents(
         >>> random_latents(pd.DMM(x_dim=3, z_dim=2), torch.ones(4, 5, 3)).shape
         torch.Size([4, 5, 2])
     """
+    check_types(random_latents, locals())
+    model.observe(x, lengths, mask, controls)
     shape = (*x.shape[:-1], model.z_dim)
     if latents_are_real(model, x, lengths, mask, controls=controls):
         return torch.randn(shape, device=x.device, dtype=x.dtype)
@@ -258,6 +266,7 @@ def steps_have_rsample(guide: Guide, *args: Any, controls: Tensor | None = None)
         >>> steps_have_rsample(pd.MeanField(pd.DMM(x_dim=3, z_dim=2)), torch.ones(4, 5, 3))
         True
     """
+    check_types(steps_have_rsample, locals())
     with torch.no_grad(), generators_kept(guide.model._like.device):
         trace = step_trace(guide, {}, args, controls)
     return trace is None or all(site.fn.has_rsample for site in sites_of(trace, guide))
@@ -311,6 +320,9 @@ def log_probs_at(
         >>> list(log_probs_at(model, pd.PartialAlignment(model), torch.ones(4, 5, 2), torch.ones(4, 5, 3)))
         ['log q(z)', 'log p(z)', 'log p(x)']
     """
+    check_types(log_probs_at, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
+    check_paths(z, x, model.z_dim)
     given = model._values_along(z)
     found: dict[str, Tensor] = {}
     programs: tuple[tuple[DSSM | Guide, str], ...] = ((guide, "q"), (model, "p"))
@@ -360,6 +372,7 @@ def log_weights_at(
     Returns:
         Shape ``(*, B)``.
     """
+    check_types(log_weights_at, locals())
     return bound_of(log_probs_at(model, guide, z, x, lengths, mask, controls=controls))
 
 
@@ -385,7 +398,10 @@ def log_probs_per_step(
     Returns:
         Of the latents and of the frames, each of shape ``(*, B, T)``; a guide has no density of the frames.
     """
+    check_types(log_probs_per_step, locals())
     model = program.model if isinstance(program, Guide) else program
+    model.observe(x, lengths, mask, controls)
+    check_paths(z, x, model.z_dim)
     with run_as(model, "step"):
         trace = trace_of(program, model._values_along(z), (x, lengths, mask), controls)
     trace.compute_log_prob()
@@ -409,6 +425,12 @@ def gradients(value: Tensor, *modules: torch.nn.Module) -> dict[str, Tensor]:
     Returns:
         By name, with the module's class in front.
     """
+    check_types(gradients, locals())
+    for i, module in enumerate(modules):
+        if not isinstance(module, torch.nn.Module):
+            raise ValueError(f"modules[{i}]: expected a torch.nn.Module, got {kind_of(module)}.")
+    if value.numel() != 1 or not value.requires_grad:
+        raise ValueError(f"value: expected one number that depends on parameters, got {shown(value)}.")
     named = {f"{type(m).__name__}.{name}": p for m in modules for name, p in m.named_parameters()}
     found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
@@ -417,8 +439,21 @@ def gradients(value: Tensor, *modules: torch.nn.Module) -> dict[str, Tensor]:
 # Comparisons.
 
 
+def check_call(model: DSSM, guide: Guide, x: Tensor, *args: Tensor | None, controls: Tensor | None = None) -> None:
+    """Raises ``ValueError`` unless these are a pair, and what it may be called with."""
+    check_pair(model, guide)
+    model.observe(x, *args, controls=controls)
+
+
+def check_paths(z: object, x: Tensor, z_dim: int) -> None:
+    """Raises ``ValueError`` unless these are latent paths of the sequences."""
+    floats("z", z, "*", *x.shape[-3:-1], z_dim, finite=False, like=x)
+
+
 def tolerance_of(model: DSSM, tolerance: float | None) -> float:
     """A tolerance that fits the dtype, unless there is one already."""
+    if tolerance is not None:
+        number("tolerance", tolerance, above=0, also="None")
     return tolerance if tolerance is not None else (1e-8 if model._like.dtype == torch.float64 else 1e-3)
 
 

@@ -13,13 +13,16 @@ import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO
 from torch import Tensor
 
+from .._checks import positive
 from .._devices import generators_kept
+from .._types import check_types
 from ..codes import Sampled
 from ..dssm import DSSM
 from ..guides import Guide
 from ..optim import ClippedNormAdam
 from .densities import (
     Site,
+    check_call,
     copied,
     latents_are_real,
     log_probs_at,
@@ -185,6 +188,8 @@ def check_density_gradients(
         >>> model = pd.DMM(x_dim=3, z_dim=2).double()
         >>> check_density_gradients(model, pd.Filtering(model).double(), torch.ones(2, 4, 3).double())
     """
+    check_types(check_density_gradients, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
     _in_double(_density_gradients, model, guide, x, lengths, mask, controls)
 
 
@@ -297,6 +302,8 @@ def check_draw_gradients(
         >>> model = pd.DMM(x_dim=3, z_dim=2).double()
         >>> check_draw_gradients(model, pd.Filtering(model).double(), torch.ones(2, 4, 3).double())
     """
+    check_types(check_draw_gradients, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
     _in_double(_draw_gradients, model, guide, x, lengths, mask, controls)
 
 
@@ -434,6 +441,9 @@ def check_every_parameter_moves(
         >>> model = pd.DMM(x_dim=3, z_dim=2)
         >>> check_every_parameter_moves(model, pd.PartialAlignment(model), torch.ones(2, 4, 3))
     """
+    check_types(check_every_parameter_moves, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
+    positive("steps", steps)
     named = {f"{type(m).__name__}.{name}": p for m in (model, guide) for name, p in m.named_parameters()}
     before = {name: p.detach().clone() for name, p in named.items()}
     svi = SVI(model, guide, ClippedNormAdam({"lr": 1e-2}), Trace_ELBO() if elbo is None else elbo)

@@ -7,8 +7,10 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from .._checks import positive, real
 from .._devices import generators_kept
 from .._program import evaluating
+from .._types import check_types
 from ..dssm import DSSM
 from ..guides import Guide
 from ..paths import normal_of
@@ -19,6 +21,7 @@ from .densities import (
     assert_same_bound,
     assert_same_gradients,
     bound_of,
+    check_call,
     gradients,
     log_probs_at,
     random_latents,
@@ -83,6 +86,8 @@ def check_densities_repeat(
         >>> model = pd.DMM(x_dim=3, z_dim=2)
         >>> check_densities_repeat(model, pd.Filtering(model), torch.ones(2, 4, 3))
     """
+    check_types(check_densities_repeat, locals())
+    tolerance = tolerance_of(model, tolerance)
     z = random_latents(model, x, lengths, mask, controls=controls)
     with torch.no_grad():
         first, second = (log_probs_at(model, guide, z, x, lengths, mask, controls=controls) for _ in range(2))
@@ -132,6 +137,8 @@ def check_sites_agree(
         >>> model = pd.DMM(x_dim=3, z_dim=2).double()
         >>> check_sites_agree(model, pd.Filtering(model).double(), torch.ones(2, 4, 3).double())
     """
+    check_types(check_sites_agree, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
     tolerance = tolerance_of(model, tolerance)
     z = random_latents(model, x, lengths, mask, controls=controls)
     if step_trace(guide, {}, (x, lengths, mask), controls) is None:
@@ -213,6 +220,11 @@ def check_padding_changes_nothing(
     Raises:
         AssertionError: If a bound or a gradient changes.
     """
+    check_types(check_padding_changes_nothing, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
+    tolerance = tolerance_of(model, tolerance)
+    positive("extra", extra)
+    real("fill", fill)
     batch, steps = x.shape[-3:-1]
     lengths = torch.full((batch,), steps, device=x.device) if lengths is None else lengths
     outside = torch.arange(steps + extra, device=x.device) >= lengths.unsqueeze(-1)
@@ -263,6 +275,8 @@ def check_batch_changes_nothing(
     Raises:
         AssertionError: If a bound changes.
     """
+    check_types(check_batch_changes_nothing, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
     tolerance = tolerance_of(model, tolerance)
     z = random_latents(model, x, lengths, mask, controls=controls)
 
@@ -314,6 +328,10 @@ def check_hidden_values_change_nothing(
     Raises:
         AssertionError: If a bound or a gradient changes, or is not finite.
     """
+    check_types(check_hidden_values_change_nothing, locals())
+    check_call(model, guide, x, lengths, mask, controls=controls)
+    tolerance = tolerance_of(model, tolerance)
+    real("fill", fill)
     if mask is None:
         mask = (torch.arange(x.shape[-2], device=x.device) % 2 == 0).expand(x.shape[-3:-1])
     observed = mask.unsqueeze(-1) if mask.shape == x.shape[-3:-1] else mask

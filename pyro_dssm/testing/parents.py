@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._checks import at_least, floats, positive
+from .._types import check_types
 from ..dssm import DSSM
 from ..guides import Guide
 from ..structure import Order, Structure
@@ -37,6 +39,9 @@ def parents_by_jacobian(log_probs: Callable[[Tensor, Tensor], Tensor], z: Tensor
                 [1, 1, 0],
                 [0, 1, 1]], dtype=torch.int32)
     """
+    check_types(parents_by_jacobian, locals())
+    floats("z", z, "*", "B", "T", "D", finite=False)
+    floats("x", x, "*", *z.shape[-3:-1], "D", finite=False)
     z, x = z.detach().requires_grad_(), x.detach().requires_grad_()
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for term in log_probs(z, x).unbind(-1):
@@ -67,6 +72,12 @@ def _example(model: DSSM, steps: int, draws: int) -> tuple[Tensor, Tensor, Tenso
     return random_latents(model, batch.x, controls=batch.controls), batch.x, batch.controls
 
 
+def _check_sizes(steps: object, draws: object) -> None:
+    """Raises ``ValueError`` unless sequences are long enough to tell an edge to the last step from one to all."""
+    at_least("steps", steps, 3)
+    positive("draws", draws)
+
+
 def check_parents(model: DSSM, structure: Structure | None = None, *, steps: int = 5, draws: int = 8) -> None:
     """Every density of a model depends on exactly the variables that its structure names.
 
@@ -83,6 +94,8 @@ def check_parents(model: DSSM, structure: Structure | None = None, *, steps: int
         >>> import pyro_dssm as pd
         >>> check_parents(pd.SRNN(x_dim=3, z_dim=2, emission="gaussian"))
     """
+    check_types(check_parents, locals())
+    _check_sizes(steps, draws)
     s = model.structure if structure is None else structure
     z, x, controls = _example(model, steps, draws)
     own = torch.eye(steps, dtype=torch.bool)
@@ -134,6 +147,8 @@ def check_guide_parents(
         >>> check_guide_parents(pd.FullAlignment(model), z="full", past="full", future=True)
         >>> check_guide_parents(pd.Filtering(model), z="markov", past="full", future=False)
     """
+    check_types(check_guide_parents, locals())
+    _check_sizes(steps, draws)
     values, x, controls = _example(guide.model, steps, draws)
     own = torch.eye(steps, dtype=torch.bool)
     of_z, of_x = parents_by_jacobian(lambda z, x: log_probs_per_step(guide, z, x, controls=controls)[0], values, x)
@@ -162,6 +177,8 @@ def check_wrapper_keeps_parents(guide: Guide, *, steps: int = 5, draws: int = 8)
         >>> import pyro_dssm as pd
         >>> check_wrapper_keeps_parents(pd.FlowGuide(pd.Filtering(pd.DMM(x_dim=3, z_dim=2))))
     """
+    check_types(check_wrapper_keeps_parents, locals())
+    _check_sizes(steps, draws)
     base = getattr(guide, "base", None)
     if not isinstance(base, Guide):
         return
