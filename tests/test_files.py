@@ -108,7 +108,7 @@ def test_no_file(read, tmp_path):
     for path in (tmp_path / "nothing", tmp_path / "file" / "inside"):
         with pytest.raises(FileNotFoundError, match="^path: expected a checkpoint, found no file"):
             READERS[read](path)
-    with pytest.raises(ValueError, match="^path: expected a path, got int"):
+    with pytest.raises(ValueError, match="^path: expected a path, got "):
         READERS[read](3)
 
 
