@@ -26,6 +26,7 @@ from ._measuring import observed_entries
 from ._optimisation import Optimisation
 from ._plan import Description, content, differences
 from .checkpoints import (
+    describe,
     flatten,
     load_pair,
     pair_tensors,
@@ -497,6 +498,9 @@ class Run:
         if self.folder is not None or self.world > 1:
             # Now, while everything is as it came; what cannot be compared is refused before a file is removed.
             _ = self.plan
+        if self.folder is not None:
+            # What cannot be built again cannot be kept.
+            describe(self.model), describe(self.guide)
         with uninterrupted():
             no_writing = self._claim(self._lock)
         self.optimisation.forget()
@@ -533,10 +537,11 @@ class Run:
         except OSError as error:
             no_writing = error
         if self.world > 1 and self.folder is not None:
-            answer = [refusal]
+            answer = [refusal, "" if no_writing is None else str(no_writing)]
             gloo = "gloo" in distributed.get_backend()
             distributed.broadcast_object_list(answer, 0, device=None if gloo else self.model._like.device)
             refusal = answer[0]
+            no_writing = OSError(answer[1]) if answer[1] and no_writing is None else no_writing
         if refusal:
             raise ValueError(refusal)
         return no_writing
@@ -562,7 +567,17 @@ class Run:
                 f"checkpoint: expected the state of a run in {self.folder / 'last.safetensors'}, got a saved pair, as "
                 "best.safetensors holds one. Remove it, or start from scratch with resume=False."
             )
-        self._compare(metadata, tensors)
+        try:
+            self._compare(metadata, tensors)
+            self._restore(tensors, metadata)
+        except (AttributeError, LookupError, StopIteration, TypeError) as error:
+            raise ValueError(
+                f"checkpoint: expected the state of a run in {self.folder / 'last.safetensors'}, got another one "
+                f"({type(error).__name__}: {error}). Remove it, or start from scratch with resume=False."
+            ) from error
+
+    def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Puts everything in place that changes from step to step."""
         load_pair(self.model, self.guide, tensors)
         like = self.model._like
         self.average = {k: v.to(like.device) for k, v in take(tensors, "average/").items()}
@@ -598,7 +613,7 @@ class Run:
                 f"checkpoint: expected the run that {self.folder} holds, got another one ({'; '.join(found)}). Choose "
                 "another folder, or start from scratch with resume=False."
             )
-        # From here to the line of the caller of fit.
+        # The level is that of the caller of fit.
         if "train" not in kept:
             warnings.warn(
                 f"fit: the checkpoint in {self.folder} is of version 0.1, which did not say what the data were, how "
