@@ -281,11 +281,15 @@ class Description:
 
 def settings(module: nn.Module) -> dict[str, Any]:
     """The plain attributes of a module that arguments of its constructor are named after, as `p` of a dropout."""
-    names: set[str] = set()
-    for cls in type(module).__mro__:
-        if "__init__" in vars(cls):
-            names |= inspect.signature(vars(cls)["__init__"]).parameters.keys()
+    kind: Any = type(module)
+    names = _argument_names(kind)
     return {k: v for k, v in vars(module).items() if k in names and _is_plain(v)}
+
+
+@functools.cache
+def _argument_names(cls: Any) -> frozenset[str]:
+    made_by = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
+    return frozenset(name for function in made_by for name in inspect.signature(function).parameters)
 
 
 def _defaults(cls: type) -> dict[str, Any]:

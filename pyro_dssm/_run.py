@@ -31,6 +31,7 @@ from ._types import check_types
 from .checkpoints import (
     card_of,
     check_state,
+    describe,
     flatten,
     load_pair,
     pair_tensors,
@@ -509,6 +510,9 @@ class Run:
         if self.folder is not None or self.world > 1:
             # Now, while everything is as it came; what cannot be compared is refused before a file is removed.
             _ = self.plan
+        if self.folder is not None:
+            # What cannot be built again cannot be kept.
+            describe(self.model), describe(self.guide)
         with uninterrupted():
             no_writing = self._claim(self._lock)
         self.optimisation.forget()
@@ -545,10 +549,11 @@ class Run:
         except OSError as error:
             no_writing = error
         if self.world > 1 and self.folder is not None:
-            answer = [refusal]
+            answer = [refusal, "" if no_writing is None else str(no_writing)]
             gloo = "gloo" in distributed.get_backend()
             distributed.broadcast_object_list(answer, 0, device=None if gloo else self.model._like.device)
             refusal = answer[0]
+            no_writing = OSError(answer[1]) if answer[1] and no_writing is None else no_writing
         if refusal:
             raise ValueError(refusal)
         return no_writing
@@ -569,8 +574,18 @@ class Run:
         if self.folder is None or not (self.folder / "last.safetensors").is_file():
             return
         tensors, metadata = read_run(self.folder / "last.safetensors")
-        self._compare(metadata, tensors)
-        check_state(tensors, self.model, self.guide)
+        try:
+            self._compare(metadata, tensors)
+            check_state(tensors, self.model, self.guide)
+            self._restore(tensors, metadata)
+        except (AttributeError, LookupError, StopIteration, TypeError) as error:
+            raise ValueError(
+                f"checkpoint: expected the state of a run in {self.folder / 'last.safetensors'}, got another one "
+                f"({type(error).__name__}: {error}). Remove it, or start from scratch with resume=False."
+            ) from error
+
+    def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Puts everything in place that changes from step to step."""
         load_pair(self.model, self.guide, tensors)
         like = self.model._like
         self.average = {k: v.to(like.device) for k, v in take(tensors, "average/").items()}
@@ -609,7 +624,7 @@ class Run:
                 f"checkpoint: expected the run that {self.folder} holds, got another one ({'; '.join(found)}). Choose "
                 "another folder, or start from scratch with resume=False."
             )
-        # From here to the line of the caller of fit.
+        # The level is that of the caller of fit.
         if "train" not in kept:
             warnings.warn(
                 f"fit: the checkpoint in {self.folder} is of version 0.1, which did not say what the data were, how "

@@ -516,6 +516,31 @@ def test_weights_of_another_dtype(tmp_path):
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize("name", ["plan", "history", "optimizer", "kl"])
+def test_a_state_that_is_malformed(name, tmp_path):
+    fit(tmp_path, kl=pd.GECO(0.1))
+    tensors, metadata = read_tensors(tmp_path / "last.safetensors")
+    programs = pair()
+    came = [p.clone() for p in programs[0].parameters()]
+    for wrong in ({}, [], None):
+        pd.checkpoints.write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, name: wrong})
+        with pytest.raises(ValueError, match=r"^checkpoint: expected (the state of a run in|the run that)"):
+            fit(tmp_path, programs=programs, kl=pd.GECO(0.1))
+        assert all(map(torch.equal, came, programs[0].parameters()))
+
+
+def test_a_model_that_cannot_be_built_again_is_refused_before_any_work(tmp_path):
+    class Net(pd.DMM):
+        def __init__(self, x_dim, z_dim, kind=torch.nn.Tanh, **options):
+            super().__init__(x_dim, z_dim, **options)
+
+    augment = RaiseAt()
+    with pytest.raises(ValueError, match="Net: expected constructor arguments that JSON can hold"):
+        fit(tmp_path / "a", programs=pair(functools.partial(Net, kind=torch.nn.ReLU)), augment=augment)
+    assert augment.calls == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_device_is_warned_of(tmp_path, monkeypatch):
     fit(tmp_path)
     tensors, metadata = read_tensors(tmp_path / "last.safetensors")

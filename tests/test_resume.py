@@ -274,7 +274,7 @@ def test_moments_of_parameters_without_a_gradient(tmp_path):
 
 def test_killed(tmp_path):
     with Forked() as process:
-        killed, _, progress, wrong = kill_and_go_on(process, "averaging", tmp_path, 5)
-    assert killed == 5
+        killed, _, progress, wrong = kill_and_go_on(process, "averaging", tmp_path, 3, epochs=2)
+    assert killed == 3
     assert len(set(progress)) > 1
     assert not wrong
