@@ -22,6 +22,7 @@ from ._files import atomic_write, remove_leftovers
 from ._interrupts import uninterrupted
 from ._measuring import observed_entries
 from ._optimisation import Optimisation
+from ._ranks import all_reduce, broadcast, compare, of_first, world
 from .checkpoints import (
     flatten,
     load_pair,
@@ -41,7 +42,7 @@ from .objectives import KLSchedule, RecordingELBO, kl_weight
 from .optim import ClippedNormAdam
 from .truncation import chunks
 
-__all__ = ["FILES", "History", "Run", "seed_of", "world"]
+__all__ = ["FILES", "History", "Run", "seed_of"]
 
 FILES = ("best.safetensors", "last.safetensors", "log.jsonl")
 
@@ -71,12 +72,6 @@ class History:
     def __getitem__(self, name: str) -> list[Any]:
         """One column, ``None`` where a record has no such entry."""
         return [record.get(name) for record in self.epochs]
-
-
-def world() -> tuple[int, int]:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
 
 
 def seed_of(*parts: int) -> int:
@@ -238,7 +233,7 @@ class Run:
         count = most = math.ceil(int(batch.lengths.max()) / self.truncate)
         if self.world > 1:
             counts = torch.tensor(count, device=batch.x.device)
-            distributed.all_reduce(counts, distributed.ReduceOp.MAX)
+            all_reduce(counts, distributed.ReduceOp.MAX)
             most = int(counts)
         with closing(chunks(self.model, self.guide, batch, self.truncate)) as parts:
             for part in parts:
@@ -261,7 +256,7 @@ class Run:
             # Gloo sums on the CPU; what has a backend of its own has float64 as well.
             device = "cpu" if "gloo" in distributed.get_backend() else self.model._like.device
             summed = torch.tensor(terms, dtype=torch.float64, device=device)
-            distributed.all_reduce(summed)
+            all_reduce(summed)
             terms = summed.tolist()
         reconstruction, kl, total, _, squares, entries = terms
         if entries:
@@ -439,6 +434,8 @@ class Run:
 
     def begin(self, *, resume: bool) -> None:
         """Goes on from the folder's checkpoint, or starts from scratch."""
+        if self.world > 1:
+            compare(self._called_with(resume=resume), self.model._like.device)
         if self.folder is not None and self.rank == 0:
             for name in FILES:
                 remove_leftovers(self.folder / name)
@@ -448,7 +445,26 @@ class Run:
                 self.resume()
             else:
                 self.start_anew()
+        if self.world > 1:
+            compare(self._begins_with())
         self.synchronise()
+
+    def _called_with(self, *, resume: bool) -> dict[str, Any]:
+        """What has to be equal in all processes that train together, before anything has been changed."""
+        plan: dict[str, Any] = getattr(self, "plan", None) or self._plan()
+        weights = {
+            f"weights of {name}": {k: f"{p.dtype} of {tuple(p.shape)}" for k, p in program.state_dict().items()}
+            for name, program in (("model", self.model), ("guide", self.guide))
+        }
+        return {**plan, "checkpoint": self.folder is not None, "resume": self.folder is None or resume, **weights}
+
+    def _begins_with(self) -> dict[str, Any]:
+        """What the first step finds, which has to be equal too; the weights will be those of the first process."""
+        return {
+            "checkpoint": {"begins at": [self.epoch, self.batch, self.step], "average": _digest(self.average)},
+            "optimizer": {"state": _digest(flatten(self.optimisation.state())[0])},
+            "kl": {"state": {k: repr(v) for k, v in self.kl.state_dict().items()}},
+        }
 
     def start_anew(self) -> None:
         """Removes what an earlier run left in the folder."""
@@ -499,17 +515,22 @@ class Run:
 
     def agree(self, value: bool) -> bool:  # noqa: FBT001
         """The first process's answer, so that all of them stop together."""
-        if self.world == 1:
-            return value
-        answer = torch.tensor(int(value), device=self.model._like.device)
-        distributed.broadcast(answer, 0)
-        return bool(answer)
+        return bool(of_first(value))
 
     def synchronise(self) -> None:
         """Starts every process from the first one's weights."""
         if self.world > 1:
             for tensor in pair_tensors(self.model, self.guide).values():
-                distributed.broadcast(tensor, 0)
+                broadcast(tensor)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str | None:
+    """A few letters that change with the values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest() if tensors else None
 
 
 def _number(value: float) -> float | None:

@@ -32,7 +32,8 @@ from ._extras import require
 from ._fresh import remembering
 from ._optimisation import check_scheduler
 from ._program import evaluating, modes_kept
-from ._run import History, Run, world
+from ._ranks import together, world
+from ._run import History, Run
 from ._scale import warn_of_scale
 from .data.sequences import Batch, SequenceDataset, collate
 from .dssm import DSSM
@@ -245,59 +246,62 @@ def fit(
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """
-    if isinstance(lr_schedule, str):
-        if lr_schedule not in LR_SCHEDULES:
-            raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
-        lr_schedule = LR_SCHEDULES[lr_schedule]
-    adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
-    options: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "valid": valid,
-        "valid_every": valid_every,
-        "valid_particles": valid_particles,
-        "patience": patience,
-        "truncate": truncate,
-        "averaging": averaging,
-        "optimizer": adam if optimizer is None else optimizer,
-        "loss": RecordingELBO() if loss is None else loss,
-        "kl": ConstantKL() if kl is None else kl,
-        "lr_schedule": lr_schedule,
-        "seed": seed,
-        "num_workers": num_workers,
-    }
-    _check_options(model, guide, {**options, "train": train})
-    if model.calibrated:
-        model.uncalibrate()
-        warnings.warn("fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=2)
-    if model.standardise is not None and not model.standardise.fitted:
-        model.standardise.fit(train)
-    _check_estimator(model, guide, options["loss"], train, augment)
-    run = Run(
-        model,
-        guide,
-        train,
-        lr=lr if optimizer is None else None,
-        folder=None if checkpoint is None else Path(checkpoint),
-        checkpoint_seconds=checkpoint_seconds,
-        augment=augment,
-        **options,
-    )
-    if run.rank == 0:
-        warn_of_scale(model, train)
-    with _left_alone(run), generators_kept(model._like.device):
-        try:
-            run.begin(resume=resume)
-            with closing(run), _writer(tensorboard, run.rank) as write:
-                _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
-        except BaseException as error:
-            # The weights stay, so what is known about them must not get lost either.
-            with suppress(AttributeError):
-                error.history = run.history  # type: ignore[attr-defined]
-            raise
-        finally:
-            run.finish()
-    return run.history
+    with together():
+        if isinstance(lr_schedule, str):
+            if lr_schedule not in LR_SCHEDULES:
+                raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
+            lr_schedule = LR_SCHEDULES[lr_schedule]
+        adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
+        options: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "valid": valid,
+            "valid_every": valid_every,
+            "valid_particles": valid_particles,
+            "patience": patience,
+            "truncate": truncate,
+            "averaging": averaging,
+            "optimizer": adam if optimizer is None else optimizer,
+            "loss": RecordingELBO() if loss is None else loss,
+            "kl": ConstantKL() if kl is None else kl,
+            "lr_schedule": lr_schedule,
+            "seed": seed,
+            "num_workers": num_workers,
+        }
+        _check_options(model, guide, {**options, "train": train})
+        if model.calibrated:
+            model.uncalibrate()
+            warnings.warn(
+                "fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=2
+            )
+        if model.standardise is not None and not model.standardise.fitted:
+            model.standardise.fit(train)
+        _check_estimator(model, guide, options["loss"], train, augment)
+        run = Run(
+            model,
+            guide,
+            train,
+            lr=lr if optimizer is None else None,
+            folder=None if checkpoint is None else Path(checkpoint),
+            checkpoint_seconds=checkpoint_seconds,
+            augment=augment,
+            **options,
+        )
+        if run.rank == 0:
+            warn_of_scale(model, train)
+        with _left_alone(run), generators_kept(model._like.device):
+            try:
+                run.begin(resume=resume)
+                with closing(run), _writer(tensorboard, run.rank) as write:
+                    _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
+            except BaseException as error:
+                # The weights stay, so what is known about them must not get lost either.
+                with suppress(AttributeError):
+                    error.history = run.history  # type: ignore[attr-defined]
+                raise
+            finally:
+                run.finish()
+        return run.history
 
 
 @contextmanager
@@ -341,7 +345,8 @@ def _run(run: Run, *, progress: bool, max_seconds: float | None, report: Callabl
             report(record)
             bar.set_postfix_str(_summary(record, run.history))
             bar.update()
-            if max_seconds is not None and run.agree(time.monotonic() - begun > max_seconds):
+            # The first process's clock and limit count, so that all of them stop together.
+            if run.agree(max_seconds is not None and time.monotonic() - begun > max_seconds):
                 break
 
 
