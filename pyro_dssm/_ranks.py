@@ -74,8 +74,9 @@ class Ranks:
         self.timeout = _timeout()
         self.device = torch.device("cpu")
         self.group: Any = None
-        self.met = self.alike = False
-        self._stage = 0
+        self.met = False
+        # How often they have found that they have the same: in what they are called with, and in what they begin with.
+        self.agreed = 0
         self._pending: Any = None
         self._keys: list[str] = []
 
@@ -106,14 +107,13 @@ class Ranks:
         Raises:
             ValueError: In all processes, if something is not; it is named, and who has what.
         """
-        self._stage += 1
-        what = f"parts {self._stage} of"
+        what = f"parts {self.agreed} of"
         self._say(what, parts)
         self._meet(what)
         found = unequal(self._heard(what))
         if found:
             raise ValueError(" ".join(found))
-        self.alike = True
+        self.agreed += 1
         if self.group is None and self.gloo:
             self.group = distributed.new_group(backend="gloo", timeout=self.timeout)
 
@@ -242,7 +242,7 @@ class Ranks:
         own = not isinstance(error, OtherRankError | OtherRankValueError)
         with suppress(Exception):
             self._say(
-                "failure", {"own": own, "call": isinstance(error, ValueError) and not self.alike, "text": _words(error)}
+                "failure", {"own": own, "call": isinstance(error, ValueError) and self.agreed < 2, "text": _words(error)}
             )
             self.store.set(f"{self.prefix}/failed", "")
             if isinstance(error, FloatingPointError):
