@@ -25,7 +25,9 @@ __all__ = [
     "OtherRankValueError",
     "Ranks",
     "all_reduce",
+    "broadcast",
     "compare",
+    "finish",
     "note",
     "of_first",
     "together",
@@ -74,7 +76,7 @@ class Ranks:
         self.timeout = _timeout()
         self.device = torch.device("cpu")
         self.group: Any = None
-        self.met = False
+        self.met = self.finished = False
         # How often they have found that they have the same: in what they are called with, and in what they begin with.
         self.agreed = 0
         self._pending: Any = None
@@ -227,13 +229,16 @@ class Ranks:
     # The end.
 
     def finish(self) -> None:
-        """All have come to the end."""
+        """Waits until all have come to the end, if that has not been done yet."""
+        if self.finished:
+            return
         self._say("end", None)
         self._meet("end")
         for key in self._keys:
             # Not every store can.
             with suppress(Exception):
                 self.store.delete_key(key)
+        self.finished = True
         if self.group is not None:
             distributed.destroy_process_group(self.group)
 
@@ -255,7 +260,7 @@ class Ranks:
         if self.rank == 0:
             self._linger()
         with suppress(Exception):
-            if self.group is not None:
+            if self.group is not None and not self.finished:
                 self._abandon()
 
     def _linger(self) -> None:
@@ -345,6 +350,12 @@ def of_first(value: float) -> float:
     number = torch.tensor(value, dtype=torch.float64, device="cpu" if ranks.gloo else ranks.device)
     broadcast(number)
     return float(number)
+
+
+def finish() -> None:
+    """Waits until all processes of the run have come to its end."""
+    if _active:
+        _active[-1].finish()
 
 
 def note(sentence: str) -> None:

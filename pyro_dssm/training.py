@@ -32,7 +32,7 @@ from ._extras import require
 from ._fresh import remembering
 from ._optimisation import check_scheduler
 from ._program import evaluating, modes_kept
-from ._ranks import together, world
+from ._ranks import finish, together, world
 from ._run import History, Run
 from ._scale import warn_of_scale
 from .data.sequences import Batch, SequenceDataset, collate
@@ -348,6 +348,7 @@ def _run(run: Run, *, progress: bool, max_seconds: float | None, report: Callabl
             # The first process's clock and limit count, so that all of them stop together.
             if run.agree(max_seconds is not None and time.monotonic() - begun > max_seconds):
                 break
+    finish()
 
 
 def _summary(record: dict[str, Any], history: History) -> str:
