@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from ._program import Program
+from ._ranks import note
 from ._store import when_released
 from .checkpoints import flatten
 from .optim import ClippedNormAdam, plain_name
@@ -75,6 +76,7 @@ class Optimisation:
             if not together:
                 raise FloatingPointError(f"The loss is {loss}.")
             # Once it is averaged, every process knows.
+            note(f"The loss is {loss}.")
             torch._foreach_mul_(list(grads), math.nan)
         if isinstance(self.optimizer, ClippedNormAdam) or not grads:
             return

@@ -27,6 +27,7 @@ from ._interrupts import uninterrupted
 from ._measuring import observed_entries
 from ._optimisation import Optimisation
 from ._plan import Description, content, differences
+from ._ranks import all_reduce, broadcast, compare, of_first, world
 from ._types import check_types
 from .checkpoints import (
     card_of,
@@ -51,7 +52,7 @@ from .truncation import chunks
 
 log = logging.getLogger(__name__)
 
-__all__ = ["FILES", "History", "Run", "seed_of", "world"]
+__all__ = ["FILES", "History", "Run", "seed_of"]
 
 # Options that the plan holds as they are.
 PLAIN = ("batch_size", "seed", "truncate", "averaging", "valid_every", "valid_particles")
@@ -88,12 +89,6 @@ class History:
     def __getitem__(self, name: str) -> list[Any]:
         """One column, ``None`` where a record has no such entry."""
         return [record.get(name) for record in self.epochs]
-
-
-def world() -> tuple[int, int]:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
 
 
 def seed_of(*parts: int) -> int:
@@ -297,7 +292,7 @@ class Run:
         count = most = math.ceil(int(batch.lengths.max()) / self.truncate)
         if self.world > 1:
             counts = torch.tensor(count, device=batch.x.device)
-            distributed.all_reduce(counts, distributed.ReduceOp.MAX)
+            all_reduce(counts, distributed.ReduceOp.MAX)
             most = int(counts)
         with closing(chunks(self.model, self.guide, batch, self.truncate)) as parts:
             for part in parts:
@@ -320,7 +315,7 @@ class Run:
             # Gloo sums on the CPU; what has a backend of its own has float64 as well.
             device = "cpu" if "gloo" in distributed.get_backend() else self.model._like.device
             summed = torch.tensor(terms, dtype=torch.float64, device=device)
-            distributed.all_reduce(summed)
+            all_reduce(summed)
             terms = summed.tolist()
         reconstruction, kl, total, _, squares, entries = terms
         if entries:
@@ -510,6 +505,8 @@ class Run:
         if self.folder is not None or self.world > 1:
             # Now, while everything is as it came; what cannot be compared is refused before a file is removed.
             _ = self.plan
+        if self.world > 1:
+            compare(self._called_with(resume=resume), self.model._like.device)
         if self.folder is not None:
             # What cannot be built again cannot be kept.
             describe(self.model), describe(self.guide)
@@ -523,6 +520,8 @@ class Run:
                 self.start_anew()
         if no_writing is not None and not self.is_complete:
             raise no_writing
+        if self.world > 1:
+            compare(self._begins_with())
         self.synchronise()
         if self.rank == 0 and (self.epoch or self.batch):
             if self.is_complete:
@@ -548,12 +547,6 @@ class Run:
             refusal = f"checkpoint: expected a folder, got the file {self.folder}."
         except OSError as error:
             no_writing = error
-        if self.world > 1 and self.folder is not None:
-            answer = [refusal, "" if no_writing is None else str(no_writing)]
-            gloo = "gloo" in distributed.get_backend()
-            distributed.broadcast_object_list(answer, 0, device=None if gloo else self.model._like.device)
-            refusal = answer[0]
-            no_writing = OSError(answer[1]) if answer[1] and no_writing is None else no_writing
         if refusal:
             raise ValueError(refusal)
         return no_writing
@@ -562,6 +555,23 @@ class Run:
     def is_complete(self) -> bool:
         """Whether there is nothing left to train."""
         return self.epoch >= self.epochs or self.history.stopped_early
+
+    def _called_with(self, *, resume: bool) -> dict[str, Any]:
+        """What has to be equal in all processes that train together, before anything has been changed."""
+        plan = self.plan
+        weights = {
+            f"weights of {name}": {k: f"{p.dtype} of {tuple(p.shape)}" for k, p in program.state_dict().items()}
+            for name, program in (("model", self.model), ("guide", self.guide))
+        }
+        return {**plan, "checkpoint": self.folder is not None, "resume": self.folder is None or resume, **weights}
+
+    def _begins_with(self) -> dict[str, Any]:
+        """What the first step finds, which has to be equal too; the weights will be those of the first process."""
+        return {
+            "checkpoint": {"begins at": [self.epoch, self.batch, self.step], "average": _digest(self.average)},
+            "optimizer": {"state": _digest(flatten(self.optimisation.state())[0])},
+            "kl": {"state": {k: repr(v) for k, v in self.kl.state_dict().items()}},
+        }
 
     def start_anew(self) -> None:
         """Removes what an earlier run left in the folder."""
@@ -695,17 +705,22 @@ class Run:
 
     def agree(self, value: bool) -> bool:  # noqa: FBT001
         """The first process's answer, so that all of them stop together."""
-        if self.world == 1:
-            return value
-        answer = torch.tensor(int(value), device=self.model._like.device)
-        distributed.broadcast(answer, 0)
-        return bool(answer)
+        return bool(of_first(value))
 
     def synchronise(self) -> None:
         """Starts every process from the first one's weights."""
         if self.world > 1:
             for tensor in pair_tensors(self.model, self.guide).values():
-                distributed.broadcast(tensor, 0)
+                broadcast(tensor)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str | None:
+    """A few letters that change with the values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest() if tensors else None
 
 
 def _word(dtype: torch.dtype) -> str:

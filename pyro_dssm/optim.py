@@ -10,11 +10,11 @@ from typing import Any
 
 import pyro
 import torch
-import torch.distributed as distributed
 from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ._checks import is_number, number, shown
+from ._ranks import all_reduce, world
 from ._store import when_released
 from ._types import check_types
 
@@ -266,14 +266,10 @@ def _without_gradients(params: list[Tensor]) -> Iterator[None]:
             p.grad = grad
 
 
-def _distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
 def _same_everywhere(params: Iterable[Tensor]) -> list[Tensor]:
     """The parameters; with several processes, a gradient that one of them has no part in is zero there."""
     params = list(params)
-    if _distributed():
+    if world()[1] > 1:
         for p in params:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
@@ -281,11 +277,12 @@ def _same_everywhere(params: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _average_gradients(params: list[Tensor]) -> None:
-    if not _distributed() or not params:
+    size = world()[1]
+    if size == 1 or not params:
         return
     grads = [p.grad for p in params if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in grads])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
+    all_reduce(flat, lazily=True)
+    flat /= size
     for g, new in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         g.copy_(new.view_as(g))

@@ -33,7 +33,8 @@ from ._fresh import remembering
 from ._interrupts import uninterrupted
 from ._optimisation import check_scheduler
 from ._program import evaluating, modes_kept
-from ._run import History, Run, world
+from ._ranks import finish, together, world
+from ._run import History, Run
 from ._scale import warn_of_scale
 from ._types import check_types
 from .data.sequences import Batch, SequenceDataset, collate
@@ -272,61 +273,62 @@ def fit(
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """
-    check_types(fit, locals())
-    check_pair(model, guide)
-    rule = next((name for name, known in LR_SCHEDULES.items() if known is lr_schedule), lr_schedule)
-    if isinstance(lr_schedule, str):
-        if lr_schedule not in LR_SCHEDULES:
-            raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
-        lr_schedule = LR_SCHEDULES[lr_schedule]
-    _check_time("checkpoint_seconds", checkpoint_seconds)
-    if max_seconds is not None:
-        _check_time("max_seconds", max_seconds)
-    adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
-    rates = {"lr": lr, "lr_schedule": rule, "weight_decay": weight_decay, "clip_norm": clip_norm}
-    options: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "valid": valid,
-        "valid_every": valid_every,
-        "valid_particles": valid_particles,
-        "patience": patience,
-        "truncate": truncate,
-        "averaging": averaging,
-        "optimizer": adam if optimizer is None else optimizer,
-        "loss": RecordingELBO() if loss is None else loss,
-        "kl": ConstantKL() if kl is None else kl,
-        "lr_schedule": lr_schedule,
-        "seed": seed,
-        "num_workers": num_workers,
-    }
-    _check_options(model, guide, {**options, "train": train})
-    options |= {
-        "lr": lr if optimizer is None else None,
-        "folder": None if checkpoint is None else Path(checkpoint),
-        "checkpoint_seconds": checkpoint_seconds,
-        "augment": augment,
-        "rates": rates if optimizer is None else {},
-    }
-    runs: list[Run] = []
-    try:
-        # A Ctrl-C reaches the run itself, not what comes before and after it.
-        with uninterrupted() as held, _prepared(model, train, runs):
-            _check_estimator(model, guide, options["loss"], train, augment)
-            run = Run(model, guide, train, **options)
-            runs.append(run)
-            if run.rank == 0:
-                warn_of_scale(model, train)
-            with _left_alone(run), generators_kept(model._like.device), _finishing(run), held.released():
-                run.begin(resume=resume)
-                with _writer(tensorboard, run.rank) as write:
-                    _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
-    except BaseException as error:
-        # The weights stay, so what is known about them must not get lost either.
-        with suppress(AttributeError):
-            error.history = runs[0].history if runs else History()  # type: ignore[attr-defined]
-        raise
-    return run.history
+    with together():
+        check_types(fit, locals())
+        check_pair(model, guide)
+        rule = next((name for name, known in LR_SCHEDULES.items() if known is lr_schedule), lr_schedule)
+        if isinstance(lr_schedule, str):
+            if lr_schedule not in LR_SCHEDULES:
+                raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
+            lr_schedule = LR_SCHEDULES[lr_schedule]
+        _check_time("checkpoint_seconds", checkpoint_seconds)
+        if max_seconds is not None:
+            _check_time("max_seconds", max_seconds)
+        adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
+        rates = {"lr": lr, "lr_schedule": rule, "weight_decay": weight_decay, "clip_norm": clip_norm}
+        options: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "valid": valid,
+            "valid_every": valid_every,
+            "valid_particles": valid_particles,
+            "patience": patience,
+            "truncate": truncate,
+            "averaging": averaging,
+            "optimizer": adam if optimizer is None else optimizer,
+            "loss": RecordingELBO() if loss is None else loss,
+            "kl": ConstantKL() if kl is None else kl,
+            "lr_schedule": lr_schedule,
+            "seed": seed,
+            "num_workers": num_workers,
+        }
+        _check_options(model, guide, {**options, "train": train})
+        options |= {
+            "lr": lr if optimizer is None else None,
+            "folder": None if checkpoint is None else Path(checkpoint),
+            "checkpoint_seconds": checkpoint_seconds,
+            "augment": augment,
+            "rates": rates if optimizer is None else {},
+        }
+        runs: list[Run] = []
+        try:
+            # A Ctrl-C reaches the run itself, not what comes before and after it.
+            with uninterrupted() as held, _prepared(model, train, runs):
+                _check_estimator(model, guide, options["loss"], train, augment)
+                run = Run(model, guide, train, **options)
+                runs.append(run)
+                if run.rank == 0:
+                    warn_of_scale(model, train)
+                with _left_alone(run), generators_kept(model._like.device), _finishing(run), held.released():
+                    run.begin(resume=resume)
+                    with _writer(tensorboard, run.rank) as write:
+                        _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
+        except BaseException as error:
+            # The weights stay, so what is known about them must not get lost either.
+            with suppress(AttributeError):
+                error.history = runs[0].history if runs else History()  # type: ignore[attr-defined]
+            raise
+        return run.history
 
 
 @contextmanager
@@ -409,8 +411,10 @@ def _run(run: Run, *, progress: bool, max_seconds: float | None, report: Callabl
             report(record)
             bar.set_postfix_str(_summary(record, run.history))
             bar.update()
-            if max_seconds is not None and run.agree(time.monotonic() - begun > max_seconds):
+            # The first process's clock and limit count, so that all of them stop together.
+            if run.agree(max_seconds is not None and time.monotonic() - begun > max_seconds):
                 break
+    finish()
 
 
 def _summary(record: dict[str, Any], history: History) -> str:
