@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["check_regular", "contents", "file_path", "named", "open_regular", "refusing"]
+__all__ = ["check_regular", "contents", "file_path", "named", "one_line", "open_regular", "refusing"]
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -135,7 +135,7 @@ def refusing(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path} is not {what}: {_said(error)}") from error
+        raise ValueError(f"{path} is not {what}: {one_line(error)}") from error
 
 
 @contextmanager
@@ -160,7 +160,7 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f"{message} The file is {path}.") from error
 
 
-def _said(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What an error says, in one line of a bearable length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _SAID else f"{text[:_SAID]} ..."

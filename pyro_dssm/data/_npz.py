@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from .._checks import did_you_mean, positive
-from .._reading import named, open_regular
+from .._reading import named, one_line, open_regular
 
 __all__ = ["MAX_NPZ_BYTES", "array_of", "members_of", "open_archive", "read_npz", "unpacked"]
 
@@ -90,7 +90,7 @@ def _archive(file: BinaryIO, path: str | os.PathLike[str]) -> Iterator[zipfile.Z
     try:
         archive = open_archive(file)
     except Exception as error:  # what a damaged file sets off depends on where it is damaged
-        raise ValueError(f"path: expected an .npz file, got {os.fspath(path)}: {error}.") from error
+        raise ValueError(f"path: expected an .npz file, got {os.fspath(path)}: {one_line(error)}.") from error
     with archive:
         yield archive
 
@@ -144,7 +144,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.nda
     try:
         array = array_of(archive, info)
     except Exception as error:
-        raise ValueError(f"{name}: expected an array, got a member that cannot be read: {error}") from error
+        raise ValueError(f"{name}: expected an array, got a member that cannot be read: {one_line(error)}") from error
     if array is None:
         raise ValueError(
             f"{name}: expected an array of numbers or text, got one of Python objects, which are not unpickled; "
@@ -154,7 +154,15 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.nda
         raise ValueError(f"{name}: expected an array of numbers or text, got {array.dtype}.")
     if array.dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
         raise ValueError(f"{name}: expected truth values of one byte 0 or 1, got other bytes.")
+    if array.dtype.kind == "U" and not _is_text(array):
+        raise ValueError(f"{name}: expected text, got numbers that are no characters.")
     return array
+
+
+def _is_text(array: np.ndarray) -> bool:
+    """Whether all are characters of Unicode; NumPy crashes on some others as soon as they are looked at."""
+    codes = np.frombuffer(array.tobytes(), np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+    return not ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any()
 
 
 def array_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray | None:

@@ -202,8 +202,8 @@ def read_chorale(path: str | os.PathLike[str]) -> np.ndarray | None:
         (88, 4)
     """
     check_types(read_chorale, locals())
-    music21 = _music21()
     data = contents(path, _MAX_BYTES)
+    music21 = _music21()
     with refusing(path, "a score in MusicXML"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # music21's remarks on a score are not the user's concern
         # Text of one known format: of a file, music21 reads any format that its name asks for, pickles too.

@@ -17,7 +17,7 @@ import torch
 
 from .._checks import did_you_mean, positive
 from .._files import atomic_write
-from .._reading import contents, refusing
+from .._reading import contents, one_line, refusing
 from .._types import check_types
 from ._matfile import mat_cells
 from ._npz import array_of, members_of, open_archive
@@ -175,7 +175,7 @@ def _integers(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) -> np.n
     try:
         array = array_of(archive, info)
     except Exception as error:
-        raise ValueError(f"{key} cannot be read: {error}") from error
+        raise ValueError(f"{key} cannot be read: {one_line(error)}") from error
     if array is None or array.dtype.kind not in "iu":
         raise ValueError(f"expected {key} to hold integers, got dtype {'object' if array is None else array.dtype}")
     return np.atleast_1d(array)

@@ -347,10 +347,7 @@ def _names(array: np.ndarray | None) -> list[str] | None:
         return None
     if array.ndim != 1 or array.dtype.kind != "U":
         raise ValueError(f"state_names: expected text of shape (state_dim,), got {array.dtype} of {array.shape}.")
-    try:
-        return [str(name) for name in array.tolist()]
-    except ValueError as error:  # numbers that are no characters
-        raise ValueError(f"state_names: expected text, got {error}.") from error
+    return [str(name) for name in array.tolist()]
 
 
 def _tensor(name: str, value: Tensor | np.ndarray) -> Tensor:

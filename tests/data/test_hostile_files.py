@@ -28,7 +28,7 @@ from readers import READERS, SMALL, check_roll, splits, write_mocap, write_npz, 
 import pyro_dssm
 from pyro_dssm._reading import contents
 from pyro_dssm.audio import read_audio
-from pyro_dssm.data import _speech_frames
+from pyro_dssm.data import _npz, _speech_frames, mocap
 from pyro_dssm.data.chorales import read_chorale
 from pyro_dssm.data.midi import read_midi, write_midi
 from pyro_dssm.data.mocap import load_mocap
@@ -79,11 +79,20 @@ def refused(read, path, *words, seconds=5.0, megabytes=None):
 # What else has an argument that names a file or a folder: it writes, names a folder, lists one, or is about a pair.
 OTHERS = {
     "audio.write_audio", "data.chorales.cache_folder", "data.midi.write_midi", "data.music.data_folder",
-    "data.rolls.write_packed", "data.speech.SpeechDataset.__init__", "data.speech.find_recordings",
-    "data.trajectories.Trajectories.save_npz", "particles.Proposal.__init__", "particles.Proposal.draw",
-    "plots.films.write_gif", "inputs.Inputs.__init__", "paths.divergence_per_step", "training.fit",
+    "data.rolls.write_packed", "data.speech.find_recordings", "data.trajectories.Trajectories.save_npz",
+    "plots.films.write_gif", "data.speech.SpeechDataset.__init__", "inputs.Inputs.__init__", "training.fit",
 }  # fmt: skip
-ARGUMENTS = {"path", "paths", "folder", "file", "files", "data_dir", "cache", "source", "checkpoint", "url", "root"}
+ARGUMENTS = {"folder", "file", "files", "data_dir", "cache", "source", "checkpoint", "url"}
+
+
+def names_files(function):
+    has_path = function.__globals__.get("Path") is Path  # and not what the package itself calls a path
+    return any(
+        argument.name in ARGUMENTS
+        or "PathLike" in str(argument.annotation)
+        or (has_path and re.search(r"\bPath\b", str(argument.annotation)))
+        for argument in inspect.signature(function).parameters.values()
+    )
 
 
 def functions_of_files():
@@ -93,16 +102,14 @@ def functions_of_files():
         if any(part.startswith("_") for part in name.split(".")) or name in ("checkpoints", "saving"):
             continue
         module = importlib.import_module(info.name)
-        for public in (getattr(module, name) for name in getattr(module, "__all__", ())):
+        for public in (getattr(module, exported) for exported in getattr(module, "__all__", ())):
             members = [public, *vars(public).values()] if inspect.isclass(public) else [public]
             for function in (getattr(member, "__func__", member) for member in members):
                 if not inspect.isfunction(function) or function.__module__ != info.name:
                     continue
-                if function.__name__.startswith("_") and function.__name__ != "__init__":
-                    continue
-                for argument in inspect.signature(function).parameters.values():
-                    if argument.name in ARGUMENTS or re.search(r"PathLike|\bPath\b", str(argument.annotation)):
-                        yield f"{name}.{function.__qualname__}"
+                hidden = function.__name__.startswith("_") and function.__name__ != "__init__"
+                if not hidden and names_files(function):
+                    yield f"{name}.{function.__qualname__}"
 
 
 def test_every_reader_is_in_the_table():
@@ -111,18 +118,30 @@ def test_every_reader_is_in_the_table():
     assert READERS.keys() - found == set()
 
 
-@pytest.mark.parametrize("name", READERS)
+NEED_MORE = ("data.chorales.build_chorales", "data.fetch.fetch_music")  # four works; the music of the literature
+TAKE_LONG = ("data.chorales.read_chorale", "data.chorales.build_chorales")
+NAMES_OF_READERS = [pytest.param(name, marks=pytest.mark.slow) if name in TAKE_LONG else name for name in READERS]
+
+
+def read_quietly(reader, path):
+    """Of percussion, which no roll has, a file of music warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*left aside")
+        return reader.read(path)
+
+
+@pytest.mark.parametrize("name", NAMES_OF_READERS)
 def test_the_files_of_the_table_can_be_read(name, tmp_path):
     reader = READERS[name]
     path = tmp_path / reader.file
     path.parent.mkdir(exist_ok=True)
     for seed in range(2):
         reader.write(path, seed)
-        if name in ("data.chorales.build_chorales", "data.fetch.fetch_music"):  # of one work; of other music
+        if name in NEED_MORE:
             with pytest.raises((ValueError, OSError)):
                 reader.read(path)
-        elif name != "data.speech.load_speech" or seed == 0:
-            reader.check(reader.read(path))
+        else:
+            reader.check(read_quietly(reader, path))
 
 
 # Regular files only.
@@ -170,17 +189,15 @@ def test_what_is_no_regular_file_is_refused_at_once(name, kind, tmp_path):
     refused(reader.read, path, f"expected a regular file, got {what}", seconds=3)
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", [name for name in READERS if name not in (*NEED_MORE, *TAKE_LONG)])
 def test_links_to_regular_files_are_followed(name, tmp_path):
-    if name in ("data.chorales.build_chorales", "data.fetch.fetch_music"):
-        return
     reader = READERS[name]
     path = tmp_path / reader.file
     path.parent.mkdir(exist_ok=True)
     kept = tmp_path / "kept"
     reader.write(kept, 0)
     path.symlink_to(kept)
-    reader.check(reader.read(path))
+    reader.check(read_quietly(reader, path))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,12 +207,18 @@ def test_pair_files_too(kind, tmp_path):
         pyro_dssm.load(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("bad", [3, True, b"a", "a\0b", 1.5])
-def test_what_is_no_path_is_named(name, bad):
-    if name in ("data.midi.read_midi", "audio.read_audio", "data.rolls.read_mat", "data.rolls.read_packed"):
-        with pytest.raises(ValueError, match="^path: expected a path, got"):
-            READERS[name].read(bad)
+@pytest.mark.parametrize("read", [read_midi, read_audio, read_mat, read_packed, read_chorale, Trajectories.load_npz])
+@pytest.mark.parametrize("bad", [3, True, b"a", "a\0b", 1.5, None])
+def test_what_is_no_path_is_named(read, bad):
+    with pytest.raises(ValueError, match="^path: expected a path, got"):
+        read(bad)
+
+
+@pytest.mark.parametrize("bad", [3, b"a", "a\0b", None])
+def test_what_is_no_folder_is_named(bad):
+    for load, name in ((load_speech, "folder"), (find_recordings, "folder"), (load_recordings, "source")):
+        with pytest.raises((ValueError, TypeError), match=f"^{name}: expected a path, got|not iterable"):
+            load(bad)
 
 
 def test_a_file_that_becomes_a_pipe_before_it_is_opened(tmp_path, monkeypatch):
@@ -279,23 +302,22 @@ def test_midi_files_that_are_refused(data, words, tmp_path):
 
 
 def test_midi_files_cost_what_they_hold(tmp_path):
-    """Twenty times the bytes take about twenty times as long, whatever is in them."""
+    """Ten times the bytes take about ten times as long, whatever is in them."""
     shapes = {
-        "onsets that never end": lambda n: midi((b"\0\x90\x40\x40") * (n // 4) + number(480 * 50_000) + b"\xff\x2f\0"),
+        "onsets that never end": lambda n: midi((b"\0\x90\x40\x40") * (n // 4) + number(480 * 5_000) + b"\xff\x2f\0"),
         "notes as long as the file": lambda n: midi(
-            *[b"\0\x90\x40\x40" + number(480 * 50_000) + b"\x80\x40\0" + END] * (n // 24)
+            *[b"\0\x90\x40\x40" + number(480 * 5_000) + b"\x80\x40\0" + END] * (n // 24)
         ),
         "words": lambda n: midi(b"\0\xff\x01\0" * (n // 4) + number(480) + b"\xff\x2f\0"),
         "running status": lambda n: midi(b"\x10\x90\x40\x40" + b"\x10\x40\x40" * (n // 3)),
     }
     for make in shapes.values():
         took = []
-        for size in (20_000, 400_000):
+        for size in (20_000, 200_000):
             began = time.process_time()
             check_roll(read_bytes(tmp_path, make(size)))
             took.append(time.process_time() - began)
-        assert took[1] < 2.0
-        assert took[1] < 40 * took[0] + 0.2
+        assert took[1] < 20 * took[0] + 0.2
 
 
 def test_notes_that_never_end_sound_to_the_end_of_the_file(tmp_path):
@@ -355,7 +377,7 @@ def from_mido(path, frames_per_beat):
     for track in file.tracks:
         now, sounding = 0, {}
         for message in [*track, mido.Message("reset", time=max(ends) * 2)]:
-            for channel, pitch in sounding:
+            for _, pitch in sounding:
                 frames = torch.arange(len(roll)) * per_frame
                 roll[(frames >= now) & (frames < now + message.time), pitch - 21] = 1
             now += message.time
@@ -408,13 +430,13 @@ NAMES = (b"traindata", b"validdata", b"testdata")
 @pytest.mark.parametrize("left", [-1, 0, 1])
 def test_a_variable_that_takes_the_whole_budget_leaves_none(left, tmp_path):
     """Zlib takes a limit of 0 for none."""
-    budget = 10 * (8 * 88 + 96) + (1 << 16)
-    first = element(14, b"")  # of another kind, and as large as the budget but for `left` bytes
+    budget = 500 * (8 * 88 + 96) + (1 << 16)
+    # Of another kind, and as large as the budget but for some bytes.
     first = struct.pack("<II", 2, budget - 8 - left) + bytes(budget - 8 - left)
     assert len(first) == budget - left
-    bomb = struct.pack("<II", 2, 1 << 28) + bytes(1 << 28)
+    bomb = struct.pack("<II", 2, 1 << 24) + bytes(1 << 24)
     (tmp_path / "a.mat").write_bytes(mat(packed(first), packed(bomb)))
-    refused(partial(read_mat, max_frames=10), tmp_path / "a.mat", f"more than {budget} bytes", megabytes=5)
+    refused(partial(read_mat, max_frames=500), tmp_path / "a.mat", f"more than {budget} bytes", megabytes=5)
 
 
 @pytest.mark.parametrize(
@@ -502,20 +524,23 @@ def test_compression_without_a_bound(method, tmp_path):
     refused(Trajectories.load_npz, npz(tmp_path / "a.npz", method, x=X), "stored or deflated", megabytes=20)
 
 
-def test_bombs_are_not_unpacked(tmp_path):
-    bomb = npy((1, 10**6, 25), data=bytes(10**8))
+def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
+    bomb = npy((1, 10**5, 4), data=bytes(16 * 10**5))
     path = npz(tmp_path / "a.npz", x=bomb)
-    assert path.stat().st_size < 200_000
-    refused(partial(Trajectories.load_npz, max_bytes=10**7), path, "10000000 bytes", "max_bytes", megabytes=5)
+    assert path.stat().st_size < 30_000
+    refused(partial(Trajectories.load_npz, max_bytes=10**5), path, "100000 bytes", "max_bytes", megabytes=1)
+    monkeypatch.setattr(mocap, "_MAX_BYTES", 10**5)
     (tmp_path / "cmu_mocap_35").mkdir()
     path = npz(tmp_path / "cmu_mocap_35" / "mocap35.npz", train=bomb, valid=bomb, test=bomb)
-    refused(lambda _: load_mocap(tmp_path), path, "bytes of arrays", megabytes=5)
+    refused(lambda _: load_mocap(tmp_path), path, "bytes of arrays", megabytes=1)
 
 
-def test_an_archive_of_very_many_members(tmp_path):
+def test_an_archive_of_very_many_members(tmp_path, monkeypatch):
     """The table of members is read when an archive is opened, before anybody asks for one."""
+    assert _npz._MAX_DIRECTORY < 2e6
+    monkeypatch.setattr(_npz, "_MAX_DIRECTORY", 10_000)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        for i in range(30_000):
+        for i in range(300):
             archive.writestr(f"{i}.npy", b"")
     for read in (Trajectories.load_npz, read_packed):
         refused(read, tmp_path / "a.npz", "table of members of at most", seconds=2, megabytes=10)
@@ -576,19 +601,27 @@ def test_rates_beyond_reason(rate, tmp_path):
     refused(read_audio, tmp_path / "a.wav", seconds=2, megabytes=30)
 
 
+@pytest.mark.slow
 def test_rates_that_are_far_but_not_beyond_reason(tmp_path):
     for rate, size in ((250, 4000 * 64), (64_000, 1000), (512_000, 125)):
         (tmp_path / "a.wav").write_bytes(wav(NOISE, rate=rate))
         assert len(read_audio(tmp_path / "a.wav", min_samples=10)) == size
 
 
-@pytest.mark.parametrize(("channels", "words"), [(2, ["mono", "2 channels"]), (1000, ["mono"]), (65535, []), (0, [])])
+@pytest.mark.parametrize(("channels", "words"), [(2, ["mono", "2 channels"]), (1000, ["mono"]), (30_000, []), (0, [])])
 def test_many_channels(channels, words, tmp_path):
     (tmp_path / "a.wav").write_bytes(wav(NOISE * 2, channels=channels))
     refused(read_audio, tmp_path / "a.wav", *words, seconds=2, megabytes=30)
 
 
-@pytest.mark.parametrize(("rate", "limit"), [(16000, 1999), (8000, 3999), (32000, 1999)])
+@pytest.mark.parametrize(
+    ("rate", "limit"),
+    [
+        (16000, 1999),
+        pytest.param(8000, 3999, marks=pytest.mark.slow),
+        pytest.param(32000, 1999, marks=pytest.mark.slow),
+    ],
+)
 def test_the_limit_of_samples_is_an_argument(rate, limit, tmp_path):
     """It holds for the file and for the wave at the wanted rate."""
     (tmp_path / "a.wav").write_bytes(wav(NOISE[:4000], rate=rate))
@@ -627,7 +660,7 @@ def test_half_a_recording_is_no_shorter_one(kind, tmp_path):
     path.write_bytes(data)
     assert 40_000 <= len(read_audio(path, rate)) < 40_700
     for size in (len(data) // 2, len(data) - 400, len(data) - 1):
-        if form == "MP3" and size == len(data) - 1 or (form, size % 2) == ("CAF", 1):
+        if size == len(data) - 1 and (form in ("MP3", "CAF") or subtype == "GSM610"):
             continue  # what is behind the last samples
         path.write_bytes(data[:size])
         words = [] if form in ("FLAC", "MP3", "CAF") else ["whole audio file"]
@@ -667,9 +700,13 @@ def test_samples_that_are_no_numbers(tmp_path):
         wave[999] = bad
         soundfile.write(tmp_path / f"{i}.wav", wave, 16000, "FLOAT")
         refused(read_audio, tmp_path / f"{i}.wav", "finite samples")
+
+
+@pytest.mark.slow
+def test_samples_that_are_no_numbers_when_they_are_resampled(tmp_path):
     wave = np.full(2000, 3e38) * np.resize([1, -1], 2000)
     soundfile.write(tmp_path / "a.wav", wave, 11025, "FLOAT")
-    refused(read_audio, tmp_path / "a.wav")  # finite in the file, and not when it is resampled
+    refused(read_audio, tmp_path / "a.wav", "finite samples at 16000 Hz")
 
 
 # Folders.
@@ -714,22 +751,31 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
         find_recordings(tmp_path)
 
 
-def test_very_deep_and_very_wide_folders(tmp_path):
-    deep = tmp_path
-    here = os.getcwd()
+@pytest.fixture
+def deep_folder(tmp_path):
+    """Deeper than a recursion goes, and so too deep for what clears up after the tests."""
+    here, depth = os.getcwd(), 1200
     os.chdir(tmp_path)
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("a.wav").touch()
     try:
-        for _ in range(1200):  # names are short enough for the system, and too deep for a recursion
-            os.mkdir("d")
-            os.chdir("d")
+        yield tmp_path
     finally:
+        Path("a.wav").unlink()
+        for _ in range(depth):
+            os.chdir("..")
+            os.rmdir("d")
         os.chdir(here)
-    deep = tmp_path / "/".join("d" * 1200)
-    write_recording(deep / "a.wav", 0)
+
+
+@pytest.mark.slow
+def test_very_deep_and_very_wide_folders(deep_folder):
     for i in range(3000):
-        (tmp_path / f"{i}.wav").touch()
+        (deep_folder / f"{i}.wav").touch()
     with within(5):
-        assert len(find_recordings(tmp_path)) == 3001
+        assert len(find_recordings(deep_folder)) == 3001
 
 
 # The cache of spectra.
@@ -740,7 +786,8 @@ def cached(tmp_path):
     for i, size in enumerate((900, 1100)):
         write_recording(tmp_path / f"{i}.wav", 0, size)
     read = partial(load_recordings, tmp_path, spectrogram=SMALL, cache=tmp_path / ".cache")
-    first = read()
+    read()
+    first = load_recordings(tmp_path, spectrogram=SMALL)  # and not what is mapped from the file
     return read, first, next((tmp_path / ".cache").glob("*.json")), next((tmp_path / ".cache").glob("*.npy"))
 
 
@@ -854,6 +901,7 @@ def test_a_cache_that_is_a_file_is_named(tmp_path):
 # Scores.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -862,7 +910,6 @@ def test_a_cache_that_is_a_file_is_named(tmp_path):
         ("<score-partwise/>" + " " * (4 << 20), ["at most 4194304 bytes"]),
         ("no score", []),
         ("", []),
-        ("<score-partwise><part-list/></score-partwise>", []),
     ],
 )
 def test_scores_that_are_refused(text, words, tmp_path):
@@ -874,6 +921,7 @@ def test_scores_that_are_refused(text, words, tmp_path):
     refused(read_chorale, tmp_path / "bwv1.mxl", seconds=20)
 
 
+@pytest.mark.slow
 def test_scores_are_not_unpickled_by_their_name(tmp_path):
     pytest.importorskip("music21")
     for suffix in (".p", ".pgz", ".mid", ".xml"):
@@ -883,6 +931,7 @@ def test_scores_are_not_unpickled_by_their_name(tmp_path):
     assert not Path("unpickled").exists()
 
 
+@pytest.mark.slow
 def test_notes_outside_the_keys_are_not_wrapped_round(tmp_path):
     pytest.importorskip("music21")
     reader = READERS["data.chorales.read_chorale"]
@@ -896,6 +945,7 @@ def test_notes_outside_the_keys_are_not_wrapped_round(tmp_path):
     refused(read_chorale, path, "at most 100000 quarter notes")
 
 
+@pytest.mark.slow
 def test_legal_files_of_some_size_are_read(tmp_path):
     """Larger than anything in the sets of the literature."""
     frames = torch.zeros(500_000, 88)
