@@ -90,16 +90,11 @@ class Program(PyroModule):
                 arguments[name] = value
         return arguments
 
-    @property
-    def _transient(self) -> dict[str, Any]:
-        """What belongs to the computation at hand and is no part of a copy or a checkpoint."""
-        return self.__dict__.setdefault("_transient_values", {})
-
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():
             # Pyro leaves weak references on what it has trained, and they cannot be pickled.
             vars(parameter).pop("unconstrained", None)
-        return {name: value for name, value in self.__dict__.items() if name != "_transient_values"}
+        return dict(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy (deepcopy, unpickling) must not answer to the name of its original.

@@ -254,7 +254,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, Any]:
     dtype = getattr(torch, metadata["dtype"])
     model = build(metadata["model"])
     guide = build(metadata["guide"], model)
-    guide._adapt(take(tensors, "guide."))
+    guide.adapt(take(tensors, "guide."))
     model.sites = metadata["sites"]
     load_pair(model.to(dtype), guide.to(dtype), tensors)
     return model.eval(), guide.eval()

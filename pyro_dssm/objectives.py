@@ -21,6 +21,7 @@ from torch.distributions import Independent, kl_divergence
 from ._checks import is_number
 from ._credit import Divergence, closed_sites, score_terms
 from .paths import Path, divergence_per_step
+from .shared import Shared
 from .standardise import deviation
 
 __all__ = ["ConstantKL", "CyclicKL", "KLSchedule", "LinearKL", "RecordingELBO", "kl_weight"]
@@ -286,7 +287,8 @@ class RecordingELBO(TraceMeanField_ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         # The parent warns of sites in another order, which are taken care of here.
-        return Trace_ELBO._get_trace(self, model, guide, args, kwargs)
+        with Shared():
+            return Trace_ELBO._get_trace(self, model, guide, args, kwargs)
 
     @contextmanager
     def _recording(self) -> Iterator[None]:

@@ -128,8 +128,8 @@ class Own(pd.PartialAlignment):
 class OwnContext(Own):
     """No step but the first reads anything but its own frame."""
 
-    def _context(self, inputs):
-        context = super()._context(inputs)
+    def read_context(self, inputs):
+        context = super().read_context(inputs)
         mark = torch.zeros_like(context)
         mark[..., 0, :] = 1.0
         return context * mark + inputs.x.sum(-1, keepdim=True)
@@ -414,7 +414,7 @@ def test_discrete_steps_are_refused():
         flow(torch.randn(B, T, X))
 
 
-@pytest.mark.parametrize("name", ["encode", "_context", "zeta_law", "step"])
+@pytest.mark.parametrize("name", ["encode", "read_context", "zeta_law", "step"])
 def test_a_subclass_that_overrides_what_is_asked_of_the_base_is_refused(name):
     mine = type("Mine", (pd.FlowGuide,), {name: lambda self, *args: None})
     with pytest.raises(TypeError, match=f"^Mine overrides `{name}`, which the wrapped guide is asked for"):

@@ -337,7 +337,7 @@ def _residuals(source: str, of: str, site: Site, value: Tensor, moved: list[int]
 
 def _along(model: DSSM, z: Tensor) -> dict[str, Tensor]:
     """The values of the latent step sites along a path."""
-    return {name: value for step in model._sites_along(z) for name, value in step.items()}
+    return {name: value for step in model.values_by_step(z) for name, value in step.items()}
 
 
 def _draws_of_guide(

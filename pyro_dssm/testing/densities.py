@@ -311,7 +311,7 @@ def log_probs_at(
         >>> list(log_probs_at(model, pd.PartialAlignment(model), torch.ones(4, 5, 2), torch.ones(4, 5, 3)))
         ['log q(z)', 'log p(z)', 'log p(x)']
     """
-    given = model._values_along(z)
+    given = model.values_along(z)
     found: dict[str, Tensor] = {}
     programs: tuple[tuple[DSSM | Guide, str], ...] = ((guide, "q"), (model, "p"))
     for program, letter in programs:
@@ -387,13 +387,13 @@ def log_probs_per_step(
     """
     model = program.model if isinstance(program, Guide) else program
     with run_as(model, "step"):
-        trace = trace_of(program, model._values_along(z), (x, lengths, mask), controls)
+        trace = trace_of(program, model.values_along(z), (x, lengths, mask), controls)
     trace.compute_log_prob()
 
     def terms(names: Iterable[str]) -> Tensor:
         return torch.stack([trace.nodes[name]["log_prob"].expand(z.shape[:-2]) for name in names]).sum(0)
 
-    of_z = torch.stack([terms(values) for values in model._sites_along(z)], dim=-1)
+    of_z = torch.stack([terms(values) for values in model.values_by_step(z)], dim=-1)
     if isinstance(program, Guide):
         return of_z, None
     return of_z, torch.stack([terms([f"x_{t}"]) for t in range(1, z.shape[-2] + 1)], dim=-1)
