@@ -132,7 +132,7 @@ def test_what_is_put_in_the_place_of_hidden_frames_is_not_read(name, emission):
     mask = torch.rand(B, T) > 0.4
     x, own = torch.randn(B, T, X).exp(), torch.randn(B, T, X).exp()
     inputs = model.observe(x, None, mask)
-    filled = replace(inputs, x=torch.where(mask.unsqueeze(-1), inputs.x, own), last={}, cache={})
+    filled = replace(inputs, x=torch.where(mask.unsqueeze(-1), inputs.x, own))
     same = torch.equal(guide.read_context(inputs), guide.read_context(filled))
     # The model's RNN over the frames reads what is put there.
     assert same is guide.skips_hidden

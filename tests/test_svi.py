@@ -475,7 +475,7 @@ def test_nothing_is_shared_without_the_handler(scans):
     with Shared():
         trace_of_guide(guide, x)
     model(x)
-    assert runs_of_hx(scans, model) == 4
+    assert runs_of_hx(scans, model) == 5
 
 
 CHANGES = {
