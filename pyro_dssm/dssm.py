@@ -20,7 +20,7 @@ from .initial import INITIALS, Initial, fix_start
 from .inputs import Inputs, prepare
 from .memories import CELLS, Cell, Memories, States
 from .nn import MLP, GatedTransition, NormalHead, join, normal
-from .paths import Path, normal_of, with_first
+from .paths import Path, normal_of, plates, with_first
 from .shared import carry_of, sharing
 from .standardise import KINDS, InDataUnits, Standardise, in_own_units
 from .structure import Order, Structure
@@ -497,7 +497,9 @@ class DSSM(Generation, Program):
             ValueError: If an argument has a wrong type, dtype, device, shape or value, or a handler draws or replaces
                 x where path sites condition on it.
         """
-        return self.path(self.receive(x, lengths, mask, controls)).emit(self.sites)
+        inputs = self.receive(x, lengths, mask, controls)
+        with plates(inputs.batch_shape):
+            return self.path(inputs).emit(self.sites)
 
     def try_transition(self, inputs: Inputs) -> None:
         """Calls the transition once in the life of a model, for its errors.

@@ -285,10 +285,6 @@ class CodePath(PathLaw):
         terms = found.log_likelihood
         return self._masked(terms if shown is None else torch.where(shown, terms, 0.0))
 
-    def emit_steps(self) -> Tensor:
-        """Not available: with step sites the model has states as well."""
-        raise NotImplementedError("bound: the collapsed program has path sites alone.")
-
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Not available: the states are needed to draw codes."""
         raise NotImplementedError('bound: the collapsed program can only be scored; use bound="joint" to draw from it.')

@@ -223,7 +223,7 @@ class PathLaw(TorchDistribution):
     # As sites of a Pyro program.
 
     def emit(self, form: Literal["path", "step"]) -> Tensor:
-        """Runs the Pyro program of this path: its sites, within the plates of its batch.
+        """Runs the Pyro program of this path: its sites, of which the caller opens the plates.
 
         Args:
             form: ``"path"`` or ``"step"``.
@@ -231,9 +231,8 @@ class PathLaw(TorchDistribution):
         Returns:
             The latent path, shape ``(*, B, T, z_dim)``.
         """
-        with plates(self.batch_shape):
-            self.emit_start()
-            return self.emit_path() if form == "path" else self.emit_steps()
+        self.emit_start()
+        return self.emit_path() if form == "path" else self.emit_steps()
 
     def emit_start(self) -> None:
         """The sites that come before the first step: none, unless a subclass has some."""
@@ -242,9 +241,9 @@ class PathLaw(TorchDistribution):
         """One site, ``z``."""
         return pyro.sample("z", self)
 
-    @abstractmethod
     def emit_steps(self) -> Tensor:
         """A site for each step, ``z_1``, ``z_2``, ..."""
+        raise NotImplementedError(f'sites: expected "path" for a {type(self).__name__}, which has no step sites.')
 
     def valid_at(self, t: int) -> Any:
         """Which sequences have a step ``t`` (from 0): a mask of shape ``(B,)``, or True for all."""

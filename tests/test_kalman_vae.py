@@ -105,10 +105,7 @@ class LinearGuide(pd.KalmanGuide):
         super().__init__(model, kind=kind)
         self.widen = widen
 
-    def encode(self, context):
-        return context
-
-    def _frames(self, inputs):
+    def read_frames(self, inputs):
         return inputs.x
 
     def step(self, past, context):
@@ -218,7 +215,7 @@ def data(model, *, control=False, masked=False, padded=False, batch=3, steps=T):
 def expected_weights(model, guide, batch, values):
     """log p(x|a) + log p(a) - log q(a|x), and what zeta adds, with p(a) from the dense joint Gaussian."""
     codes = values["a"] if "a" in values else values["z"][..., N:]
-    of_codes = guide.step(None, guide.encode(guide.read_context(model.observe(*batch[:3], batch.controls)))).base_dist
+    of_codes = guide.step(None, guide.read_frames(model.observe(*batch[:3], batch.controls))).base_dist
     log_q = gaussian_log_prob(codes, of_codes.loc, of_codes.scale)
     log_p = model.emission_net(codes).log_prob(batch.x)
     total = torch.zeros(codes.shape[:2])
@@ -329,9 +326,9 @@ def log_evidence(model, x, controls=None, shown=None):
 class MemorylessExact(LinearGuide):
     """The exact p(a_t|x_t) of a linear model whose states forget the last one (A = 0) and whose W is diagonal."""
 
-    def read_context(self, inputs):
+    def read_frames(self, inputs):
         self.inputs = inputs
-        return super().read_context(inputs)
+        return super().read_frames(inputs)
 
     def step(self, past, context):
         net, model, inputs = self.model.emission_net, self.model, self.inputs

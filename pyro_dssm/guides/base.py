@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 from torch import Tensor
 
 from .._checks import guide_kind
 from .._program import Program
 from ..dssm import DSSM
 from ..inputs import Inputs
-from ..paths import PathLaw
+from ..paths import PathLaw, plates
 from ..shared import sharing
 from .posterior import Posterior, posterior
 
@@ -100,6 +101,16 @@ class BaseGuide(Program):
         """
         return None
 
+    def emit_zeta(self, inputs: Inputs) -> None:
+        """The site ``zeta``, where the model has a hierarchical start.
+
+        Args:
+            inputs: A checked batch, which keeps the value.
+        """
+        fn = self.zeta_of(inputs)
+        if fn is not None:
+            inputs.zeta = pyro.sample("zeta", fn)
+
     @property
     def bridges_gaps(self) -> bool:
         """Whether its draws are taken as they are where whole frames are hidden, rather than corrected by the model.
@@ -142,7 +153,9 @@ class BaseGuide(Program):
         handler = sharing()
         if handler is not None:
             handler.leave(self.model, (x, lengths, mask, controls), inputs)
-        return self.path(inputs).emit(self.model.sites)
+        with plates(inputs.batch_shape):
+            self.emit_zeta(inputs)
+            return self.path(inputs).emit(self.model.sites)
 
     def future_states(self, inputs: Inputs) -> FutureStates | None:
         """What is read of later frames at each step, where anything is, for chunks of long sequences.

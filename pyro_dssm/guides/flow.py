@@ -237,10 +237,6 @@ class FlowPath(Path):
         self.memoryless, self.carrying = inner.memoryless, inner.carrying
         super().__init__(inner.batch_shape, inner.event_shape[0], inner.event_shape[1], inner.valid)
 
-    def emit_start(self) -> None:
-        """The wrapped guide's."""
-        self.inner.emit_start()
-
     def blank(self) -> Tensor:
         """Zeros like the wrapped guide's."""
         return self.inner.blank()

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
@@ -118,16 +117,6 @@ class FrameGuide(BaseGuide):
         if self.zeta_net is None or not inputs.starts:
             return None
         return self.zeta_law(inputs if inputs.carry is None else inputs.carry.whole)
-
-    def emit_zeta(self, inputs: Inputs) -> None:
-        """The site ``zeta``, where the model has a hierarchical start.
-
-        Args:
-            inputs: A checked batch, which keeps the value.
-        """
-        fn = self.zeta_of(inputs)
-        if fn is not None:
-            inputs.zeta = pyro.sample("zeta", fn)
 
     # The frames.
 

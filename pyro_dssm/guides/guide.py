@@ -387,10 +387,6 @@ class GuidePath(Path):
         self.carrying = self._memory is not None and (self._shares or inputs.carry is not None)
         super().__init__(inputs.batch_shape, inputs.num_steps, guide.model.z_dim, inputs.valid)
 
-    def emit_start(self) -> None:
-        """The site ``zeta`` of a hierarchical start."""
-        self.guide.emit_zeta(self._inputs)
-
     def blank(self) -> Tensor:
         """Zeros like the frames."""
         return self._inputs.x.new_zeros(self.batch_shape + self.event_shape)

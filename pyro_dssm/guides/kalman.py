@@ -213,10 +213,6 @@ class KalmanPath(PathLaw):
 
     # As sites of a Pyro program.
 
-    def emit_start(self) -> None:
-        """The site ``zeta`` of a hierarchical start."""
-        self.guide.emit_zeta(self.inputs)
-
     def emit_path(self) -> Tensor:
         """One site: ``z``, or ``a`` where the model integrates the states out."""
         return pyro.sample("a", CodesOnly(self)) if self.model.collapses else super().emit_path()
@@ -396,10 +392,6 @@ class CodesOnly(PathLaw):
     def __init__(self, path: KalmanPath) -> None:
         self.path = path
         super().__init__(path.batch_shape, path.event_shape[0], path.model.code_dim, path.inputs.valid)
-
-    def emit_steps(self) -> Tensor:
-        """Not available: the states are integrated out of the path alone."""
-        raise NotImplementedError("bound: the collapsed program has path sites alone.")
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws codes."""
