@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -151,7 +152,7 @@ class Guide(FrameGuide):
 
     # What is read of the latents.
 
-    @property
+    @cached_property
     def _z_source(self) -> str:
         """``latents``, with ``"model"`` resolved to what the exact posterior needs."""
         if self.latents != "model":
@@ -179,7 +180,7 @@ class Guide(FrameGuide):
 
     # What is read of the frames.
 
-    @property
+    @cached_property
     def _past_source(self) -> str:
         """``past``, with ``"model"`` resolved to what the exact posterior needs and the model has."""
         if self.past != "model":
@@ -193,12 +194,12 @@ class Guide(FrameGuide):
             return "own"
         return "last"
 
-    @property
+    @cached_property
     def _reads_shared(self) -> bool:
         """Whether the latents' memory is the model's shared RNN, which holds ``x_{1:t-2}`` as well."""
         return self._z_source == "model" and self.model.memories.of_latents == "h"
 
-    @property
+    @cached_property
     def _skips(self) -> bool:
         """Whether the frame itself is offered beside RNN states."""
         return self.skip and self._past_source not in ("now", "last")
@@ -221,7 +222,7 @@ class Guide(FrameGuide):
         total += 0 if self._frame_in_context else self.mask_dim
         return total + (self.frame_dim if self._skips else 0)
 
-    @property
+    @cached_property
     def _frame_in_context(self) -> bool:
         """Whether the context holds the frame itself, and so what is read of its mask."""
         return self._past_source in ("now", "last") or self._skips
@@ -366,7 +367,7 @@ class GuidePath(Path):
     """The law of the latent path under a guide."""
 
     def __init__(self, guide: Guide, inputs: Inputs) -> None:
-        self.guide = guide
+        self.guide, self.model = guide, guide.model
         self._memory = guide._z_memory
         self.memoryless = self._memory is None
         self._extra = guide._z_extra(inputs)
@@ -376,16 +377,16 @@ class GuidePath(Path):
         self._contexts = self._context.unbind(-2)
         self._first: Tensor | None = None
         if self._memory is not None:
-            name = guide.model.memories.of_latents
+            name = self.model.memories.of_latents
             from_model = guide._z_source == "model"
             own = None if inputs.carry is None else inputs.carry.guide_first.latents
-            carried = guide.model.memories.first(inputs)[name] if from_model else own
+            carried = self.model.memories.first(inputs)[name] if from_model else own
             self._first = self._memory.start(inputs.batch_shape) if carried is None else carried
         self._inputs = inputs
         self._shares = guide._z_source == "model"
         self._states: list[Tensor] = []
         self.carrying = self._memory is not None and (self._shares or inputs.carry is not None)
-        super().__init__(inputs.batch_shape, inputs.num_steps, guide.model.z_dim, inputs.valid)
+        super().__init__(inputs.batch_shape, inputs.num_steps, self.model.z_dim, inputs.valid)
 
     def blank(self) -> Tensor:
         """Zeros like the frames."""
@@ -406,7 +407,7 @@ class GuidePath(Path):
     def _step(self, past: Tensor | None, context: Tensor) -> Any:
         if past is not None:
             context = context.expand(*past.shape[:-1], -1)
-        fn = event("step", self.guide.step(past, context), self.guide.model.z_dim)
+        fn = event("step", self.guide.step(past, context), self.model.z_dim)
         return fn if fn.has_rsample else _scorable(fn)
 
     def advance(self, state: Any, z: Tensor, t: int) -> Any:
@@ -426,7 +427,7 @@ class GuidePath(Path):
     def step_from(self, state: Any, states: States, prior: Any, t: int) -> Any:
         """The distribution of a step, given the guide's state or the model's where the guide reads that."""
         reads_model = self._shares and self._memory is not None
-        return self.at(states[self.guide.model.memories.of_latents] if reads_model else state, t)
+        return self.at(states[self.model.memories.of_latents] if reads_model else state, t)
 
     def advance_steps(self, state: Any, z: Tensor, t: int) -> Any:
         """The state of the guide's own memory after a step."""
