@@ -9,6 +9,8 @@ import torch
 
 torch.set_num_threads(1)
 
+pytest_plugins = ["attack_table"]
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
