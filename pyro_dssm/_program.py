@@ -119,16 +119,11 @@ class Program(PyroModule, metaclass=_Noting):
                 arguments[name] = value
         return arguments
 
-    @property
-    def _transient(self) -> dict[str, Any]:
-        """What belongs to the computation at hand and is no part of a copy or a checkpoint."""
-        return self.__dict__.setdefault("_transient_values", {})
-
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():
             # Pyro leaves weak references on what it has trained, and they cannot be pickled.
             vars(parameter).pop("unconstrained", None)
-        return {k: v for k, v in self.__dict__.items() if k not in ("_transient_values", "_entries")}
+        return {k: v for k, v in self.__dict__.items() if k != "_entries"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy (deepcopy, unpickling) must not answer to the name of its original.

@@ -592,7 +592,7 @@ def _assemble(found: PairFile, tensors: Mapping[str, Tensor]) -> tuple[DSSM, Gui
     model = _build(found.model, None, changes)
     guide = _build(found.guide, model, changes)
     check_pair(model, guide)
-    guide._adapt(take(tensors, "guide."))
+    guide.adapt(take(tensors, "guide."))
     programs = [program for program, _ in changes]
     for program in programs:
         note_parts(program)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from ._checks import at_least, event, one_of, positive_integers, probability, shown
@@ -23,20 +21,12 @@ from .initial import INITIALS, Initial, fix_start
 from .inputs import Inputs, prepare
 from .memories import CELLS, Cell, Memories, States, two_sizes
 from .nn import MLP, GatedTransition, NormalHead, join, normal
-from .paths import Path, normal_of, with_first
+from .paths import Path, normal_of, plates, with_first
+from .shared import carry_of, sharing
 from .standardise import KINDS, InDataUnits, Standardise, in_own_units
 from .structure import Order, Structure
 
-__all__ = ["DSSM", "plates"]
-
-
-def plates(batch_shape: torch.Size) -> ExitStack:
-    """Plates over the batch dimensions, named ``sequences``, ``sequences_2``, ... from the right."""
-    stack = ExitStack()
-    for i, size in enumerate(reversed(batch_shape), start=1):
-        name = "sequences" if i == 1 else f"sequences_{i}"
-        stack.enter_context(pyro.plate(name, size, dim=-i))
-    return stack
+__all__ = ["DSSM", "ModelPath"]
 
 
 class DSSM(Generation, Program):
@@ -101,6 +91,8 @@ class DSSM(Generation, Program):
 
     structure: Structure
     calibration: Tensor | None
+    _draws_calibrated = False
+    _tried = False  # whether the transition has been called once, for its errors
 
     def __init__(
         self,
@@ -299,7 +291,7 @@ class DSSM(Generation, Program):
         Returns:
             A distribution with event shape ``(z_dim,)``, or ``None``.
         """
-        if inputs is not None and inputs.first is not None:
+        if inputs is not None and not inputs.starts:
             return None
         fn = self.initial(zeta)
         return None if fn is None else event("initial", fn, self.z_dim)
@@ -327,7 +319,7 @@ class DSSM(Generation, Program):
     def frames_from(self, fn: Any) -> Any:
         """The distribution of frames, in the data's units, from what :meth:`emission` has returned."""
         fn = event("emission", fn, self.x_dim)
-        if self.calibration is not None and self._transient.get("calibrated", False):
+        if self.calibration is not None and self._draws_calibrated:
             base = normal_of(fn)
             if base is None:
                 raise ValueError(f"emission: expected independent Gaussian entries as calibrated, got {fn!r}.")
@@ -354,12 +346,11 @@ class DSSM(Generation, Program):
             Nothing.
         """
         check_types(DSSM.calibrated_frames, locals())
-        before = self._transient.get("calibrated", False)
-        self._transient["calibrated"] = calibrated
+        before, self._draws_calibrated = self._draws_calibrated, calibrated
         try:
             yield
         finally:
-            self._transient["calibrated"] = before
+            self._draws_calibrated = before
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Models are built without a calibration, whether or not the state that they are given has one.
@@ -396,61 +387,56 @@ class DSSM(Generation, Program):
         assert read is not None
         return read
 
-    def _sites_along(self, z: Tensor) -> list[dict[str, Tensor]]:
-        """The values of the latent step sites of every step, by name, along a path of shape ``(*, B, T, z_dim)``."""
+    def values_by_step(self, z: Tensor) -> list[dict[str, Tensor]]:
+        """The values of the latent step sites of every step, by name, along a path.
+
+        Args:
+            z: Shape ``(*, B, T, z_dim)``.
+
+        Returns:
+            One dictionary for each step.
+        """
         return [{f"z_{t}": value} for t, value in enumerate(z.unbind(-2), start=1)]
 
-    def _values_along(self, z: Tensor) -> dict[str, Tensor]:
+    def values_along(self, z: Tensor) -> dict[str, Tensor]:
         """The values of all latent sites, in the current form of sites, along a path.
 
         That of a hierarchical start may be any; here it is a function of the path, so that it is the same in whatever
         batch the path is.
+
+        Args:
+            z: Shape ``(*, B, T, z_dim)``.
+
+        Returns:
+            The values by the names of the sites.
         """
         zeta = {"zeta": z[..., 0, :1].expand(*z.shape[:-2], self.zeta_dim)} if self.zeta_dim else {}
-        of_steps = {name: value for step in self._sites_along(z) for name, value in step.items()}
+        of_steps = {name: value for step in self.values_by_step(z) for name, value in step.items()}
         return {**zeta, **({"z": z} if self.sites == "path" else of_steps)}
 
     @property
     def _like(self) -> Tensor:
         return next(self.parameters(), torch.empty(0))
 
-    @property
-    def _carried(self) -> States | None:
-        # Truncated back-propagation: the states that a chunk of a long sequence starts from.
-        return self._transient.get("carried")
-
     # The program.
 
-    def observe(
-        self, x: Any, lengths: Any = None, mask: Any = None, controls: Any = None, *, by_guide: bool = False
-    ) -> Inputs:
+    def observe(self, x: Any, lengths: Any = None, mask: Any = None, controls: Any = None) -> Inputs:
         """Checks a call's arguments.
-
-        What a guide has computed from a batch (checks, RNN states over x) is handed over once to the model that
-        is called next with the same tensors, in the same mode and with the same weights.
 
         Args:
             x: Observations, shape ``(*, B, T, x_dim)``.
             lengths: Shape ``(B,)``.
             mask: Shape ``(B, T)`` or ``(B, T, x_dim)``, True where observed.
             controls: Shape ``(B, T, control_dim)``.
-            by_guide: Whether a guide asks, which keeps the result for the model.
 
         Returns:
-            The checked inputs.
+            The checked batch.
 
         Raises:
             ValueError: If an argument has a wrong type, dtype, device, shape or value.
         """
-        handed = self._transient.pop("handed", None)
-        key = [torch.is_grad_enabled(), self.training, id(self._carried)]
-        reading = [*getattr(self, "emission_net", self.memories).buffers()]
         if self.standardise is not None:
             self.standardise.need_fitted()
-            reading += self.standardise.buffers()
-        key += [_state_of(t) for t in (x, lengths, mask, controls, *self.memories.parameters(), *reading)]
-        if handed is not None and not by_guide and handed[0] == key:
-            return handed[1]
         inputs = prepare(
             x,
             lengths,
@@ -459,20 +445,31 @@ class DSSM(Generation, Program):
             like=self._like,
             x_dim=self.x_dim,
             control_dim=self.control_dim,
-            first=self._carried,
+            carry=carry_of(self),
             neutral=None if self.standardise is None else self.standardise.loc,
         )
-        self._transient["last"] = inputs.last
         net = getattr(self, "emission_net", None)
         if isinstance(net, Emission):
             net.check(inputs.x if self.standardise is None else self.standardise(inputs.x), inputs.observed)
-        # Not to be a circle of model, what is handed over, and model.
-        own = weakref.WeakMethod(self.read)
-        inputs.read = lambda frames: own()(frames)  # type: ignore[misc]
-        # A guide that is called on its own, outside of any inference, may be differentiated on its own.
-        if by_guide and am_i_wrapped():
-            self._transient["handed"] = key, inputs, (x, lengths, mask, controls)
+        inputs.read = self.read
         return inputs
+
+    def receive(self, x: Any, lengths: Any, mask: Any, controls: Any) -> Inputs:
+        """The checked batch of a call: what the guide has left of it, or else from scratch (:class:`Shared`)."""
+        handler = sharing()
+        left = None if handler is None else handler.take(self, (x, lengths, mask, controls))
+        return self.observe(x, lengths, mask, controls) if left is None else left
+
+    def path(self, inputs: Inputs) -> ModelPath:
+        """The distribution of latents and frames of a checked batch.
+
+        Args:
+            inputs: From :meth:`observe`.
+
+        Returns:
+            The path, which draws, scores, and runs the Pyro program.
+        """
+        return ModelPath(self, inputs)
 
     def forward(
         self,
@@ -498,72 +495,22 @@ class DSSM(Generation, Program):
             ValueError: If an argument has a wrong type, dtype, device, shape or value, or a handler draws or replaces
                 x where path sites condition on it.
         """
-        inputs = self.observe(x, lengths, mask, controls)
-        return self._path_sites(inputs) if self.sites == "path" else self._step_sites(inputs)
-
-    def _path_sites(self, inputs: Inputs) -> Tensor:
-        self._try_transition(inputs)
+        inputs = self.receive(x, lengths, mask, controls)
         with plates(inputs.batch_shape):
-            z = pyro.sample("z", PriorPath(self, inputs, self._zeta_site(inputs)))
-            before, after = self.memories.along_z(z, inputs)
-            fn = self.emission_from(self.memories.along_x(inputs)[0], after)
-            # For credit per step: each frame depends on the latents up to its step, and on no later ones.
-            follows: Any = {"along": "z"}
-            x = pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x, infer=follows)
-        self._check_given(x, inputs)
-        return z
+            return self.path(inputs).emit(self.sites)
 
-    def _try_transition(self, inputs: Inputs) -> None:
+    def try_transition(self, inputs: Inputs) -> None:
         """Calls the transition once in the life of a model, for its errors.
 
         A path that the guide has drawn is scored after the program has ended, where Pyro would bury an error.
+
+        Args:
+            inputs: A checked batch.
         """
-        if not self._transient.get("tried"):
+        if not self._tried:
             with poutine.block(), torch.no_grad(), generators_kept(inputs.x.device), evaluating(self):
                 self.transition_from(self.memories.first(inputs), inputs.controls_at(0))
-            self._transient["tried"] = True
-
-    def _check_given(self, x: Tensor, inputs: Inputs) -> None:
-        """Refuses any other x than the given one, where the densities of a path have read that one."""
-        s = self.structure
-        if x is inputs.x or (s.z_from_x is Order.NONE and s.x_from_x is Order.NONE):
-            return
-        seen = x if inputs.observed is None else torch.where(inputs.observed, x, torch.zeros_like(x))
-        if seen.shape != inputs.x.shape or not torch.equal(seen, inputs.x):
-            raise ValueError(
-                "x: expected path sites to keep the x that they are given, since the model conditions on earlier "
-                f"frames ({s!r}), got another one, drawn or put there by a Pyro handler (uncondition, condition, do). "
-                'To draw or to replace x, set sites="step" on the model, or use sample and forecast.'
-            )
-
-    def _zeta_site(self, inputs: Inputs) -> Tensor | None:
-        starts = self.zeta_dim and inputs.first is None
-        return pyro.sample("zeta", self.zeta_law(inputs.batch_shape)) if starts else None
-
-    def _latent_site(self, t: int, fn: Any) -> Tensor:
-        """Samples the latent variable of a step (from 0)."""
-        return pyro.sample(f"z_{t + 1}", fn)
-
-    def _step_sites(self, inputs: Inputs) -> Tensor:
-        path = []
-        with plates(inputs.batch_shape):
-            first = self.first_law(self._zeta_site(inputs), inputs)
-            states = self.memories.first(inputs)
-            for t in pyro.markov(range(inputs.num_steps)):
-                with poutine.mask(mask=inputs.valid_at(t)):
-                    u = inputs.controls_at(t)
-                    fn = first if t == 0 and first is not None else self.transition_from(states, u)
-                    z = self._latent_site(t, fn)
-                    after = self.memories.after_z(states, z, u)
-                    observed = None if inputs.observed is None else inputs.observed[..., t, :]
-                    fn = hide(self.emission_from(states, after), observed)
-                    given = inputs.x[..., t, :]
-                    x = pyro.sample(f"x_{t + 1}", fn, obs=given)
-                    if x is not given and observed is not None:
-                        x = torch.where(observed, x, torch.zeros_like(x))  # hidden values are read as zeros
-                    states = self.memories.after_x(after, self.read(x))
-                    path.append(z)
-        return torch.stack(torch.broadcast_tensors(*path), dim=-2)
+            self._tried = True
 
 
 def check_emission(kind: object) -> None:
@@ -572,21 +519,29 @@ def check_emission(kind: object) -> None:
         raise ValueError(f"emission: expected one of {sorted(EMISSIONS)}, got {shown(kind)}.")
 
 
-def _state_of(value: Any) -> Any:
-    """What changes when a tensor is replaced or written to."""
-    if not isinstance(value, Tensor):
-        return value is None
-    # A tensor of inference mode does not count its changes: it equals nothing, not even itself.
-    return object() if value.is_inference() else (id(value), value._version)
+class ModelPath(Path):
+    """The distribution of the latent path under the model, given x where the structure lets z depend on it.
 
+    As a Pyro program it has the frames as well.
 
-class PriorPath(Path):
-    """The law of the latent path under the model, given x where the structure lets z depend on it."""
+    Args:
+        model: The model.
+        inputs: A checked batch.
+        zeta: The hierarchical start's latent variable; a site of the program, where it is not given.
+    """
 
     def __init__(self, model: DSSM, inputs: Inputs, zeta: Tensor | None = None) -> None:
         self.model, self.inputs = model, inputs
-        self.first = model.first_law(zeta, inputs)
+        self.zeta = zeta
+        self._start: tuple[Any, ...] = ()
         super().__init__(inputs.batch_shape, inputs.num_steps, model.z_dim, inputs.valid)
+
+    @property
+    def first(self) -> Any:
+        """The distribution of the first step, where no transition leads to it."""
+        if not self._start:
+            self._start = (self.model.first_law(self.zeta, self.inputs),)
+        return self._start[0]
 
     def blank(self) -> Tensor:
         """Zeros like the frames."""
@@ -597,7 +552,7 @@ class PriorPath(Path):
         return {k: v.expand(*batch, -1) for k, v in self.model.memories.first(self.inputs).items()}
 
     def at(self, state: Any, t: int) -> Any:
-        """The transition, or the law of the start."""
+        """The transition, or the distribution of the start."""
         if t == 0 and self.first is not None:
             return self.first
         return self.model.transition_from(state, self.inputs.controls_at(t))
@@ -614,5 +569,57 @@ class PriorPath(Path):
         fn = self.model.transition_from(before, self.inputs.controls)
         if self.first is None:
             return fn
-        # Where a step reads nothing of the past, its law has no dimension of time yet.
+        # Where a step reads nothing of the past, its distribution has no dimension of time yet.
         return with_first(self.first, fn if fn.batch_shape else fn.expand(z.shape[:-1]))
+
+    # As sites of a Pyro program.
+
+    def emit_start(self) -> None:
+        """The site ``zeta`` of a hierarchical start."""
+        model, inputs = self.model, self.inputs
+        if model.zeta_dim and inputs.starts and self.zeta is None:
+            self.zeta = pyro.sample("zeta", model.zeta_law(inputs.batch_shape))
+        # Now, for its errors: what is scored after the program has ended may not raise any.
+        self._start = (model.first_law(self.zeta, inputs),)
+
+    def emit_path(self) -> Tensor:
+        """The sites ``z`` and ``x``, whose densities are computed for all steps at once."""
+        model, inputs = self.model, self.inputs
+        model.try_transition(inputs)
+        z = pyro.sample("z", self)
+        before, after = model.memories.along_z(z, inputs)
+        fn = model.emission_from(model.memories.along_x(inputs)[0], after)
+        # For credit per step: each frame depends on the latents up to its step, and on no later ones.
+        follows: Any = {"along": "z"}
+        x = pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x, infer=follows)
+        self._check_given(x)
+        return z
+
+    def _check_given(self, x: Tensor) -> None:
+        """Refuses any other x than the given one, where the densities of a path have read that one."""
+        s, inputs = self.model.structure, self.inputs
+        if x is inputs.x or (s.z_from_x is Order.NONE and s.x_from_x is Order.NONE):
+            return
+        seen = x if inputs.observed is None else torch.where(inputs.observed, x, torch.zeros_like(x))
+        if seen.shape != inputs.x.shape or not torch.equal(seen, inputs.x):
+            raise ValueError(
+                "x: expected path sites to keep the x that they are given, since the model conditions on earlier "
+                f"frames ({s!r}), got another one, drawn or put there by a Pyro handler (uncondition, condition, do). "
+                'To draw or to replace x, set sites="step" on the model, or use sample and forecast.'
+            )
+
+    def emit_step(self, state: Any, t: int) -> tuple[Tensor, Any]:
+        """The latent variable and the frame of a step, which later steps read as it is drawn."""
+        model, inputs = self.model, self.inputs
+        z = self.emit_latent(self.at(state, t), t)
+        after = model.memories.after_z(state, z, inputs.controls_at(t))
+        observed = None if inputs.observed is None else inputs.observed[..., t, :]
+        given = inputs.x[..., t, :]
+        x = pyro.sample(f"x_{t + 1}", hide(model.emission_from(state, after), observed), obs=given)
+        if x is not given and observed is not None:
+            x = torch.where(observed, x, torch.zeros_like(x))  # hidden values are read as zeros
+        return z, model.memories.after_x(after, model.read(x))
+
+    def emit_latent(self, fn: Any, t: int) -> Tensor:
+        """The site of the latent variable of a step (from 0)."""
+        return pyro.sample(f"z_{t + 1}", fn)

@@ -20,6 +20,7 @@ from ._types import check_types
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
 from .dssm import DSSM
 from .guides import Guide, check_pair
+from .shared import Shared
 
 __all__ = ["Bound", "Score", "bounds", "evaluate", "log_weights"]
 
@@ -195,7 +196,7 @@ def log_weights(model: DSSM, guide: Guide, batch: Batch, num_particles: int) -> 
     args, kwargs = (batch.x, batch.lengths, batch.mask), {"controls": batch.controls}
     dim = -batch.x.dim() + 1
     total = batch.x.new_zeros(num_particles, *batch.x.shape[:-2])
-    with pyro.plate("_particles", num_particles, dim=dim):
+    with Shared(), pyro.plate("_particles", num_particles, dim=dim):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     for trace, sign in ((model_trace, 1), (guide_trace, -1)):

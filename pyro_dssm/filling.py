@@ -70,8 +70,8 @@ def cut(inputs: Inputs) -> Inputs:
         observed,
         hidden,
         None if inputs.controls is None else inputs.controls[..., :steps, :],
-        inputs.first,
-        read=inputs.read,
+        inputs.read,
+        inputs.carry,
     )
 
 
@@ -404,13 +404,11 @@ def _zeta_for(model: Any, z: Tensor) -> Tensor | None:
 
 def _has_steps(guide: Any, inputs: Inputs) -> bool:
     """Whether a guide draws step by step, each with a density."""
-    from .guides import Guide, KalmanGuide
-
-    return type(guide).draw in (Guide.draw, KalmanGuide.draw) and isinstance(guide.path(inputs), Steps)
+    return getattr(guide, "draws_its_path", False) and isinstance(guide.path(inputs), Steps)
 
 
 def _filled(inputs: Inputs, x: Tensor) -> Inputs:
-    return replace(inputs, x=x, last={}, cache={})
+    return replace(inputs, x=x)
 
 
 def _fractions(inputs: Inputs) -> Tensor:
@@ -422,7 +420,7 @@ def _guided(model: Any, guide: Any, inputs: Inputs, x: Tensor, num_particles: in
     """Proposals of the guide, which reads these frames."""
     filled = _filled(inputs, x)
     path = guide.path(filled)
-    zeta = guide.zeta_law(filled) if model.zeta_dim and guide.zeta_net is not None else None
+    zeta = guide.zeta_of(filled)
     reader = None
     reads = reads_frames(model.memories) and not getattr(guide, "skips_hidden", False)
     if reads and num_particles * x.numel() * sum(ends_of_gaps(inputs)) < READ_AT_MOST:

@@ -367,7 +367,7 @@ class Generation:
         paths = fill(self, guide, known, num_samples, num_rounds)
         count = len(paths.z) if all_chains else num_samples
         assert paths.x is not None
-        return replace(known, x=paths.x[:count], last={}, cache={}), paths.z[:count]
+        return replace(known, x=paths.x[:count]), paths.z[:count]
 
     def _frames(self, inputs: Inputs, known: Inputs, z: Tensor, *, means: bool) -> Tensor:
         """The frames along latent paths, drawn or expected, and those that follow to the end of each sequence."""

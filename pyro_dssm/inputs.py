@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .shared import Carry, ModelStates
+
+if TYPE_CHECKING:
+    from .memories import States
+
 __all__ = ["Inputs", "prepare"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What has been computed of a latent path while it was drawn.
+
+    Attributes:
+        z: The path itself, shape ``(*, B, T, z_dim)``.
+        read: What is read after every step of the model's RNN over the latents, shape ``(*, B, T, rnn_dim)``.
+        last: Its last state.
+    """
+
+    z: Tensor
+    read: Tensor
+    last: Tensor
 
 
 @dataclass
@@ -25,11 +45,10 @@ class Inputs:
         hidden: True where ``mask`` hides a value within a sequence, shaped like ``observed``; ``None`` where nowhere.
         controls: The control that drives each step, ``u_{t-1}`` at ``t`` and zero at the first,
             shape ``(*, B, T, control_dim)``.
-        first: States of the model's memories before the first step, where not the learned ones; with the control
-            before, as ``u``.
-        last: States after the last step, filled in as they are computed; with the last control, as ``u``.
         read: Turns frames into what networks read of them; ``None`` where they read them as they are.
-        cache: What has been computed from this batch already, by name.
+        carry: What is handed on, where this is a chunk of longer sequences.
+        zeta: The hierarchical start's latent variable, where the guide has drawn it already.
+        drawn: What the guide has computed of the latent path that it has drawn.
     """
 
     x: Tensor
@@ -38,19 +57,36 @@ class Inputs:
     observed: Tensor | None = None
     hidden: Tensor | None = None
     controls: Tensor | None = None
-    first: dict[str, Tensor] | None = None
-    last: dict[str, Tensor] = field(default_factory=dict)
     read: Callable[[Tensor], Tensor] | None = None
-    cache: dict[str, Any] = field(default_factory=dict)
+    carry: Carry | None = None
+    zeta: Tensor | None = None
+    # What has been computed of this very batch: no part of another one that is made from it.
+    drawn: Drawn | None = field(default=None, init=False, repr=False)
+    along_x: tuple[States, States] | None = field(default=None, init=False, repr=False)
+    along_z: tuple[Tensor, States, States] | None = field(default=None, init=False, repr=False)
+    _frames: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def frames(self) -> Tensor:
         """The frames as networks read them, shape ``(*, B, T, x_dim)``, computed once for each batch."""
-        if self.read is None:
-            return self.x
-        if "frames" not in self.cache:
-            self.cache["frames"] = self.read(self.x)
-        return self.cache["frames"]
+        if self._frames is None:
+            self._frames = self.x if self.read is None else self.read(self.x)
+        return self._frames
+
+    @property
+    def starts(self) -> bool:
+        """Whether the first frame is the first of its sequence; a later chunk of long sequences has none."""
+        return self.carry is None or self.carry.first is None
+
+    @property
+    def first(self) -> ModelStates | None:
+        """Where the model stands before the first step, where that is no start."""
+        return None if self.carry is None else self.carry.first
+
+    def hand_on(self, name: str, state: Tensor) -> None:
+        """Keeps the last state of a memory for the next chunk, where there may be one."""
+        if self.carry is not None:
+            self.carry.last.memories[name] = state
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -161,7 +197,7 @@ def prepare(
     like: Tensor,
     x_dim: int,
     control_dim: int,
-    first: dict[str, Tensor] | None = None,
+    carry: Carry | None = None,
     neutral: Tensor | None = None,
 ) -> Inputs:
     """Checks the arguments of a call and brings them into one form.
@@ -174,7 +210,7 @@ def prepare(
         like: A parameter, whose device and dtype the data must have.
         x_dim: Size of a frame.
         control_dim: Size of a control; 0 for none.
-        first: States of the memories before the first step, where not the learned ones, and the control before it.
+        carry: What is handed on, where this is a chunk of longer sequences.
         neutral: What stands in the place of hidden frames and padding, shape ``(x_dim,)``; zero by default.
 
     Returns:
@@ -211,7 +247,9 @@ def prepare(
             f"x: expected finite values wherever observed, got {float(x[tuple(bad)])} at index {tuple(bad)}; "
             "hide missing values with mask."
         )
-    if u is None:
-        return Inputs(x, lengths, valid, observed, hidden, first=first)
-    delayed = delay(u, None if first is None else first["u"])
-    return Inputs(x, lengths, valid, observed, hidden, delayed, first, last={"u": u[..., -1, :]})
+    if u is not None:
+        first = None if carry is None else carry.first
+        if carry is not None:
+            carry.last.control = u[..., -1, :]
+        u = delay(u, None if first is None else first.control)
+    return Inputs(x, lengths, valid, observed, hidden, u, carry=carry)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ._checks import is_number, natural, one_of, positive, positive_integers, shown
 from ._types import check_types
 from .codes import CodedState
-from .dssm import DSSM, check_emission, plates
+from .dssm import DSSM, ModelPath, check_emission
 from .emissions import hide
 from .initial import INITIALS, Initial
 from .inputs import Inputs
@@ -127,19 +127,21 @@ class KalmanVAE(DSSM):
         """The states alone, without the codes."""
         return z[..., : self.state_dim]
 
-    def _sites_along(self, z: Tensor) -> list[dict[str, Tensor]]:
+    def values_by_step(self, z: Tensor) -> list[dict[str, Tensor]]:
+        """The values of states and codes of every step, by the names of their sites, along a path."""
         states, codes = self.split(z)
         pairs = zip(states.unbind(-2), codes.unbind(-2), strict=True)
         return [{f"z_{t}": state, f"a_{t}": code} for t, (state, code) in enumerate(pairs, start=1)]
 
-    def _values_along(self, z: Tensor) -> dict[str, Tensor]:
-        values = super()._values_along(z)
-        if self._collapses:
+    def values_along(self, z: Tensor) -> dict[str, Tensor]:
+        """The values of all latent sites, in the current form of sites, along a path."""
+        values = super().values_along(z)
+        if self.collapses:
             values["a"] = self.split(values.pop("z"))[1]
         return values
 
     @property
-    def _collapses(self) -> bool:
+    def collapses(self) -> bool:
         """Whether the program at hand has the codes alone."""
         return self.training and self.bound == "collapsed" and self.sites == "path"
 
@@ -158,38 +160,25 @@ class KalmanVAE(DSSM):
         """The law of a frame given its code."""
         return self.emission_net(z[..., self.state_dim :])
 
-    def _path_sites(self, inputs: Inputs) -> Tensor:
-        if not self._collapses:
-            return super()._path_sites(inputs)
-        with plates(inputs.batch_shape):
-            a = pyro.sample("a", CodePath(self, inputs, self._zeta_site(inputs)))
-            pyro.sample("x", hide(self.frames_from(self.emission_net(a)), inputs.observed).to_event(1), obs=inputs.x)
-        return a
-
-    def _latent_site(self, t: int, fn: Any) -> Tensor:
-        """State and code, a site each."""
-        state: Any = normal(fn.loc, fn.scale.expand(fn.loc.shape))
-        z = pyro.sample(f"z_{t + 1}", state)
-        loc = fn.code_loc(z)
-        code: Any = normal(loc, fn.code_scale.expand(loc.shape))
-        a = pyro.sample(f"a_{t + 1}", code)
-        return torch.cat([z, a.expand(*z.shape[:-1], -1)], dim=-1)
+    def path(self, inputs: Inputs) -> StateAndCodePath:
+        """The distribution of states, codes and frames of a checked batch."""
+        return StateAndCodePath(self, inputs)
 
     # The filter.
 
     def start(self, inputs: Inputs, zeta: Tensor | None, batch: torch.Size) -> Gaussian:
         """Where the filter starts, for a batch of paths of a shape."""
-        if inputs.first is not None:
-            fn = self.transition_from(inputs.first, inputs.controls_at(0))
+        first = inputs.first
+        if first is not None:
+            fn = self.transition_from(first.memories, inputs.controls_at(0))
         else:
             fn = self.initial_net(zeta).base_dist  # type: ignore[misc]
         loc = fn.loc.expand(*batch, self.state_dim)
         cov = torch.diag_embed(fn.scale.square().expand(loc.shape))
-        if inputs.first is not None and "cov" in inputs.first:
-            # A chunk of a collapsed program goes on from the law of the last state, not from a value.
-            slope = self.slope(inputs.first, inputs.controls_at(0))
-            before = inputs.first["cov"].unflatten(-1, (self.state_dim, self.state_dim))
-            cov = cov + slope @ before @ slope.mT
+        if first is not None and first.covariance is not None:
+            # A chunk of a collapsed program resumes from the distribution of the last state, not from a value.
+            slope = self.slope(first.memories, inputs.controls_at(0))
+            cov = cov + slope @ first.covariance @ slope.mT
         return Gaussian(loc, cov)
 
     def slope(self, before: States, u: Tensor | None) -> Tensor:
@@ -210,10 +199,11 @@ class KalmanVAE(DSSM):
         Args:
             codes: Shape ``(*, B, T, code_dim)``.
             found: What the filter found.
-            inputs: The checked batch; its ``last`` is filled in.
+            inputs: The checked batch of the chunk.
         """
-        inputs.last["z"] = torch.cat([found.mean[..., -1, :], codes[..., -1, :]], dim=-1)
-        inputs.last["cov"] = found.cov[..., -1, :, :].flatten(-2)
+        assert inputs.carry is not None
+        inputs.hand_on("z", torch.cat([found.mean[..., -1, :], codes[..., -1, :]], dim=-1))
+        inputs.carry.last.covariance = found.cov[..., -1, :, :]
 
     def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
         """Filters the states given codes.
@@ -247,6 +237,31 @@ class KalmanVAE(DSSM):
         return None
 
 
+class StateAndCodePath(ModelPath):
+    """The distribution of states and codes under a :class:`KalmanVAE`; with path sites, maybe of the codes alone."""
+
+    model: KalmanVAE
+
+    def emit_path(self) -> Tensor:
+        """The sites ``z`` and ``x``; or ``a`` and ``x``, where the states are integrated out."""
+        model, inputs = self.model, self.inputs
+        if not model.collapses:
+            return super().emit_path()
+        a = pyro.sample("a", CodePath(model, inputs, self.zeta))
+        fn = model.frames_from(model.emission_net(a))
+        pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x)
+        return a
+
+    def emit_latent(self, fn: Any, t: int) -> Tensor:
+        """State and code, a site each."""
+        state: Any = normal(fn.loc, fn.scale.expand(fn.loc.shape))
+        z = pyro.sample(f"z_{t + 1}", state)
+        loc = fn.code_loc(z)
+        code: Any = normal(loc, fn.code_scale.expand(loc.shape))
+        a = pyro.sample(f"a_{t + 1}", code)
+        return torch.cat([z, a.expand(*z.shape[:-1], -1)], dim=-1)
+
+
 class CodePath(PathLaw):
     r"""The law of the codes of a sequence with the states integrated out by the filter, :math:`p(a_{1:T})`.
 
@@ -266,7 +281,7 @@ class CodePath(PathLaw):
         model, inputs, shown = self.model, self.inputs, frames_seen(self.inputs)
         seen = inputs.valid if model.fills else shown
         found = model.filter(z, inputs, self.zeta, None if seen is None else seen.expand(z.shape[:-1]))
-        if "carried" in model._transient:
+        if inputs.carry is not None:
             model.carry(z, found, inputs)
         terms = found.log_likelihood
         return self._masked(terms if shown is None else torch.where(shown, terms, 0.0))

@@ -127,7 +127,7 @@ class KVAE(KalmanVAE):
     def carry(self, codes: Tensor, found: Filtered, inputs: Inputs) -> None:
         """The law of the last state, and the LSTM's state."""
         super().carry(codes, found, inputs)
-        inputs.last["hz"] = self._along(codes, inputs)[1]
+        inputs.hand_on("hz", self._along(codes, inputs)[1])
 
     def _along(self, codes: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """What is read of the LSTM before every step, and its last state."""

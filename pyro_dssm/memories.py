@@ -285,40 +285,40 @@ class Memories(nn.ModuleDict):
 
     def first(self, inputs: Inputs) -> States:
         """The states before the first step of a batch."""
-        return self.start(inputs.batch_shape) if inputs.first is None else inputs.first
+        return self.start(inputs.batch_shape) if inputs.first is None else inputs.first.memories
 
     def along_x(self, inputs: Inputs) -> tuple[States, States]:
         """What is kept of x before and after every step, computed once for each batch."""
-        if "x" not in inputs.cache:
+        if inputs.along_x is None:
             before, after, start = {}, {}, self.first(inputs)
             for name in ("x", "hx"):
                 if name in self:
                     memory = self.get(name)
-                    after[name], inputs.last[name] = memory.scan(inputs.frames, start[name])
+                    after[name], last = memory.scan(inputs.frames, start[name])
+                    inputs.hand_on(name, last)
                     before[name] = memory.past(after[name], start[name])
-            inputs.cache["x"] = before, after
-        return inputs.cache["x"]
+            inputs.along_x = before, after
+        return inputs.along_x
 
     def along_z(self, z: Tensor, inputs: Inputs) -> tuple[States, States]:
         """What is kept of z before and after every step of a path; that of the last path is remembered."""
-        seen = inputs.cache.get("z")
-        if seen is not None and seen[0] is z:
-            return seen[1]
-        start, known = self.first(inputs), inputs.cache.get("after_z")
+        if inputs.along_z is not None and inputs.along_z[0] is z:
+            return inputs.along_z[1:]
+        start, drawn = self.first(inputs), inputs.drawn
         before: States = {}
         after: States = {"z": z}
-        inputs.last["z"] = z[..., -1, :]
+        inputs.hand_on("z", z[..., -1, :])
         if "z" in self:
             before["z"] = self.get("z").past(z, start["z"])
         for name in ("hz", "h"):
             if name in self:
                 memory = self.get(name)
-                if known is not None and known[0] is z and name == self.of_latents:
-                    _, after[name], inputs.last[name] = known
+                if drawn is not None and drawn.z is z and name == self.of_latents:
+                    after[name], last = drawn.read, drawn.last
                 else:
                     x_past = self.along_x(inputs)[0]["x"] if name == "h" else None
-                    values = join(z, x_past, inputs.controls)
-                    after[name], inputs.last[name] = memory.scan(values, start[name])
+                    after[name], last = memory.scan(join(z, x_past, inputs.controls), start[name])
+                inputs.hand_on(name, last)
                 before[name] = memory.past(after[name], start[name])
-        inputs.cache["z"] = z, (before, after)
+        inputs.along_z = z, before, after
         return before, after

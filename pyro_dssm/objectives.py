@@ -22,6 +22,7 @@ from ._checks import is_number, number, shown
 from ._credit import Divergence, closed_sites, score_terms
 from ._types import check_types
 from .paths import Path, divergence_per_step
+from .shared import Shared
 from .standardise import deviation
 
 __all__ = ["ConstantKL", "CyclicKL", "KLSchedule", "LinearKL", "RecordingELBO", "kl_weight"]
@@ -289,7 +290,8 @@ class RecordingELBO(TraceMeanField_ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         # The parent warns of sites in another order, which are taken care of here.
-        return Trace_ELBO._get_trace(self, model, guide, args, kwargs)
+        with Shared():
+            return Trace_ELBO._get_trace(self, model, guide, args, kwargs)
 
     @contextmanager
     def _recording(self) -> Iterator[None]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Literal
 
+import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
@@ -14,7 +17,16 @@ from torch.distributions import constraints, kl_divergence, register_kl
 
 from ._devices import generators_kept
 
-__all__ = ["Path", "PathLaw", "divergence_per_step", "draw_with_density", "normal_of", "with_first"]
+__all__ = ["Path", "PathLaw", "divergence_per_step", "draw_with_density", "normal_of", "plates", "with_first"]
+
+
+def plates(batch_shape: torch.Size) -> ExitStack:
+    """Plates over the batch dimensions, named ``sequences``, ``sequences_2``, ... from the right."""
+    stack = ExitStack()
+    for i, size in enumerate(reversed(batch_shape), start=1):
+        name = "sequences" if i == 1 else f"sequences_{i}"
+        stack.enter_context(pyro.plate(name, size, dim=-i))
+    return stack
 
 
 def normal_of(fn: Any) -> Any:
@@ -156,9 +168,10 @@ class _FirstThenSupport(constraints.Constraint):
 
 
 class PathLaw(TorchDistribution):
-    """A law of whole latent paths: batch shape ``(*, B)``, event shape ``(T, z_dim)``.
+    """The distribution of whole latent paths: batch shape ``(*, B)``, event shape ``(T, z_dim)``.
 
-    A subclass writes :meth:`rsample` and :meth:`log_prob_per_step`. Padding counts for nothing.
+    A subclass writes :meth:`rsample` and :meth:`log_prob_per_step`, and :meth:`emit_steps` where it has a form with a
+    site for each step. Padding counts for nothing.
 
     Args:
         batch_shape: ``(*, B)``.
@@ -206,6 +219,35 @@ class PathLaw(TorchDistribution):
     def log_prob(self, z: Tensor) -> Tensor:
         """The log-density of the path, shape ``(*, B)``."""
         return self.log_prob_per_step(z).sum(-1)
+
+    # As sites of a Pyro program.
+
+    def emit(self, form: Literal["path", "step"]) -> Tensor:
+        """Runs the Pyro program of this path: its sites, of which the caller opens the plates.
+
+        Args:
+            form: ``"path"`` or ``"step"``.
+
+        Returns:
+            The latent path, shape ``(*, B, T, z_dim)``.
+        """
+        self.emit_start()
+        return self.emit_path() if form == "path" else self.emit_steps()
+
+    def emit_start(self) -> None:
+        """The sites that come before the first step: none, unless a subclass has some."""
+
+    def emit_path(self) -> Tensor:
+        """One site, ``z``."""
+        return pyro.sample("z", self)
+
+    def emit_steps(self) -> Tensor:
+        """A site for each step, ``z_1``, ``z_2``, ..."""
+        raise NotImplementedError(f'sites: expected "path" for a {type(self).__name__}, which has no step sites.')
+
+    def valid_at(self, t: int) -> Any:
+        """Which sequences have a step ``t`` (from 0): a mask of shape ``(B,)``, or True for all."""
+        return True if self.valid is None else self.valid[..., t]
 
     def _masked(self, terms: Tensor) -> Tensor:
         return terms if self.valid is None else torch.where(self.valid, terms, 0.0)
@@ -320,7 +362,25 @@ class Path(PathLaw):
         """The laws of all steps given the path, batch shape ``(*, B, T)``."""
 
     def finish(self, state: Any) -> None:
-        """Is told the state after the last step, where the path is a chunk of a longer one."""
+        """Receives the state after the last step, where the path is a chunk of a longer one."""
+
+    def emit_steps(self) -> Tensor:
+        """A loop over ``pyro.markov`` with one turn of :meth:`emit_step` for each step."""
+        values, state = [], self.start(self.batch_shape)
+        for t in pyro.markov(range(self.event_shape[0])):
+            with poutine.mask(mask=self.valid_at(t)):
+                z, state = self.emit_step(state, t)
+                values.append(z)
+        return torch.stack(torch.broadcast_tensors(*values), dim=-2)
+
+    def emit_step(self, state: Any, t: int) -> tuple[Tensor, Any]:
+        """The sites of step ``t`` (from 0), given the state before it.
+
+        Returns:
+            The latent variable, and the state after it.
+        """
+        z = pyro.sample(f"z_{t + 1}", self.at(state, t))
+        return z, self.advance(state, z, t)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws paths of shape ``(*sample_shape, *, B, T, z_dim)`` by a loop over time.
@@ -376,6 +436,10 @@ class Path(PathLaw):
             self._log_prob = found
         else:
             self._conditionals = found
+        self.hand_over(z)
+
+    def hand_over(self, z: Tensor) -> None:
+        """Keeps for the model what was computed of the path that has just been drawn, if anything was."""
 
     def conditionals(self, z: Tensor) -> Any:
         """The laws of all steps given the path, remembered for the path last seen.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,30 +12,9 @@ from ._types import check_types
 from .data.sequences import Batch
 from .dssm import DSSM
 from .guides import Guide, check_pair
-from .inputs import Inputs
-from .nn import join, reverse
+from .shared import Carry, Shared
 
 __all__ = ["chunks"]
-
-
-@torch.no_grad()
-def _future_states(guide: Guide, inputs: Inputs, batch: Batch) -> Tensor | None:
-    """States of the backward RNN that have read the frames from each one to the end, shape (B, T, state_dim)."""
-    network = guide.backward_rnn
-    if network is None:
-        return None
-    frames = reverse(join(guide._frames(inputs), inputs.controls), batch.lengths)
-    state = network.start(frames.shape[:-2])
-    if network.cell == "lstm":
-        # The call over all frames returns the cell's inner state at the end only.
-        states = []
-        for frame in frames.unbind(-2):
-            state = network.step(frame, state)
-            states.append(state)
-        along = torch.stack(states, dim=-2)
-    else:
-        along, _ = network.scan(frames, state)
-    return reverse(along, batch.lengths)
 
 
 def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Generator[Batch]:
@@ -86,35 +64,26 @@ def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Generator[Ba
     if model.sites != "path":
         raise ValueError(f"model: expected path sites for truncated back-propagation, got {model.sites!r}.")
     whole = model.observe(batch.x, batch.lengths, batch.mask, batch.controls)
-    future = _future_states(guide, replace(whole, cache={}), batch)
+    future = guide.future_states(whole)
     active = torch.arange(len(batch.lengths), device=batch.x.device)
-    carried: dict[str, Tensor] | None = None
-    for_guide: dict[str, Tensor] = {}
-    try:
-        for a in range(0, batch.x.shape[-2], length):
-            b = min(a + length, batch.x.shape[-2])
-            going = (batch.lengths[active] > a).nonzero().squeeze(-1)
-            active = active[going]
-            if len(active) == 0:
-                return
-            if carried is not None:
-                carried = {k: v[going] for k, v in carried.items()}
-                for_guide = {k: v[going] for k, v in for_guide.items()}
-            if future is not None and guide.backward_rnn is not None:
-                start = guide.backward_rnn.start((len(active),))
-                if b < batch.x.shape[-2]:
-                    goes_on = (batch.lengths[active] > b).unsqueeze(-1)
-                    start = torch.where(goes_on, future[active, b], start)
-                for_guide["backward"] = start
+    carry = Carry(model, whole)
+    for a in range(0, batch.x.shape[-2], length):
+        b = min(a + length, batch.x.shape[-2])
+        going = (batch.lengths[active] > a).nonzero().squeeze(-1)
+        active = active[going]
+        if len(active) == 0:
+            return
+        if a > 0:
             # The control that drives a chunk's first step is the last one of the chunk before.
-            model._transient.update(carried=carried, last={})
-            guide._carry(for_guide, whole if a == 0 else None)
+            carry = Carry(model, whole, carry.last.rows(going), carry.guide_last.rows(going))
+        if future is not None:
+            start = future.start(len(active))
+            if b < batch.x.shape[-2]:
+                goes_on = (batch.lengths[active] > b).unsqueeze(-1)
+                start = torch.where(goes_on, future.states[active, b], start)
+            carry.guide_first.backward = start
+        with Shared(carry):
             yield _cut(batch, active, a, b)
-            carried = {k: v.detach() for k, v in model._transient["last"].items()}
-            for_guide = {k: v.detach() for k, v in guide._last.items()}
-    finally:
-        model._transient.clear()
-        guide._carry(None)
 
 
 def _cut(batch: Batch, active: Tensor, a: int, b: int) -> Batch:

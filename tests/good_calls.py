@@ -16,18 +16,6 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.optim import Adam
-
-import pyro_dssm as pd
-from pyro_dssm import audio, checkpoints, constraints, emissions, evaluation, identification, images, imputation
-from pyro_dssm import kalman, metrics, nn, optim, plots, prediction, resynthesis, testing
-from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, speech, synthetic
-from pyro_dssm.data import pendulum as pendulums
-from pyro_dssm.data import transpose, trajectories
-from pyro_dssm.dvbf import StateMemory
-from pyro_dssm.dynamics import LocallyLinear, Network
-from pyro_dssm.initial import GaussianInitial, HierarchicalInitial
-from pyro_dssm.memories import Last, Memories, Recurrent
-from pyro_dssm.standardise import Affine, AffineNormal
 from wrong_calls import (
     Argument,
     Call,
@@ -48,6 +36,45 @@ from wrong_calls import (
     tensor,
     text,
 )
+
+import pyro_dssm as pd
+from pyro_dssm import (
+    audio,
+    checkpoints,
+    emissions,
+    evaluation,
+    identification,
+    images,
+    imputation,
+    kalman,
+    metrics,
+    nn,
+    optim,
+    plots,
+    prediction,
+    resynthesis,
+    testing,
+)
+from pyro_dssm.data import (
+    ball,
+    chorales,
+    fetch,
+    midi,
+    mocap,
+    music,
+    reacher,
+    rolls,
+    sequences,
+    speech,
+    synthetic,
+    transpose,
+)
+from pyro_dssm.data import pendulum as pendulums
+from pyro_dssm.dvbf import StateMemory
+from pyro_dssm.dynamics import LocallyLinear, Network
+from pyro_dssm.initial import GaussianInitial, HierarchicalInitial
+from pyro_dssm.memories import Last, Memories, Recurrent
+from pyro_dssm.standardise import Affine, AffineNormal
 
 B, T, D, Z = 3, 5, 2, 2
 GATES = {"mlp_dims": (4,)}
@@ -173,7 +200,7 @@ def _entered(function):
 
     def enter(**arguments):
         with function(**arguments):
-            return None
+            return
 
     return enter
 
@@ -829,7 +856,7 @@ def _no_file(function):
 def _Missing(error):
     for path in ("cmu_mocap_35", "nowhere", "polyphonic_music"):
         if path in str(error) and _FOLDER.name in str(error):
-            return None
+            return
     raise error
 
 

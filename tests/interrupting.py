@@ -85,8 +85,8 @@ def state_of(programs, *, generators=True):
         ],
         "weights": [[(k, v.tolist()) for k, v in program.state_dict().items()] for program in programs],
         "frozen": [p.requires_grad for program in programs for p in program.parameters()],
-        "states handed on": [bool(program._transient.get("carried")) for program in programs],
-        "calibrated frames": [bool(program._transient.get("calibrated")) for program in programs],
+        "handlers": list(_PYRO_STACK),
+        "calibrated frames": [getattr(program, "_draws_calibrated", False) for program in programs],
         "handlers of Pyro": len(_PYRO_STACK),
         "checks of Pyro": (
             pyro.settings.get("validate_distributions_pyro"),

@@ -112,7 +112,7 @@ def test_a_guide_of_ones_own_of_then_loads():
     guide = Mine(model)
     assert guide.zeta_net[0][0].weight.shape == kept[1].shape
     with pytest.warns(UserWarning, match=f"^path: the start of this Mine {NOT_CAUSAL}"):
-        guide._adapt({"zeta_net.0.0.weight": kept[0]})
+        guide.adapt({"zeta_net.0.0.weight": kept[0]})
     assert guide.zeta_net[0][0].weight.shape == kept[0].shape
     assert guide.start_frames == 5
     assert guide(torch.randn(2, 4, 3)).shape == (2, 4, 2)

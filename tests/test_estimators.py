@@ -139,11 +139,16 @@ class MixedPath(GuidePath):
 class Backward(OwnGuide):
     """Draws the last latent variable first; in the form of step sites alone."""
 
-    def _step_sites(self, path, inputs):
-        z, zs = torch.zeros(*inputs.batch_shape, self.model.z_dim), []
-        for t in reversed(range(inputs.num_steps)):
-            with poutine.mask(mask=inputs.valid_at(t)):
-                z = pyro.sample(f"z_{t + 1}", self.step(z, path._contexts[t]))
+    def path(self, inputs):
+        return BackwardPath(self, inputs)
+
+
+class BackwardPath(GuidePath):
+    def emit_steps(self):
+        z, zs = torch.zeros(*self.batch_shape, self.guide.model.z_dim), []
+        for t in reversed(range(self.event_shape[0])):
+            with poutine.mask(mask=self.valid_at(t)):
+                z = pyro.sample(f"z_{t + 1}", self.guide.step(z, self._contexts[t]))
                 zs.append(z)
         return torch.stack(torch.broadcast_tensors(*zs[::-1]), dim=-2)
 

@@ -76,7 +76,7 @@ PAIRS["flow around noise"] = flows_around(PAIRS["noise"])
 def first_steps(guide, mask, x=None, lengths=None, controls=None):
     """What each step is given of the frames, encoded."""
     x = torch.zeros(1, T, X) if x is None else x
-    return guide.encode(guide._context(guide.model.observe(x, lengths, mask, controls)))
+    return guide.encode(guide.read_context(guide.model.observe(x, lengths, mask, controls)))
 
 
 @pytest.mark.sample(6)
@@ -132,8 +132,8 @@ def test_what_is_put_in_the_place_of_hidden_frames_is_not_read(name, emission):
     mask = torch.rand(B, T) > 0.4
     x, own = torch.randn(B, T, X).exp(), torch.randn(B, T, X).exp()
     inputs = model.observe(x, None, mask)
-    filled = replace(inputs, x=torch.where(mask.unsqueeze(-1), inputs.x, own), last={}, cache={})
-    same = torch.equal(guide._context(inputs), guide._context(filled))
+    filled = replace(inputs, x=torch.where(mask.unsqueeze(-1), inputs.x, own))
+    same = torch.equal(guide.read_context(inputs), guide.read_context(filled))
     # The model's RNN over the frames reads what is put there.
     assert same is guide.skips_hidden
     assert guide.skips_hidden is (guide._past_source != "model")

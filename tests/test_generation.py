@@ -392,7 +392,7 @@ def freely_by_hand(model, guide, x, lengths, num_samples=3):
         for z in paths:
             read, means = torch.zeros_like(x), torch.zeros_like(x)
             for t in range(T):
-                known = replace(inputs, cache={"frames": read.clone()}, last={})
+                known = replace(inputs, read=lambda x, read=read: read.clone())
                 before, after = model.memories.along_x(known)[0], model.memories.along_z(z, known)[1]
                 fn = model.emission_from(before, after)
                 means[:, t], read[:, t] = fn.mean[:, t], model.read_mean(fn)[:, t]

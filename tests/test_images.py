@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.poutine.runtime import _PYRO_STACK
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pyro_dssm as pd
@@ -398,7 +399,7 @@ def test_what_is_carried_of_the_last_frame(double, no_noise):
         found = []
         for chunk in pd.chunks(model, guide, data, 4):
             if forget:
-                guide._transient["carried"].pop("x", None)
+                _PYRO_STACK[-1].carry.guide_first.frame = None
             with torch.no_grad():
                 found.append(Trace_ELBO().loss(model, guide, *chunk[:3]))
         return found

@@ -146,7 +146,7 @@ def test_a_peeking_guide_is_found(check, message):
 
 def test_a_model_that_sees_hidden_values_is_found():
     class Leaky(pd.DMM):
-        def observe(self, x, lengths=None, mask=None, controls=None, *, by_guide=False):
+        def observe(self, x, lengths=None, mask=None, controls=None):
             return super().observe(x, lengths, None, controls)
 
     model = Leaky(D, Z, emission="gaussian")

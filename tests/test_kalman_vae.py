@@ -105,10 +105,7 @@ class LinearGuide(pd.KalmanGuide):
         super().__init__(model, kind=kind)
         self.widen = widen
 
-    def encode(self, context):
-        return context
-
-    def _frames(self, inputs):
+    def read_frames(self, inputs):
         return inputs.x
 
     def step(self, past, context):
@@ -218,7 +215,7 @@ def data(model, *, control=False, masked=False, padded=False, batch=3, steps=T):
 def expected_weights(model, guide, batch, values):
     """log p(x|a) + log p(a) - log q(a|x), and what zeta adds, with p(a) from the dense joint Gaussian."""
     codes = values["a"] if "a" in values else values["z"][..., N:]
-    of_codes = guide.step(None, guide.encode(guide._context(model.observe(*batch[:3], batch.controls)))).base_dist
+    of_codes = guide.step(None, guide.read_frames(model.observe(*batch[:3], batch.controls))).base_dist
     log_q = gaussian_log_prob(codes, of_codes.loc, of_codes.scale)
     log_p = model.emission_net(codes).log_prob(batch.x)
     total = torch.zeros(codes.shape[:2])
@@ -329,9 +326,9 @@ def log_evidence(model, x, controls=None, shown=None):
 class MemorylessExact(LinearGuide):
     """The exact p(a_t|x_t) of a linear model whose states forget the last one (A = 0) and whose W is diagonal."""
 
-    def _context(self, inputs):
+    def read_frames(self, inputs):
         self.inputs = inputs
-        return super()._context(inputs)
+        return super().read_frames(inputs)
 
     def step(self, past, context):
         net, model, inputs = self.model.emission_net, self.model, self.inputs
@@ -527,7 +524,7 @@ bounded = settings(max_examples=25, derandomize=True, deadline=None)
 def path_of(guide, batch, num_samples):
     inputs = guide.model.observe(*batch[:3], batch.controls)
     if guide.zeta_net is not None:
-        inputs.cache["zeta"] = guide.zeta_law(inputs).sample((num_samples,))
+        inputs.zeta = guide.zeta_law(inputs).sample((num_samples,))
     return guide.path(inputs)
 
 
@@ -546,8 +543,8 @@ def test_density_of_a_draw(situation):
     for i, n in enumerate(batch.lengths.tolist()):
         own = [None if v is None else v[i : i + 1, :n] for v in (batch.x, batch.mask, batch.controls)]
         inputs = guide.model.observe(own[0], None, own[1], own[2])
-        if "zeta" in path.inputs.cache:
-            inputs.cache["zeta"] = path.inputs.cache["zeta"][:, i : i + 1]
+        if path.inputs.zeta is not None:
+            inputs.zeta = path.inputs.zeta[:, i : i + 1]
         alone = KalmanPath(guide, inputs).log_prob_per_step(z[:, i : i + 1, :n])
         torch.testing.assert_close(alone, drawn[:, i : i + 1, :n], atol=1e-8, rtol=1e-8)
         assert not drawn[:, i, n:].any()
@@ -664,7 +661,7 @@ def test_step_sites_are_path_sites(name, kind, initial):
     found = {}
     for form in testing.FORMS:
         with run_as(model, form):
-            values = model._values_along(z)
+            values = model.values_along(z)
             assert ("a_1" in values) == (form == "step")
             assert ("zeta" in values) == (initial == "hierarchical")
             for program in (model, guide):

@@ -317,7 +317,7 @@ def unused():
 
 
 class Dropping(pd.Guide):
-    """Wraps a guide without its `encode` and `_context`, that is, with a context of its own."""
+    """Wraps a guide without its `encode` and `read_context`, that is, with a context of its own."""
 
     def __init__(self, base):
         super().__init__(base.model, latents="last", past="own", future=True, rnn_dim=5)

@@ -17,6 +17,7 @@ import pyro_dssm as pd
 from pyro_dssm.guides import Guide
 from pyro_dssm.memories import Recurrent
 from pyro_dssm.nn import normal
+from pyro_dssm.shared import Shared
 from pyro_dssm.testing import FORMS, check_every_parameter_moves, gradients, run_as
 
 B, T, D, Z = 3, 4, 2, 4
@@ -271,14 +272,6 @@ def test_guide_does_not_hold_its_model():
     assert not any("model" in key for key in guide.state_dict())
 
 
-def test_deepcopy_after_a_call_starts_clean():
-    """What a guide has handed over to the model is no part of a copy."""
-    model, guide = make()
-    poutine.trace(guide).get_trace(frames())
-    assert "handed" in model._transient
-    assert not copy.deepcopy((model, guide))[0]._transient
-
-
 # The weight of the divergence.
 
 
@@ -293,7 +286,7 @@ def test_kl_weight(weight, form):
     inputs = model.observe(x, LENGTHS)
 
     def terms(z):
-        q = guide.step(None, guide.encode(guide._context(inputs)))
+        q = guide.step(None, guide.encode(guide.read_context(inputs)))
         p = normal(torch.zeros(Z), torch.ones(Z))
         reconstruction = model.emission(z, None).log_prob(inputs.x)
         sampled = q.log_prob(z) - p.log_prob(z)
@@ -453,115 +446,120 @@ def test_states_over_z_are_computed_where_the_guide_has_none(scans):
     assert [sum(m is model.memories.get(key) for m in scans) for key in ("hx", "hz")] == [1, 1]
 
 
-def values_of_hx(model, guide, x):
-    """What the model uses after the guide has run, and what it should use."""
-    handed = model.observe(x)
-    used = model.memories.along_x(handed)[1]["hx"]
-    inputs = pd.inputs.prepare(x, None, None, None, like=model._like, x_dim=D, control_dim=0)
-    fresh = model.memories.along_x(inputs)[1]["hx"]
-    return handed, used, fresh
+def runs_of_hx(scans, model):
+    """How often the model's RNN over the frames has run."""
+    return sum(m is model.memories.get("hx") for m in scans)
 
 
-def run(guide, *args):
-    """Runs a guide as inference does, under a handler."""
+def trace_of_guide(guide, *args):
     poutine.trace(guide).get_trace(*args)
 
 
-def test_a_guide_on_its_own_hands_nothing_over():
+def test_what_the_guide_leaves_is_taken_once(scans):
     model, guide = make("ArSSM", "full")
     x = frames()
+    with Shared():
+        trace_of_guide(guide, x)
+        model(x)
+        assert runs_of_hx(scans, model) == 1
+        model(x)
+        assert runs_of_hx(scans, model) == 2
+
+
+def test_nothing_is_shared_without_the_handler(scans):
+    model, guide = make("ArSSM", "full")
+    x = frames()
+    trace_of_guide(guide, x)
     guide(x).sum().backward()
-    assert "handed" not in model._transient
     poutine.trace(model).get_trace(x).log_prob_sum().backward()
-
-
-def test_hand_over_is_used_once(scans):
-    model, guide = make("ArSSM", "full")
-    x = frames()
-    run(guide, x)
-    first, used, fresh = values_of_hx(model, guide, x)
-    assert "x" in first.cache
-    torch.testing.assert_close(used, fresh)
-    assert sum(m is model.memories.get("hx") for m in scans) == 2, "the guide's own and the fresh one"
-    assert model.observe(x) is not first
-
-
-def _write_weights(model, x):
-    with torch.no_grad():
-        for p in model.memories.parameters():
-            p.add_(1.0)
-    return x
-
-
-def _load_weights(model, x):
-    model.load_state_dict({key: p + 1 for key, p in model.state_dict().items()})
-    return x
-
-
-def _write_x(model, x):
-    x[0, 0, 0] += 1.0
-    return x
-
-
-def _replace_weight(model, x):
-    model.memories.get("hx").initial = nn.Parameter(torch.ones(4))
-    return x
-
-
-def _eval(model, x):
-    model.eval()
-    return x
+    with Shared():
+        trace_of_guide(guide, x)
+    model(x)
+    assert runs_of_hx(scans, model) == 5
 
 
 CHANGES = {
-    "weights": _write_weights,
-    "loaded": _load_weights,
-    "replaced": _replace_weight,
-    "x in place": _write_x,
     "another batch": lambda model, x: x + 1.0,
     "equal but another": lambda model, x: x.clone(),
-    "mode": _eval,
+    "mode": lambda model, x: (model.eval(), x)[1],
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_hand_over_is_never_stale(change, scans):
+def test_what_is_called_differently_is_computed_from_scratch(change, scans):
     model, guide = make("ArSSM", "full")
     x = frames()
-    run(guide, x)
-    x = CHANGES[change](model, x)
-    handed, used, fresh = values_of_hx(model, guide, x)
-    torch.testing.assert_close(used, fresh, rtol=0, atol=0)
+    with Shared():
+        trace_of_guide(guide, x)
+        model(CHANGES[change](model, x))
+    assert runs_of_hx(scans, model) == 2
 
 
-def test_hand_over_does_not_cross_gradient_modes():
+def test_nothing_is_shared_with_another_model(scans):
+    (model, guide), (other, _) = make("ArSSM", "full"), make("ArSSM", "full")
+    x = frames()
+    with Shared():
+        trace_of_guide(guide, x)
+        other(x)
+    assert runs_of_hx(scans, model) == runs_of_hx(scans, other) == 1
+
+
+def test_what_is_left_does_not_cross_gradient_modes(scans):
     model, guide = make("ArSSM", "full")
     x = frames()
-    with torch.no_grad():
-        run(guide, x)
-    assert model.memories.along_x(model.observe(x))[1]["hx"].requires_grad
-    run(guide, x)
-    with torch.no_grad():
-        assert not model.memories.along_x(model.observe(x))[1]["hx"].requires_grad
+    for of_guide, of_model in ((False, True), (True, False)):
+        with Shared():
+            with torch.set_grad_enabled(of_guide):
+                trace_of_guide(guide, x)
+            with torch.set_grad_enabled(of_model):
+                trace = poutine.trace(model).get_trace(x)
+                assert trace.log_prob_sum().requires_grad is of_model
+    assert runs_of_hx(scans, model) == 4
 
 
-def test_hand_over_in_inference_mode():
-    """Tensors of inference mode do not count their changes, so nothing is handed over with them."""
-    model, guide = make("ArSSM", "full")
-    with torch.inference_mode():
-        x = frames()
-        run(guide, x)
-        x.add_(1.0)
-        _, used, fresh = values_of_hx(model, guide, x)
-    torch.testing.assert_close(used, fresh, rtol=0, atol=0)
-
-
-def test_hand_over_with_another_mask():
+def test_another_mask_is_read():
     model, guide = make("ArSSM", "full")
     x, mask = frames(), torch.ones(B, T, dtype=torch.bool)
-    run(guide, x, None, mask)
-    mask[0, 0] = False
-    assert float(model.observe(x, None, mask).x[0, 0].abs().sum()) == 0
+    other = mask.clone()
+    other[0, 0] = False
+    with Shared():
+        trace_of_guide(guide, x, None, mask)
+        assert float(model.receive(x, None, other, None).x[0, 0].abs().sum()) == 0
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("write", ["data", "no_grad", "load", "replace", "x"])
+def test_no_step_of_svi_sees_what_an_earlier_one_has_shared(write):
+    """However weights and frames are written to between two steps, the second is that of a fresh pair."""
+    (model, guide), (other, its_guide) = make("ArSSM", "full"), make("ArSSM", "full")
+    x = frames()
+
+    def change():
+        with torch.no_grad():
+            for p in model.memories.parameters():
+                if write == "data":
+                    p.data += 1.0
+                elif write == "no_grad":
+                    p.add_(1.0)
+            if write == "load":
+                model.load_state_dict({key: p + 1 for key, p in model.state_dict().items()})
+            elif write == "replace":
+                model.memories.get("hx").initial = nn.Parameter(torch.ones(4))
+            elif write == "x":
+                x[0, 0, 0] += 1.0
+
+    def loss(model, guide):
+        torch.manual_seed(0)
+        return SVI(model, guide, pd.ClippedNormAdam(), TraceMeanField_ELBO()).evaluate_loss(x, LENGTHS)
+
+    SVI(model, guide, pd.ClippedNormAdam(), TraceMeanField_ELBO()).step(x, LENGTHS)
+    change()
+    other.load_state_dict(model.state_dict())
+    its_guide.load_state_dict(guide.state_dict())
+    expected = loss(other, its_guide)
+    torch.manual_seed(0)
+    found = SVI(model, guide, pd.ClippedNormAdam(), TraceMeanField_ELBO()).step(x, LENGTHS)
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.usefixtures("double")
@@ -571,14 +569,15 @@ def test_hand_over_with_another_mask():
 @pytest.mark.parametrize(("structure", "shared"), [("VRNN", True), ("ArSSM", False), ("SRNN", False)])
 def test_hand_over_does_not_change_the_loss(structure, shared, elbo, monkeypatch):
     model, guide = make(structure, "full", shared=shared)
-    x, observe = frames(), pd.DSSM.observe
+    x = frames()
 
     def found():
         torch.manual_seed(0)
-        return gradients(elbo.differentiable_loss(model, guide, x, LENGTHS), model, guide)
+        with Shared():
+            return gradients(elbo.differentiable_loss(model, guide, x, LENGTHS), model, guide)
 
     with_it = found()
-    monkeypatch.setattr(pd.DSSM, "observe", lambda self, *args, by_guide=False: observe(self, *args))
+    monkeypatch.setattr(Shared, "take", lambda self, *args: None)
     without = found()
     for key, g in with_it.items():
         torch.testing.assert_close(without[key], g, rtol=1e-12, atol=1e-12)

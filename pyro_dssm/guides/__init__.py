@@ -11,9 +11,11 @@ from .alignment import (
     MeanField,
     PartialAlignment,
 )
+from .base import BaseGuide, check_pair
 from .empty import NoLatents
 from .flow import FlowGuide
-from .guide import Guide, GuidePath, check_pair
+from .frames import FrameGuide
+from .guide import Guide, GuidePath
 from .kalman import KalmanGuide, KalmanPath
 from .variational_filter import FusionGuide, NoiseGuide
 
@@ -22,8 +24,10 @@ __all__ = [
     "ApproachA",
     "ApproachB",
     "ApproachC",
+    "BaseGuide",
     "Filtering",
     "FlowGuide",
+    "FrameGuide",
     "FullAlignment",
     "GaussianGuide",
     "FusionGuide",

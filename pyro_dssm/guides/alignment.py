@@ -12,7 +12,8 @@ from ..dssm import DSSM
 from ..memories import Cell
 from ..nn import Combiner
 from ..structure import Order
-from .guide import Frames, Guide, Latents, check_model
+from .base import check_model
+from .guide import Frames, Guide, Latents
 
 __all__ = [
     "GUIDES",
@@ -108,8 +109,9 @@ class GaussianGuide(Guide):
             joint=combiner == "joint",
         )
 
-    def _adapt(self, tensors: Mapping[str, Tensor]) -> None:
-        super()._adapt(tensors)
+    def adapt(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the form of a file that an earlier version wrote."""
+        super().adapt(tensors)
         # In version 0.1 there was no other combiner, and the arguments in its files name none.
         if "combiner.past.bias" in tensors and isinstance(self.combiner, Combiner):
             self.combiner.make_additive()

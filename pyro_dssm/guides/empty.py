@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..dssm import DSSM
+from ..inputs import Inputs
+from ..memories import States
 from ..nn import normal
-from .guide import Guide
+from ..paths import Path
+from .base import BaseGuide
 
-__all__ = ["NoLatents"]
+__all__ = ["EmptyPath", "NoLatents"]
 
 
-class NoLatents(Guide):
+class NoLatents(BaseGuide):
     """The guide of a model whose latent variable has no dimensions; it has no parameters.
 
     Args:
@@ -29,15 +33,49 @@ class NoLatents(Guide):
     """
 
     def __init__(self, model: DSSM) -> None:
-        super().__init__(model, latents="none", past="now", future=False)
+        super().__init__(model)
         if model.z_dim != 0:
             raise ValueError(f"model: expected one with z_dim=0, got z_dim={model.z_dim}.")
 
-    def step(self, past: Tensor | None, context: Tensor) -> Any:
+    def path(self, inputs: Inputs) -> EmptyPath:
         """The only distribution over nothing."""
-        nothing = context[..., :0]
-        return normal(nothing, nothing)
+        return EmptyPath(inputs)
 
     def factorisation(self) -> str:
         """Says that there is nothing to infer."""
         return "no latent variables"
+
+
+class EmptyPath(Path):
+    """The distribution of paths of shape ``(*, B, T, 0)``."""
+
+    memoryless = True
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._like = inputs.x[..., :0]
+        super().__init__(inputs.batch_shape, inputs.num_steps, 0, inputs.valid)
+
+    def start(self, batch: torch.Size) -> None:
+        """Nothing to remember."""
+
+    def at(self, state: None, t: int) -> Any:
+        """A Gaussian without entries."""
+        nothing = self._like[..., t, :]
+        return normal(nothing, nothing)
+
+    def advance(self, state: None, z: Tensor, t: int) -> None:
+        """Nothing to remember."""
+
+    def along(self, z: Tensor) -> Any:
+        """All steps at once."""
+        return normal(self._like, self._like)
+
+    def start_steps(self, batch: torch.Size) -> None:
+        """Nothing to remember."""
+
+    def step_from(self, state: None, states: States, prior: Any, t: int) -> Any:
+        """A Gaussian without entries."""
+        return self.at(None, t)
+
+    def advance_steps(self, state: None, z: Tensor, t: int) -> None:
+        """Nothing to remember."""

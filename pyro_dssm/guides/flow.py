@@ -17,12 +17,14 @@ from .._checks import positive
 from .._types import check_types
 from ..inputs import Inputs
 from ..paths import Path
+from .base import BaseGuide
+from .frames import FrameGuide
 from .guide import Guide, GuidePath
 
 __all__ = ["FlowGuide", "FlowPath"]
 
 # What a wrapper runs itself, since it draws or scores latents. All else that a guide has is the wrapped guide's.
-RUN_BY_WRAPPER = ("__call__", "forward", "draw", "states", "_path_site", "_step_sites")
+RUN_BY_WRAPPER = ("__call__", "forward", "posterior", "draw", "states")
 # How a path is drawn and scored by its steps.
 BY_STEPS = (
     "rsample",
@@ -31,9 +33,12 @@ BY_STEPS = (
     "log_prob_per_step",
     "conditionals",
     "expand",
+    "emit",
+    "emit_path",
+    "emit_steps",
+    "emit_step",
     "_draw_at_once",
     "_draw_in_turn",
-    "_keep",
 )
 
 
@@ -43,7 +48,7 @@ def _own_methods(thing: Any, names: tuple[str, ...], *known: type) -> list[str]:
     return own + [n for n in names if n in vars(thing) and n not in own]
 
 
-class FlowGuide(Guide):
+class FlowGuide(BaseGuide):
     r"""Wraps a guide: :math:`u_t \sim q(u_t \mid \cdot)`, :math:`z_t = f_\phi(u_t)`.
 
     :math:`f_\phi` is a chain of affine inverse autoregressive layers shared by all steps; each layer sees the
@@ -76,9 +81,11 @@ class FlowGuide(Guide):
         FlowGuide(FullAlignment(ArSSM)): z_t = f_3(u_t), q(u_t | h¹_{t-1}, h²_t, g←_t)
     """
 
-    def __init__(self, guide: Guide, num_flows: int = 3, hidden_dim: int = 20, *, conditional: bool = False) -> None:
+    def __init__(
+        self, guide: BaseGuide, num_flows: int = 3, hidden_dim: int = 20, *, conditional: bool = False
+    ) -> None:
         check_types(FlowGuide.__init__, locals())
-        own = _own_methods(guide, RUN_BY_WRAPPER, Guide)
+        own = _own_methods(guide, RUN_BY_WRAPPER, BaseGuide)
         if own:
             names = ", ".join(f"`{name}`" for name in own)
             raise ValueError(
@@ -92,7 +99,7 @@ class FlowGuide(Guide):
         if z_dim < 2:
             raise ValueError(f"guide: expected a model with z_dim of at least 2, got {z_dim}.")
         # The wrapped guide reads; this one has no networks but the flows.
-        super(Guide, self).__init__()
+        super().__init__(guide.model)
         if guide._pyro_context.used:
             raise ValueError("guide: expected a guide that has not been called yet; wrap it first.")
         self.base = guide
@@ -100,7 +107,7 @@ class FlowGuide(Guide):
 
     def _check_subclass(self) -> None:
         """What the wrapped guide is asked for would be overridden here to no effect."""
-        for name in ("step", *(n for n in vars(Guide) if isinstance(vars(FlowGuide).get(n), _OfBase))):
+        for name in ("step", *(n for n, member in vars(FlowGuide).items() if isinstance(member, _OfBase))):
             if getattr(type(self), name) is not getattr(FlowGuide, name):
                 raise TypeError(
                     f"{type(self).__name__} overrides `{name}`, which the wrapped guide is asked for: override it "
@@ -161,10 +168,11 @@ class FlowGuide(Guide):
         """Whether the flows depend on the context of the step."""
         return isinstance(self.flows[0], ConditionalAffineAutoregressive)
 
-    def _adapt(self, tensors: Mapping[str, Tensor]) -> None:
+    def adapt(self, tensors: Mapping[str, Tensor]) -> None:
+        """Lets the wrapped guide take the form of a file that an earlier version wrote."""
         of_base = {name.removeprefix("base."): t for name, t in tensors.items() if name.startswith("base.")}
         before = getattr(getattr(self.base, "combiner", None), "joint", False)
-        self.base._adapt(of_base)
+        self.base.adapt(of_base)
         if before and not self.base.combiner.joint:
             warnings.warn(
                 f"path: in version 0.1, flows around a {type(self.base).__name__} let every step read all later "
@@ -190,10 +198,11 @@ class _OfBase(property):
         super().__init__(lambda wrapper: getattr(wrapper.base, name))
 
 
-# Not a list of names: what the base class gains one day is the wrapped guide's as well.
-for _name in vars(Guide):
-    if not _name.startswith("__") and _name not in vars(FlowGuide) and _name not in RUN_BY_WRAPPER:
-        setattr(FlowGuide, _name, _OfBase(_name))
+# Not a list of names: what these classes gain one day is the wrapped guide's as well.
+for _class in (BaseGuide, FrameGuide, Guide):
+    for _name in vars(_class):
+        if not _name.startswith("_") and _name not in vars(FlowGuide) and _name not in (*RUN_BY_WRAPPER, "model"):
+            setattr(FlowGuide, _name, _OfBase(_name))
 
 
 class FlowPath(Path):
@@ -254,10 +263,6 @@ class FlowPath(Path):
         """Keeps for the model what was computed of the path that has just been drawn."""
         if isinstance(self.inner, GuidePath | FlowPath):
             self.inner.hand_over(z)
-
-    def _keep(self, z: Tensor, densities: list[Any]) -> None:
-        super()._keep(z, densities)
-        self.hand_over(z)
 
     def _pushed(self, fn: Any, context: Tensor | None) -> Any:
         if not fn.has_rsample:

@@ -1,32 +1,28 @@
-"""The base class of guides: what a guide reads is declared, one method is written."""
+"""The base class of guides that draw one latent variable after the other: what they read is declared."""
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._checks import event, guide_kind, one_of, positive, positive_integers, shown
-from .._program import Program
+from .._checks import event, one_of, positive, positive_integers, shown
 from .._types import check_types
-from ..dssm import DSSM, plates
-from ..images import check_image_shape, frame_encoder
-from ..inputs import Inputs
+from ..dssm import DSSM
+from ..inputs import Drawn, Inputs
 from ..memories import CELLS, Cell, Last, Memory, Recurrent, States
-from ..nn import MLP, NormalHead, join, reverse, shift
+from ..nn import join, reverse, shift
 from ..paths import Path
 from ..structure import Order
+from .base import FutureStates, check_model
+from .frames import START_FRAMES, FrameGuide
 
-__all__ = ["Guide", "GuidePath", "check_pair"]
-
-START_FRAMES = 5  # that a hierarchical start is inferred from, where later frames may be read
+__all__ = ["Guide", "GuidePath"]
 
 Latents = Literal["none", "last", "model", "own"]
 Frames = Literal["none", "now", "last", "model", "own"]
@@ -35,25 +31,7 @@ _Z = {"none": "", "last": "z_{t-1}", "model": "h¹_{t-1}", "own": "H¹_{t-1}"}
 _X = {"none": "", "now": "x_t", "last": "x_{t-1}, x_t", "model": "h²_t", "own": "g→_t"}
 
 
-def check_pair(model: object, guide: object) -> None:
-    """Raises ``ValueError`` unless the two are a model and a guide of this very model."""
-    check_model(model)
-    if not isinstance(guide, Guide):
-        raise ValueError(f"guide: expected a Guide, got {guide_kind(guide)}.")
-    if guide.model is not model:
-        raise ValueError(
-            "guide: expected the guide of this very model, got one of another model "
-            "(copy the two together: copy.deepcopy((model, guide)))."
-        )
-
-
-def check_model(model: object) -> None:
-    """Raises ``ValueError`` unless this is a model that a guide can be built for."""
-    if not isinstance(model, DSSM):
-        raise ValueError(f"model: expected a DSSM, got {type(model).__name__}.")
-
-
-class Guide(Program):
+class Guide(FrameGuide):
     r"""A guide :math:`q(z_{1:T} \mid x_{1:T}) = \prod_t q(z_t \mid v_{t-1}, c_t)`.
 
     A subclass declares in its call of ``super().__init__`` what it reads, and writes :meth:`step`:
@@ -141,7 +119,6 @@ class Guide(Program):
         reads_mask: bool = False,
         start_frames: int | None = None,
     ) -> None:
-        super().__init__()
         if type(self).step is Guide.step:
             raise TypeError(f"{type(self).__name__} must override `step`, the one method of a guide.")
         check_model(model)
@@ -151,87 +128,30 @@ class Guide(Program):
             if not isinstance(value, str) or value not in names:
                 raise ValueError(f"{name}: expected one of {list(names)}, got {shown(value)}.")
         check_types(Guide.__init__, locals())
-        # A tuple hides the model from torch, which would list its tensors in the guide's state_dict as well.
-        self._model = (model,)
+        super().__init__(
+            model,
+            encoder_dims=encoder_dims,
+            image_shape=image_shape,
+            channels=channels,
+            reads_mask=reads_mask,
+            start_frames=(START_FRAMES if future else 1) if start_frames is None else start_frames,
+        )
         self.latents, self.past, self.future, self.skip = latents, past, future, skip
-        self.reads_mask = reads_mask
-        mask_dim = model.x_dim if reads_mask else 0
-        self.frame_encoder, self.frame_dim = None, model.x_dim + mask_dim
-        encoder_dims = positive_integers("encoder_dims", encoder_dims)
-        if encoder_dims or image_shape is not None:
-            if self._past_source in ("none", "model") and not (future or skip):
-                name = "encoder_dims" if encoder_dims else "image_shape"
-                raise ValueError(f"{name}: expected none, since this guide reads no frames but through the model.")
-            if image_shape is not None and reads_mask:
-                first, height, width = check_image_shape(image_shape, model.x_dim)
-                image_shape = (2 * first, height, width)
-            self.frame_encoder = frame_encoder(self.frame_dim, encoder_dims, image_shape, channels)
-            mask_dim = 1 if reads_mask else 0
-            self.frame_dim = self.frame_encoder.out_dim + mask_dim
-        self._mask_dim = mask_dim
+        if self.frame_encoder is not None and self._past_source in ("none", "model") and not (future or skip):
+            name = "encoder_dims" if positive_integers("encoder_dims", encoder_dims) else "image_shape"
+            raise ValueError(f"{name}: expected none, since this guide reads no frames but through the model.")
         in_dim = self.frame_dim + model.control_dim
         self.memory = self._build_memory(rnn_dim, rnn)
         self.forward_rnn = Recurrent(in_dim, rnn_dim, rnn) if self._past_source == "own" else None
         self.backward_rnn = Recurrent(in_dim, rnn_dim, rnn) if future else None
         z_memory = self._z_memory
         self.past_dim = z_memory.out_dim if z_memory is not None else 0
-        self.context_dim = self._count_context()
-
-        if start_frames is not None:
-            positive("start_frames", start_frames)
-        self.start_frames = (START_FRAMES if future else 1) if start_frames is None else start_frames
-        self.zeta_net: nn.Module | None = self._build_zeta_net(rnn_dim) if model.zeta_dim else None
-
-    # What is read of the first frames.
-
-    def _build_zeta_net(self, hidden_dim: int) -> nn.Sequential:
-        size = self.start_frames * (self.model.x_dim + self._mask_dim)
-        return nn.Sequential(MLP(size, (hidden_dim,)), NormalHead(hidden_dim, self.model.zeta_dim))
-
-    def first_frames(self, inputs: Inputs) -> Tensor:
-        """The first :attr:`start_frames` frames of each sequence, as the model reads them; zero where there is none.
-
-        Args:
-            inputs: A checked batch.
-
-        Returns:
-            Shape ``(*, B, start_frames, x_dim)``, with ``reads_mask`` followed by what is read of the mask.
-        """
-        count = self.start_frames
-        frames = self._with_mask(inputs.frames, inputs)[..., :count, :]
-        if inputs.valid is not None:
-            # What networks read of the zeros in the padding need not be zero.
-            frames = torch.where(inputs.valid[..., :count].unsqueeze(-1), frames, 0.0)
-        return nn.functional.pad(frames, (0, 0, 0, count - frames.shape[-2]))
-
-    def zeta_law(self, inputs: Inputs) -> Any:
-        r"""The distribution :math:`q(\zeta \mid x_{1:k})` of the hierarchical start's latent variable.
-
-        Where a long sequence is cut into chunks (:func:`~pyro_dssm.chunks`), this is called for the first one, with
-        the whole sequences.
-
-        Args:
-            inputs: A checked batch.
-
-        Returns:
-            A diagonal Gaussian of batch shape ``(*, B)``.
-        """
-        assert self.zeta_net is not None
-        return self.zeta_net(self.first_frames(inputs).flatten(-2))
-
-    def _zeta_of(self, inputs: Inputs) -> Any:
-        """The same for a batch that may be the first chunk of longer sequences."""
-        whole = self._transient.get("whole")
-        return self.zeta_law(inputs if whole is None else whole)
-
-    @property
-    def model(self) -> DSSM:
-        """The model whose latents this guide infers."""
-        return self._model[0]
+        self.context_dim = self.count_context()
+        self.build_start(rnn_dim)
 
     # What is read of the latents.
 
-    @property
+    @cached_property
     def _z_source(self) -> str:
         """``latents``, with ``"model"`` resolved to what the exact posterior needs."""
         if self.latents != "model":
@@ -259,7 +179,7 @@ class Guide(Program):
 
     # What is read of the frames.
 
-    @property
+    @cached_property
     def _past_source(self) -> str:
         """``past``, with ``"model"`` resolved to what the exact posterior needs and the model has."""
         if self.past != "model":
@@ -273,17 +193,18 @@ class Guide(Program):
             return "own"
         return "last"
 
-    @property
+    @cached_property
     def _reads_shared(self) -> bool:
         """Whether the latents' memory is the model's shared RNN, which holds ``x_{1:t-2}`` as well."""
         return self._z_source == "model" and self.model.memories.of_latents == "h"
 
-    @property
+    @cached_property
     def _skips(self) -> bool:
         """Whether the frame itself is offered beside RNN states."""
         return self.skip and self._past_source not in ("now", "last")
 
-    def _count_context(self) -> int:
+    def count_context(self) -> int:
+        """The size of what :meth:`read_context` returns."""
         model, total = self.model, 0
         source = self._past_source
         if source == "model":
@@ -297,56 +218,30 @@ class Guide(Program):
             total += model.control_dim
         if total == 0:
             raise ValueError("past, future: expected a guide that reads something of x, got neither.")
-        total += 0 if self._frame_in_context else self._mask_dim
+        total += 0 if self._frame_in_context else self.mask_dim
         return total + (self.frame_dim if self._skips else 0)
 
-    @property
+    @cached_property
     def _frame_in_context(self) -> bool:
         """Whether the context holds the frame itself, and so what is read of its mask."""
         return self._past_source in ("now", "last") or self._skips
-
-    def _observed(self, inputs: Inputs) -> Tensor:
-        """One where an entry is observed, else zero, shape ``(*, B, T, x_dim)``."""
-        x = inputs.x
-        return torch.ones_like(x) if inputs.observed is None else inputs.observed.to(x.dtype).expand(x.shape)
-
-    def _mask_features(self, inputs: Inputs) -> Tensor | None:
-        """What is read of the mask beside a frame (or its features): its entries, or the fraction of them."""
-        if not self.reads_mask:
-            return None
-        observed = self._observed(inputs)
-        return observed if self.frame_encoder is None else observed.mean(-1, keepdim=True)
-
-    def _with_mask(self, frames: Tensor, inputs: Inputs) -> Tensor:
-        return join(frames * self._observed(inputs), self._mask_features(inputs)) if self.reads_mask else frames
-
-    def _frames(self, inputs: Inputs) -> Tensor:
-        """The frames as the guide's own networks read them, shape ``(*, B, T, frame_dim)``."""
-        if self.frame_encoder is None:
-            return self._with_mask(inputs.frames, inputs)
-        if not self.reads_mask:
-            return self.frame_encoder(inputs.frames)
-        observed = self._observed(inputs)
-        features = self.frame_encoder(join(inputs.frames * observed, observed))
-        return join(features, self._mask_features(inputs))
-
-    @property
-    def bridges_gaps(self) -> bool:
-        """Whether its draws are taken as they are where whole frames are hidden, rather than corrected by the model.
-
-        That is so where what is observed is conditioned on by filtering. A network that is told what is hidden has
-        only learned to guess.
-        """
-        return False
 
     @property
     def skips_hidden(self) -> bool:
         """Whether nothing at all is read of what is put in the place of hidden frames."""
         return self.reads_mask and self._past_source != "model" and not self._reads_shared
 
-    def _context(self, inputs: Inputs) -> Tensor:
-        model, parts = self.model, list[Tensor | None]()
-        encoded = self._frames(inputs)
+    def read_context(self, inputs: Inputs) -> Tensor:
+        """What is read of the frames (and the controls), of all steps.
+
+        Args:
+            inputs: A checked batch.
+
+        Returns:
+            Shape ``(*, B, T, context_dim)``.
+        """
+        model, carry, parts = self.model, inputs.carry, list[Tensor | None]()
+        encoded = self.read_frames(inputs)
         frames = join(encoded, inputs.controls)
         source = self._past_source
         if source == "model":
@@ -356,17 +251,21 @@ class Guide(Program):
             if source == "last":
                 parts.append(self._previous(inputs, encoded))
         if self.forward_rnn is not None:
-            start = self._carried.get("forward", self.forward_rnn.start(inputs.batch_shape))
-            after, self._last["forward"] = self.forward_rnn.scan(frames, start)
+            start = None if carry is None else carry.guide_first.forward
+            start = self.forward_rnn.start(inputs.batch_shape) if start is None else start
+            after, last = self.forward_rnn.scan(frames, start)
+            if carry is not None:
+                carry.guide_last.forward = last
             parts.append(after)
         if self.backward_rnn is not None:
-            start = self._carried.get("backward", self.backward_rnn.start(inputs.batch_shape))
+            start = None if carry is None else carry.guide_first.backward
+            start = self.backward_rnn.start(inputs.batch_shape) if start is None else start
             backwards, _ = self.backward_rnn.scan(reverse(frames, inputs.lengths), start)
             parts.append(reverse(backwards, inputs.lengths))
         if self.forward_rnn is None and self.backward_rnn is None and inputs.controls is not None:
             parts.append(inputs.controls)
         if self.reads_mask and not self._frame_in_context:
-            parts.append(self._mask_features(inputs))
+            parts.append(self.mask_features(inputs))
         if self._skips:
             parts.append(encoded)
         return join(*parts)
@@ -374,23 +273,30 @@ class Guide(Program):
     def _previous(self, inputs: Inputs, encoded: Tensor) -> Tensor:
         if self.frame_encoder is None and not self.reads_mask and "x" in self.model.memories:
             return self.model.memories.along_x(inputs)[0]["x"]
-        start = self._carried.get("x", torch.zeros_like(encoded[..., 0, :]))
-        self._last["x"] = encoded[..., -1, :]
-        return shift(encoded, start)
+        carry = inputs.carry
+        start = None if carry is None else carry.guide_first.frame
+        if carry is not None:
+            carry.guide_last.frame = encoded[..., -1, :]
+        return shift(encoded, torch.zeros_like(encoded[..., 0, :]) if start is None else start)
 
-    def _carry(self, carried: dict[str, Tensor] | None, whole: Inputs | None = None) -> None:
-        """Lets a chunk start from carried states, the first one with its whole sequences; ``None``: no chunk."""
-        self._transient.clear()
-        if carried is not None:
-            self._transient.update(carried=carried, last={}, whole=whole)
-
-    @property
-    def _carried(self) -> dict[str, Tensor]:
-        return self._transient.get("carried", {})
-
-    @property
-    def _last(self) -> dict[str, Tensor]:
-        return self._transient.setdefault("last", {})
+    @torch.no_grad()
+    def future_states(self, inputs: Inputs) -> FutureStates | None:
+        """The states of the backward RNN, where there is one."""
+        network = self.backward_rnn
+        if network is None:
+            return None
+        frames = reverse(join(self.read_frames(inputs), inputs.controls), inputs.lengths)
+        state = network.start(frames.shape[:-2])
+        if network.cell == "lstm":
+            # The call over all frames returns the cell's inner state at the end only.
+            states = []
+            for frame in frames.unbind(-2):
+                state = network.step(frame, state)
+                states.append(state)
+            along = torch.stack(states, dim=-2)
+        else:
+            along, _ = network.scan(frames, state)
+        return FutureStates(reverse(along, inputs.lengths), lambda count: network.start((count,)))
 
     # What a subclass writes.
 
@@ -421,94 +327,9 @@ class Guide(Program):
             is trained by the score function: see :class:`~pyro_dssm.RecordingELBO`.
         """
 
-    # The program.
-
-    def forward(
-        self,
-        x: Tensor,
-        lengths: Tensor | None = None,
-        mask: Tensor | None = None,
-        *,
-        controls: Tensor | None = None,
-    ) -> Tensor:
-        """Runs the Pyro program, in the model's form of sites.
-
-        Args:
-            x: Observations, shape ``(*, B, T, x_dim)``.
-            lengths: Shape ``(B,)``.
-            mask: Shape ``(B, T)`` or ``(B, T, x_dim)``, True where observed; a hidden value is read as zero.
-            controls: Shape ``(B, T, control_dim)``.
-
-        Returns:
-            The latent path, shape ``(*, B, T, z_dim)``.
-
-        Raises:
-            ValueError: If an argument has a wrong type, dtype, device, shape or value.
-        """
-        inputs = self.model.observe(x, lengths, mask, controls, by_guide=True)
-        with plates(inputs.batch_shape):
-            if self.zeta_net is not None and inputs.first is None:
-                inputs.cache["zeta"] = pyro.sample("zeta", self._zeta_of(inputs))
-            path = self.path(inputs)
-            return self._path_site(path) if self.model.sites == "path" else self._step_sites(path, inputs)
-
-    def _path_site(self, path: Any) -> Tensor:
-        return pyro.sample("z", path)
-
-    def _step_sites(self, path: Any, inputs: Inputs) -> Tensor:
-        zs = []
-        state = path.start(inputs.batch_shape)
-        for t in pyro.markov(range(inputs.num_steps)):
-            with poutine.mask(mask=inputs.valid_at(t)):
-                z = pyro.sample(f"z_{t + 1}", path.at(state, t))
-                state = path.advance(state, z, t)
-                zs.append(z)
-        return torch.stack(zs, dim=-2)
-
-    def path(self, inputs: Inputs) -> Any:
-        """The law of the latent path given a checked batch."""
+    def path(self, inputs: Inputs) -> GuidePath:
+        """The distribution of the latent path given a checked batch."""
         return GuidePath(self, inputs)
-
-    # Files of earlier versions.
-
-    def _adapt(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the form of a file that an earlier version wrote, before its tensors are loaded.
-
-        In version 0.1, ``zeta`` was inferred from five frames by causal guides too.
-
-        Args:
-            tensors: Those of the file, by the names of the guide's ``state_dict``.
-        """
-        weight = tensors.get("zeta_net.0.0.weight")
-        if weight is None or not isinstance(self.zeta_net, nn.Sequential):
-            return
-        count, rest = divmod(weight.shape[-1], self.model.x_dim + self._mask_dim)
-        if rest or count == self.start_frames:
-            return
-        causal, self.start_frames = self.start_frames == 1, count
-        self.zeta_net = self._build_zeta_net(weight.shape[0])
-        if causal:
-            warnings.warn(
-                f"path: the start of this {type(self).__name__} is inferred from {count} frames, as in version 0.1, so "
-                "that it is not causal; one that is built now reads x_1 alone there.",
-                stacklevel=3,
-            )
-
-    def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
-        """Draws latent paths, shape ``(num_samples, *, B, T, z_dim)``."""
-        return self.path(inputs).rsample((num_samples,))
-
-    def states(self, inputs: Inputs, num_samples: int = 16) -> Tensor:
-        """The model's states (:meth:`DSSM.states`), averaged over paths drawn from the guide.
-
-        Args:
-            inputs: A checked batch.
-            num_samples: Paths to average over.
-
-        Returns:
-            Shape ``(*, B, T, S)``.
-        """
-        return self.model.states(self.draw(inputs, num_samples), inputs).mean(0)
 
     def factorisation(self) -> str:
         """What each latent variable is drawn from, in the letters of the paper."""
@@ -518,9 +339,6 @@ class Guide(Program):
         future = "g←_t" if self.backward_rnn is not None else ""
         now = "x_t" if self._skips else ""
         return f"q(z_t | {', '.join(part for part in (z, x, now, future) if part)})"
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({type(self.model).__name__}): {self.factorisation()}"
 
 
 def _scorable(fn: Any) -> Any:
@@ -548,25 +366,26 @@ class GuidePath(Path):
     """The law of the latent path under a guide."""
 
     def __init__(self, guide: Guide, inputs: Inputs) -> None:
-        self.guide = guide
+        self.guide, self.model = guide, guide.model
         self._memory = guide._z_memory
         self.memoryless = self._memory is None
         self._extra = guide._z_extra(inputs)
         self._extras = None if self._extra is None else self._extra.unbind(-2)
-        self._context = guide.encode(guide._context(inputs))
+        self._context = guide.encode(guide.read_context(inputs))
         # Not indexed step by step: the gradient of each index is a whole tensor of zeros.
         self._contexts = self._context.unbind(-2)
         self._first: Tensor | None = None
         if self._memory is not None:
-            name = guide.model.memories.of_latents
+            name = self.model.memories.of_latents
             from_model = guide._z_source == "model"
-            carried = guide.model.memories.first(inputs)[name] if from_model else guide._carried.get("z")
+            own = None if inputs.carry is None else inputs.carry.guide_first.latents
+            carried = self.model.memories.first(inputs)[name] if from_model else own
             self._first = self._memory.start(inputs.batch_shape) if carried is None else carried
         self._inputs = inputs
         self._shares = guide._z_source == "model"
         self._states: list[Tensor] = []
-        self.carrying = self._memory is not None and (self._shares or "carried" in guide._transient)
-        super().__init__(inputs.batch_shape, inputs.num_steps, guide.model.z_dim, inputs.valid)
+        self.carrying = self._memory is not None and (self._shares or inputs.carry is not None)
+        super().__init__(inputs.batch_shape, inputs.num_steps, self.model.z_dim, inputs.valid)
 
     def blank(self) -> Tensor:
         """Zeros like the frames."""
@@ -587,7 +406,7 @@ class GuidePath(Path):
     def _step(self, past: Tensor | None, context: Tensor) -> Any:
         if past is not None:
             context = context.expand(*past.shape[:-1], -1)
-        fn = event("step", self.guide.step(past, context), self.guide.model.z_dim)
+        fn = event("step", self.guide.step(past, context), self.model.z_dim)
         return fn if fn.has_rsample else _scorable(fn)
 
     def advance(self, state: Any, z: Tensor, t: int) -> Any:
@@ -607,7 +426,7 @@ class GuidePath(Path):
     def step_from(self, state: Any, states: States, prior: Any, t: int) -> Any:
         """The distribution of a step, given the guide's state or the model's where the guide reads that."""
         reads_model = self._shares and self._memory is not None
-        return self.at(states[self.guide.model.memories.of_latents] if reads_model else state, t)
+        return self.at(states[self.model.memories.of_latents] if reads_model else state, t)
 
     def advance_steps(self, state: Any, z: Tensor, t: int) -> Any:
         """The state of the guide's own memory after a step."""
@@ -617,19 +436,15 @@ class GuidePath(Path):
 
     def finish(self, state: Any) -> None:
         """Keeps the state for the next chunk."""
-        if not self._shares:
-            self.guide._last["z"] = state
-
-    def _keep(self, z: Tensor, densities: list[Any]) -> None:
-        super()._keep(z, densities)
-        self.hand_over(z)
+        if not self._shares and self._inputs.carry is not None:
+            self._inputs.carry.guide_last.latents = state
 
     def hand_over(self, z: Tensor) -> None:
         """Keeps for the model what was computed of the path that has just been drawn."""
         if self._shares and self._memory is not None:
             # The model reads the same RNN along the same path: it need not run it again.
             after = torch.stack([self._memory.read(state) for state in self._states], dim=-2)
-            self._inputs.cache["after_z"] = z, after, self._states[-1]
+            self._inputs.drawn = Drawn(z, after, self._states[-1])
 
     def along(self, z: Tensor) -> Any:
         """All steps at once."""

@@ -19,12 +19,14 @@ from ..kalman_vae import KalmanVAE, frames_seen
 from ..memories import States
 from ..nn import normal
 from ..paths import PathLaw, normal_of
-from .guide import START_FRAMES, Guide
+from .frames import START_FRAMES, FrameGuide
 
 __all__ = ["KalmanGuide", "KalmanPath"]
 
+START_DIM = 128  # width of the network that a hierarchical start is inferred with
 
-class KalmanGuide(Guide):
+
+class KalmanGuide(FrameGuide):
     r"""Reads a code off every frame, and lets a Kalman filter do the rest.
 
     .. math:: q(a_{1:T}, z_{1:T} \mid x_{1:T}) = \prod_t q(a_t \mid x_t)\; q(z_{1:T} \mid a_{1:T})
@@ -74,20 +76,23 @@ class KalmanGuide(Guide):
         one_of("kind", kind, ("smoothing", "filtering"))
         super().__init__(
             model,
-            latents="none",
-            past="now",
-            future=False,
             encoder_dims=encoder_dims,
             image_shape=image_shape,
             reads_mask=reads_mask,
             start_frames=1 if kind == "filtering" else START_FRAMES,
         )
         self.kind = kind
-        self.codes = nn.Linear(self.context_dim, 2 * model.code_dim)
+        self.build_start(START_DIM)
+        self.codes = nn.Linear(self.frame_dim, 2 * model.code_dim)
         # Codes start as precise as the model takes them to be. Starting at variance 1 they would drown the frames in
         # noise, and the decoder would learn to ignore them.
         with torch.no_grad():
             self.codes.bias[model.code_dim :].copy_(model.log_code_noise)
+
+    @property
+    def context_dim(self) -> int:
+        """Size of a frame as :meth:`step` receives it."""
+        return self.frame_dim
 
     @property
     def bridges_gaps(self) -> bool:
@@ -99,87 +104,33 @@ class KalmanGuide(Guide):
         """Whether nothing at all is read of what is put in the place of hidden frames."""
         return self.zeta_net is None or self.reads_mask
 
-    def _count_context(self) -> int:
-        return super()._count_context() - self.model.control_dim
-
-    def _context(self, inputs: Inputs) -> Tensor:
-        return super()._context(replace(inputs, controls=None))
-
-    def step(self, past: Tensor | None, context: Tensor) -> Any:
+    def step(self, past: None, frame: Tensor) -> Any:
         r"""The law of a code, :math:`q(a_t \mid x_t)`.
 
         Args:
             past: Always ``None``.
-            context: The encoded frame, shape ``(*, context_dim)``.
+            frame: The frame as it is read, shape ``(*, frame_dim)``.
 
         Returns:
             A diagonal Gaussian with event shape ``(code_dim,)``.
         """
-        loc, log_variance = self.codes(context).chunk(2, dim=-1)
+        loc, log_variance = self.codes(frame).chunk(2, dim=-1)
         return normal(loc, (0.5 * log_variance.clamp(-12.0, 4.0)).exp())
 
-    def _path_site(self, path: KalmanPath) -> Tensor:
-        # A model that integrates the states out has the codes alone.
-        return pyro.sample("a", CodesOnly(path)) if path.model._collapses else super()._path_site(path)
-
-    def _step_sites(self, path: KalmanPath, inputs: Inputs) -> Tensor:
-        if self.kind == "filtering":
-            return self._causal_sites(path, inputs)
-        if path.hidden is not None:
-            raise ValueError(
-                'sites: expected "path" for a smoothing Kalman guide where whole frames are hidden, got "step".'
-            )
-        steps = range(inputs.num_steps)
-        codes = []
-        for t in pyro.markov(steps):
-            with poutine.mask(mask=inputs.valid_at(t)):
-                loc, scale = path.codes.base_dist.loc[..., t, :], path.codes.base_dist.scale[..., t, :]
-                codes.append(pyro.sample(f"a_{t + 1}", Sampled(normal(loc, scale))))
-        a = torch.stack(torch.broadcast_tensors(*codes), dim=-2)
-        found = backward_conditionals(path.filter(a), path.ends)
-        zs: list[Tensor] = []
-        for t in pyro.markov(reversed(steps)):
-            with poutine.mask(mask=inputs.valid_at(t)):
-                loc = found.offset[..., t, :]
-                if zs:
-                    loc = loc + torch.matmul(found.gain[..., t, :, :], zs[-1].unsqueeze(-1)).squeeze(-1)
-                fn = pyro.distributions.MultivariateNormal(loc, scale_tril=found.root[..., t, :, :])
-                zs.append(pyro.sample(f"z_{t + 1}", Sampled(fn)))
-        return torch.cat([torch.stack(zs[::-1], dim=-2), a], dim=-1)
-
-    def _causal_sites(self, path: KalmanPath, inputs: Inputs) -> Tensor:
-        model: Any = self.model
-        values: list[Tensor] = []
-        states, pair = model.memories.first(inputs), model.first_law(path.zeta, inputs)
-        for t in pyro.markov(range(inputs.num_steps)):
-            with poutine.mask(mask=inputs.valid_at(t)):
-                u = inputs.controls_at(t)
-                pair = pair if t == 0 and pair is not None else model.transition_from(states, u)
-                loc, scale = path.codes.base_dist.loc[..., t, :], path.codes.base_dist.scale[..., t, :]
-                fn: Any = normal(loc, scale)
-                if path.hidden is not None:
-                    # The code of a hidden frame comes from the prediction; the state given both is the same as ever.
-                    hidden, (expected, root) = path.hidden[..., t].unsqueeze(-1), pair.code_law()
-                    loc = torch.where(hidden, expected, loc)
-                    root = torch.where(hidden.unsqueeze(-1), root, torch.diag_embed(scale))
-                    fn = pyro.distributions.MultivariateNormal(loc, scale_tril=root, validate_args=False)
-                a = pyro.sample(f"a_{t + 1}", Sampled(fn))
-                loc, root = pair.given_code(a)
-                fn = pyro.distributions.MultivariateNormal(loc, scale_tril=root, validate_args=False)
-                z = pyro.sample(f"z_{t + 1}", Sampled(fn))
-                values.append(torch.cat([z, a], dim=-1))
-                states = model.memories.after_z(states, values[-1], u)
-        return torch.stack(values, dim=-2)
-
-    def path(self, inputs: Inputs) -> Any:
-        """The law of the states and codes of a checked batch, given the start's ``zeta`` in its cache, or its mean."""
+    def path(self, inputs: Inputs) -> KalmanPath:
+        """The distribution of states and codes of a checked batch, given the start's ``zeta``, or its mean."""
         return KalmanPath(self, inputs)
+
+    @property
+    def draws_its_path(self) -> bool:
+        """Whether :meth:`draw` draws from :meth:`path`, as it does unless a subclass overrides it."""
+        return type(self).draw is KalmanGuide.draw
 
     def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
         """Draws states and codes, shape ``(num_samples, *, B, T, state_dim + code_dim)``."""
         if self.zeta_net is not None:
             zeta = self.zeta_law(inputs).rsample((num_samples,))
-            inputs = replace(inputs, cache={**inputs.cache, "zeta": zeta})
+            inputs = replace(inputs, zeta=zeta)
         return self.path(inputs).rsample((num_samples,))
 
     def states(self, inputs: Inputs, num_samples: int = 16) -> Tensor:
@@ -235,12 +186,10 @@ class KalmanPath(PathLaw):
     def __init__(self, guide: KalmanGuide, inputs: Inputs) -> None:
         self.guide, self.inputs = guide, inputs
         self.model: Any = guide.model
-        self.zeta: Tensor | None = inputs.cache.get("zeta")
-        if self.zeta is None and guide.zeta_net is not None and inputs.first is None:
-            self.zeta = guide._zeta_of(inputs).mean
-        self.codes = event("step", guide.step(None, guide.encode(guide._context(inputs))), self.model.code_dim)
+        self.codes = event("step", guide.step(None, guide.read_frames(inputs)), self.model.code_dim)
         if normal_of(self.codes) is None:
             raise ValueError(f"step: expected to return a diagonal Gaussian, got {type(self.codes).__name__}.")
+        self._mean_zeta: Tensor | None = None
         self.shown = frames_seen(inputs)
         self.hidden = None
         if inputs.hidden is not None and self.shown is not None:
@@ -253,6 +202,70 @@ class KalmanPath(PathLaw):
             later[..., :-1] = inputs.valid[..., 1:]
             self.ends = ~later
         super().__init__(inputs.batch_shape, inputs.num_steps, self.model.z_dim, inputs.valid)
+
+    @property
+    def zeta(self) -> Tensor | None:
+        """The hierarchical start's latent variable: its mean, where it has not been drawn."""
+        if self.inputs.zeta is None and self._mean_zeta is None:
+            fn = self.guide.zeta_of(self.inputs)
+            self._mean_zeta = None if fn is None else fn.mean
+        return self._mean_zeta if self.inputs.zeta is None else self.inputs.zeta
+
+    # As sites of a Pyro program.
+
+    def emit_path(self) -> Tensor:
+        """One site: ``z``, or ``a`` where the model integrates the states out."""
+        return pyro.sample("a", CodesOnly(self)) if self.model.collapses else super().emit_path()
+
+    def emit_steps(self) -> Tensor:
+        """Sites ``a_1``, ``a_2``, ... and ``z_1``, ``z_2``, ..., those of the states from the last on or in turn."""
+        if self.guide.kind == "filtering":
+            return self._causal_sites()
+        if self.hidden is not None:
+            raise ValueError(
+                'sites: expected "path" for a smoothing Kalman guide where whole frames are hidden, got "step".'
+            )
+        steps = range(self.event_shape[0])
+        codes = []
+        for t in pyro.markov(steps):
+            with poutine.mask(mask=self.valid_at(t)):
+                loc, scale = self.codes.base_dist.loc[..., t, :], self.codes.base_dist.scale[..., t, :]
+                codes.append(pyro.sample(f"a_{t + 1}", Sampled(normal(loc, scale))))
+        a = torch.stack(torch.broadcast_tensors(*codes), dim=-2)
+        found = backward_conditionals(self.filter(a), self.ends)
+        zs: list[Tensor] = []
+        for t in pyro.markov(reversed(steps)):
+            with poutine.mask(mask=self.valid_at(t)):
+                loc = found.offset[..., t, :]
+                if zs:
+                    loc = loc + torch.matmul(found.gain[..., t, :, :], zs[-1].unsqueeze(-1)).squeeze(-1)
+                fn = pyro.distributions.MultivariateNormal(loc, scale_tril=found.root[..., t, :, :])
+                zs.append(pyro.sample(f"z_{t + 1}", Sampled(fn)))
+        return torch.cat([torch.stack(zs[::-1], dim=-2), a], dim=-1)
+
+    def _causal_sites(self) -> Tensor:
+        model, inputs = self.model, self.inputs
+        values: list[Tensor] = []
+        states, pair = model.memories.first(inputs), model.first_law(self.zeta, inputs)
+        for t in pyro.markov(range(inputs.num_steps)):
+            with poutine.mask(mask=inputs.valid_at(t)):
+                u = inputs.controls_at(t)
+                pair = pair if t == 0 and pair is not None else model.transition_from(states, u)
+                loc, scale = self.codes.base_dist.loc[..., t, :], self.codes.base_dist.scale[..., t, :]
+                fn: Any = normal(loc, scale)
+                if self.hidden is not None:
+                    # The code of a hidden frame comes from the prediction; the state given both is the same as ever.
+                    hidden, (expected, root) = self.hidden[..., t].unsqueeze(-1), pair.code_law()
+                    loc = torch.where(hidden, expected, loc)
+                    root = torch.where(hidden.unsqueeze(-1), root, torch.diag_embed(scale))
+                    fn = pyro.distributions.MultivariateNormal(loc, scale_tril=root, validate_args=False)
+                a = pyro.sample(f"a_{t + 1}", Sampled(fn))
+                loc, root = pair.given_code(a)
+                fn = pyro.distributions.MultivariateNormal(loc, scale_tril=root, validate_args=False)
+                z = pyro.sample(f"z_{t + 1}", Sampled(fn))
+                values.append(torch.cat([z, a], dim=-1))
+                states = model.memories.after_z(states, values[-1], u)
+        return torch.stack(values, dim=-2)
 
     def filter(self, codes: Tensor) -> Filtered:
         """The filter's laws, given codes."""

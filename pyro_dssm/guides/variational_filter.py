@@ -16,7 +16,8 @@ from ..memories import Cell
 from ..nn import SCALE_FLOOR, normal
 from ..structure import Order
 from .alignment import GaussianGuide
-from .guide import Guide, check_model
+from .base import check_model
+from .guide import Guide
 
 __all__ = ["FusionGuide", "NoiseGuide"]
 
@@ -63,12 +64,14 @@ class NoiseGuide(GaussianGuide):
         options = {"rnn_dim": rnn_dim, "rnn": rnn, "combiner": combiner, **options}
         super().__init__(model, latents="model", past="now", future=True, **options)
 
-    def _count_context(self) -> int:
+    def count_context(self) -> int:
+        """The size of what :meth:`read_context` returns."""
         # The backward RNN is read at the first step only, so controls do not reach the context through it.
-        return super()._count_context() + self.model.control_dim
+        return super().count_context() + self.model.control_dim
 
-    def _context(self, inputs: Inputs) -> Tensor:
-        context = super()._context(inputs)
+    def read_context(self, inputs: Inputs) -> Tensor:
+        """The frame and the control; at the first step, the state of the backward RNN as well."""
+        context = super().read_context(inputs)
         assert self.backward_rnn is not None
         now, future = context.split([context.shape[-1] - self.backward_rnn.out_dim, self.backward_rnn.out_dim], dim=-1)
         future = future * _at_start(now, inputs)
@@ -83,7 +86,7 @@ class NoiseGuide(GaussianGuide):
 def _at_start(like: Tensor, inputs: Inputs) -> Tensor:
     """One at the first step of a sequence, else zero, shape ``(*, B, T, 1)``; a chunk that goes on has none."""
     mark = torch.zeros_like(like[..., :1])
-    if inputs.first is None:
+    if inputs.starts:
         mark[..., 0, :] = 1.0
     return mark
 
@@ -128,11 +131,13 @@ class FusionGuide(Guide):
         features = self.context_dim - model.control_dim - 1
         self.net = nn.Sequential(nn.Linear(features, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 2 * model.z_dim))
 
-    def _count_context(self) -> int:
-        return super()._count_context() + 1
+    def count_context(self) -> int:
+        """The size of what :meth:`read_context` returns."""
+        return super().count_context() + 1
 
-    def _context(self, inputs: Inputs) -> Tensor:
-        context = super()._context(inputs)
+    def read_context(self, inputs: Inputs) -> Tensor:
+        """The frame, the control, and a mark of the first step."""
+        context = super().read_context(inputs)
         return torch.cat([context, _at_start(context, inputs)], dim=-1)
 
     def encode(self, context: Tensor) -> Tensor:

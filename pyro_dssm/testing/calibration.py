@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._types import check_types
 from ..dssm import DSSM
-from ..guides import Guide
+from ..guides import BaseGuide
 from ._integrals import PRECISION, Estimate, Sandwich, integral
 from ._moves import FEATURES, Residuals, bare, coordinates, has_density, log_tail, residuals
 from .densities import (
@@ -65,7 +65,7 @@ def _few(
 @torch.no_grad()
 def check_densities_integrate_to_one(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -262,7 +262,7 @@ def _judge(sums: dict[Key, _Sums]) -> None:
 @torch.no_grad()
 def check_draws_follow_their_density(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -343,11 +343,11 @@ def _residuals(source: str, of: str, site: Site, value: Tensor, moved: list[int]
 
 def _along(model: DSSM, z: Tensor) -> dict[str, Tensor]:
     """The values of the latent step sites along a path."""
-    return {name: value for step in model._sites_along(z) for name, value in step.items()}
+    return {name: value for step in model.values_by_step(z) for name, value in step.items()}
 
 
 def _draws_of_guide(
-    model: DSSM, guide: Guide, args: Arguments, controls: Tensor | None
+    model: DSSM, guide: BaseGuide, args: Arguments, controls: Tensor | None
 ) -> Iterator[tuple[str, list[Site]]]:
     """Who draws, and the sites of the steps with these draws as their values."""
     drawn = step_trace(guide, {}, args, controls)
@@ -359,7 +359,7 @@ def _draws_of_guide(
         nodes = trace_of(guide, {}, args, controls).nodes
     if "z" in nodes:
         sources.append(("path sites", {name: nodes[name]["value"] for name in ("zeta", "z") if name in nodes}))
-    if overrides(guide, Guide, "draw") and guide.zeta_net is None:
+    if overrides(guide, BaseGuide, "draw") and not model.zeta_dim:
         # With a hierarchical start, which one belongs to the path is not said.
         sources.append((f"{type(guide).__name__}.draw", {"z": guide.draw(model.observe(*args, controls), 1)[0]}))
     for source, values in sources:
@@ -407,7 +407,7 @@ def _complete(x: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
 
 
 def check_draws_have_their_density(
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._types import check_types
 from ..data.sequences import Batch
 from ..dssm import DSSM
-from ..guides import Guide
+from ..guides import BaseGuide
 from .calibration import (
     check_densities_integrate_to_one,
     check_draws_follow_their_density,
@@ -32,7 +32,7 @@ __all__ = ["PairContract", "check_pair"]
 
 def check_pair(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -111,7 +111,7 @@ class PairContract:
         >>> TestMine().test_sites_agree()
     """
 
-    def pair(self) -> tuple[DSSM, Guide]:
+    def pair(self) -> tuple[DSSM, BaseGuide]:
         """A fresh model and guide. To be written.
 
         Returns:

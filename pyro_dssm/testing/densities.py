@@ -17,7 +17,7 @@ from .._devices import generators_kept
 from .._types import check_types
 from ..data.sequences import Batch
 from ..dssm import DSSM
-from ..guides import Guide, check_pair
+from ..guides import BaseGuide, Guide, check_pair
 
 __all__ = [
     "FORMS",
@@ -198,7 +198,7 @@ class Site(NamedTuple):
 
 
 def trace_of(
-    program: DSSM | Guide, given: dict[str, Tensor], args: tuple[Any, ...], controls: Tensor | None = None
+    program: DSSM | BaseGuide, given: dict[str, Tensor], args: tuple[Any, ...], controls: Tensor | None = None
 ) -> Any:
     """The trace of a run, some of whose sites are given."""
     return poutine.trace(poutine.condition(program, data=given)).get_trace(*args, controls=controls)
@@ -209,7 +209,7 @@ def is_site(site: Any) -> bool:
     return site["type"] == "sample" and not poutine.util.site_is_subsample(site)
 
 
-def sites_of(trace: Any, program: DSSM | Guide) -> list[Site]:
+def sites_of(trace: Any, program: DSSM | BaseGuide) -> list[Site]:
     """The random variables of a run, in the order in which they were met."""
     found = []
     for name, node in trace.nodes.items():
@@ -220,12 +220,12 @@ def sites_of(trace: Any, program: DSSM | Guide) -> list[Site]:
     return found
 
 
-def method_of(program: DSSM | Guide, name: str) -> str:
+def method_of(program: DSSM | BaseGuide, name: str) -> str:
     """The method that the distribution of a site comes from."""
     of, (kind, _, step) = type(program).__name__, name.partition("_")
     if kind == "zeta":
         return f"the hierarchical start of {of}"
-    if isinstance(program, Guide):
+    if isinstance(program, BaseGuide):
         return f"{of}.path" if overrides(program, Guide, "path") and kind != "a" else f"{of}.step"
     if kind == "x":
         return f"{of}.emission"
@@ -233,7 +233,7 @@ def method_of(program: DSSM | Guide, name: str) -> str:
     return f"{of}.initial" if starts else f"{of}.transition"
 
 
-def overrides(program: DSSM | Guide, base: type, method: str) -> bool:
+def overrides(program: DSSM | BaseGuide, base: type, method: str) -> bool:
     """Whether a program has a method of its own in the place of a base class's."""
     return getattr(type(program), method) is not getattr(base, method)
 
@@ -250,7 +250,7 @@ def is_real(fn: Any) -> bool:
     return support in (constraints.real, constraints.real_vector)
 
 
-def steps_have_rsample(guide: Guide, *args: Any, controls: Tensor | None = None) -> bool:
+def steps_have_rsample(guide: BaseGuide, *args: Any, controls: Tensor | None = None) -> bool:
     """Whether every step of a guide can be drawn with a gradient, whatever the guide says of whole paths.
 
     Args:
@@ -273,10 +273,10 @@ def steps_have_rsample(guide: Guide, *args: Any, controls: Tensor | None = None)
 
 
 def step_trace(
-    program: DSSM | Guide, given: dict[str, Tensor], args: tuple[Any, ...], controls: Tensor | None = None
+    program: DSSM | BaseGuide, given: dict[str, Tensor], args: tuple[Any, ...], controls: Tensor | None = None
 ) -> Any:
     """The trace of a run with one site per step; ``None`` where the program has no such form for these arguments."""
-    model = program.model if isinstance(program, Guide) else program
+    model = program.model if isinstance(program, BaseGuide) else program
     try:
         with run_as(model, "step"):
             return trace_of(program, given, args, controls)
@@ -291,7 +291,7 @@ def step_trace(
 
 def log_probs_at(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     z: Tensor,
     x: Tensor,
     lengths: Tensor | None = None,
@@ -323,9 +323,9 @@ def log_probs_at(
     check_types(log_probs_at, locals())
     check_call(model, guide, x, lengths, mask, controls=controls)
     check_paths(z, x, model.z_dim)
-    given = model._values_along(z)
+    given = model.values_along(z)
     found: dict[str, Tensor] = {}
-    programs: tuple[tuple[DSSM | Guide, str], ...] = ((guide, "q"), (model, "p"))
+    programs: tuple[tuple[DSSM | BaseGuide, str], ...] = ((guide, "q"), (model, "p"))
     for program, letter in programs:
         trace = trace_of(program, given, (x, lengths, mask), controls)
         trace.compute_log_prob()
@@ -342,15 +342,15 @@ def bound_of(parts: dict[str, Tensor]) -> Tensor:
     return torch.stack([value if key.startswith("log p") else -value for key, value in parts.items()]).sum(0)
 
 
-def part_method(model: DSSM, guide: Guide, part: str) -> str:
+def part_method(model: DSSM, guide: BaseGuide, part: str) -> str:
     """Where to look when a part of a bound is wrong."""
-    program: DSSM | Guide = guide if part.startswith("log q") else model
+    program: DSSM | BaseGuide = guide if part.startswith("log q") else model
     return method_of(program, part[6:-1])
 
 
 def log_weights_at(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     z: Tensor,
     x: Tensor,
     lengths: Tensor | None = None,
@@ -377,7 +377,7 @@ def log_weights_at(
 
 
 def log_probs_per_step(
-    program: DSSM | Guide,
+    program: DSSM | BaseGuide,
     z: Tensor,
     x: Tensor,
     lengths: Tensor | None = None,
@@ -399,18 +399,18 @@ def log_probs_per_step(
         Of the latents and of the frames, each of shape ``(*, B, T)``; a guide has no density of the frames.
     """
     check_types(log_probs_per_step, locals())
-    model = program.model if isinstance(program, Guide) else program
+    model = program.model if isinstance(program, BaseGuide) else program
     model.observe(x, lengths, mask, controls)
     check_paths(z, x, model.z_dim)
     with run_as(model, "step"):
-        trace = trace_of(program, model._values_along(z), (x, lengths, mask), controls)
+        trace = trace_of(program, model.values_along(z), (x, lengths, mask), controls)
     trace.compute_log_prob()
 
     def terms(names: Iterable[str]) -> Tensor:
         return torch.stack([trace.nodes[name]["log_prob"].expand(z.shape[:-2]) for name in names]).sum(0)
 
-    of_z = torch.stack([terms(values) for values in model._sites_along(z)], dim=-1)
-    if isinstance(program, Guide):
+    of_z = torch.stack([terms(values) for values in model.values_by_step(z)], dim=-1)
+    if isinstance(program, BaseGuide):
         return of_z, None
     return of_z, torch.stack([terms([f"x_{t}"]) for t in range(1, z.shape[-2] + 1)], dim=-1)
 
@@ -472,7 +472,7 @@ def assert_close(what: str, a: Tensor, b: Tensor, tolerance: float, hint: str = 
 
 
 def assert_same_bound(
-    what: str, model: DSSM, guide: Guide, a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float
+    what: str, model: DSSM, guide: BaseGuide, a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float
 ) -> None:
     """Raises unless two bounds are equal; says which of their parts differ, and where these come from."""
     # Codes are a site of their own in one form only.

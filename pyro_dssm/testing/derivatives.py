@@ -18,7 +18,7 @@ from .._devices import generators_kept
 from .._types import check_types
 from ..codes import Sampled
 from ..dssm import DSSM
-from ..guides import Guide
+from ..guides import BaseGuide, Guide
 from ..optim import ClippedNormAdam
 from .densities import (
     Site,
@@ -57,7 +57,7 @@ def _step_of(dtype: torch.dtype) -> tuple[float, float]:
 def _in_double(
     check: Callable[..., None],
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None,
     mask: Tensor | None,
@@ -156,7 +156,7 @@ def _noise(values: Named) -> dict[str, Tensor]:
 
 def check_density_gradients(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -194,7 +194,7 @@ def check_density_gradients(
 
 
 def _density_gradients(
-    model: DSSM, guide: Guide, x: Tensor, lengths: Tensor | None, mask: Tensor | None, controls: Tensor | None
+    model: DSSM, guide: BaseGuide, x: Tensor, lengths: Tensor | None, mask: Tensor | None, controls: Tensor | None
 ) -> None:
     z = random_latents(model, x, lengths, mask, controls=controls)
     x = x.clone()
@@ -265,7 +265,7 @@ def _which(f: Callable[[], dict[str, Tensor]], part: str, values: Named, dtype: 
 
 def check_draw_gradients(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -308,7 +308,7 @@ def check_draw_gradients(
 
 
 def _draw_gradients(
-    model: DSSM, guide: Guide, x: Tensor, lengths: Tensor | None, mask: Tensor | None, controls: Tensor | None
+    model: DSSM, guide: BaseGuide, x: Tensor, lengths: Tensor | None, mask: Tensor | None, controls: Tensor | None
 ) -> None:
     if not steps_have_rsample(guide, x, lengths, mask, controls=controls):
         return
@@ -345,12 +345,12 @@ def _draw_gradients(
     )
 
 
-def _step_method(guide: Guide) -> str:
+def _step_method(guide: BaseGuide) -> str:
     of = type(guide).__name__
     return f"{of}.step and {of}.path" if overrides(guide, Guide, "path") else f"{of}.step"
 
 
-def _draws_smoothly(guide: Guide, args: Any, controls: Tensor | None) -> bool:
+def _draws_smoothly(guide: BaseGuide, args: Any, controls: Tensor | None) -> bool:
     """Whether all steps are of a family whose draws from one seed are smooth in its parameters."""
     with torch.no_grad(), generators_kept(guide.model._like.device):
         trace = step_trace(guide, {}, args, controls)
@@ -366,7 +366,7 @@ def base_of(fn: Any) -> Any:
     return fn
 
 
-def _scores_agree(model: DSSM, guide: Guide, args: Any, controls: Tensor | None, groups: int, copies: int) -> bool:
+def _scores_agree(model: DSSM, guide: BaseGuide, args: Any, controls: Tensor | None, groups: int, copies: int) -> bool:
     """Whether gradients through draws are on average what scores say, in groups of draws."""
     values = _trained(model, guide)
     directions = _noise(values)
@@ -412,7 +412,7 @@ def _within(site: Site) -> Tensor:
 
 def check_every_parameter_moves(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,

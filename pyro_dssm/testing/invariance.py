@@ -12,7 +12,7 @@ from .._devices import generators_kept
 from .._program import evaluating
 from .._types import check_types
 from ..dssm import DSSM
-from ..guides import Guide
+from ..guides import BaseGuide
 from ..paths import normal_of
 from .densities import (
     FORMS,
@@ -43,7 +43,7 @@ __all__ = [
 Parts = dict[str, Tensor]
 
 
-def _assert_same(what: str, model: DSSM, guide: Guide, a: Parts, b: Parts, tolerance: float) -> None:
+def _assert_same(what: str, model: DSSM, guide: BaseGuide, a: Parts, b: Parts, tolerance: float) -> None:
     """Compares two bounds and the gradients of their sums."""
     assert_same_bound(f"{what}: the bound", model, guide, _values(a), _values(b), tolerance)
     after, before = (gradients(bound_of(parts).sum(), model, guide) for parts in (a, b))
@@ -59,7 +59,7 @@ def _values(parts: Parts) -> Parts:
 
 def check_densities_repeat(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -97,7 +97,7 @@ def check_densities_repeat(
 
 def check_sites_agree(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -176,7 +176,7 @@ def check_sites_agree(
         assert_same_gradients(what, losses[1][1], losses[0][1], tolerance)
 
 
-def _same_divergences(model: DSSM, guide: Guide, args: Arguments, controls: Tensor | None) -> bool:
+def _same_divergences(model: DSSM, guide: BaseGuide, args: Arguments, controls: Tensor | None) -> bool:
     """Whether divergences of steps are sampled where those of paths are: all but those of Gaussians."""
     with torch.no_grad(), generators_kept(model._like.device):
         drawn = step_trace(guide, {}, args, controls)
@@ -194,7 +194,7 @@ def _same_divergences(model: DSSM, guide: Guide, args: Arguments, controls: Tens
 
 def check_padding_changes_nothing(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -253,7 +253,7 @@ def check_padding_changes_nothing(
 
 def check_batch_changes_nothing(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
@@ -304,7 +304,7 @@ def check_batch_changes_nothing(
 
 def check_hidden_values_change_nothing(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     x: Tensor,
     lengths: Tensor | None = None,
     mask: Tensor | None = None,

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._checks import at_least, floats, positive
 from .._types import check_types
 from ..dssm import DSSM
-from ..guides import Guide
+from ..guides import BaseGuide
 from ..structure import Order, Structure
 from .densities import log_probs_per_step, random_batch, random_latents
 
@@ -118,7 +118,7 @@ def check_parents(model: DSSM, structure: Structure | None = None, *, steps: int
 
 
 def check_guide_parents(
-    guide: Guide,
+    guide: BaseGuide,
     *,
     z: Order | str,
     past: Order | str,
@@ -158,7 +158,7 @@ def check_guide_parents(
     _compare("q(z_{t} | ...) and x_{s}", of_x.cpu(), expected)
 
 
-def check_wrapper_keeps_parents(guide: Guide, *, steps: int = 5, draws: int = 8) -> None:
+def check_wrapper_keeps_parents(guide: BaseGuide, *, steps: int = 5, draws: int = 8) -> None:
     """Every step of a guide that wraps another depends on exactly what a step of the wrapped guide depends on.
 
     A guide says that it wraps another by having it as its attribute ``base``, as :class:`~pyro_dssm.FlowGuide` has;
@@ -180,11 +180,11 @@ def check_wrapper_keeps_parents(guide: Guide, *, steps: int = 5, draws: int = 8)
     check_types(check_wrapper_keeps_parents, locals())
     _check_sizes(steps, draws)
     base = getattr(guide, "base", None)
-    if not isinstance(base, Guide):
+    if not isinstance(base, BaseGuide):
         return
     z, x, controls = _example(guide.model, steps, draws)
 
-    def of(program: Guide) -> tuple[Tensor, ...]:
+    def of(program: BaseGuide) -> tuple[Tensor, ...]:
         return parents_by_jacobian(lambda z, x: log_probs_per_step(program, z, x, controls=controls)[0], z, x)
 
     for letter, found, expected in zip("zx", of(guide), of(base), strict=True):

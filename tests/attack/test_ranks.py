@@ -3,15 +3,9 @@
 About three minutes.
 """
 
-import errno
-import os
-import re
-import signal
-import time
 
-import pytest
 import torch
-from processes import free_port, in_processes, linux, same, weights
+from processes import linux, weights
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
