@@ -13,7 +13,7 @@ from ._devices import generators_kept
 from ._program import evaluating
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
 from .dssm import DSSM
-from .guides import Guide, check_pair
+from .guides import BaseGuide, check_pair
 
 __all__ = ["ENTRIES_AT_ONCE", "check_data", "grouped", "in_order", "measuring", "observed_entries"]
 
@@ -22,7 +22,7 @@ ENTRIES_AT_ONCE = 30_000_000
 
 
 @contextmanager
-def measuring(model: DSSM, guide: Guide, seed: int, data: str = "data") -> Iterator[None]:
+def measuring(model: DSSM, guide: BaseGuide, seed: int, data: str = "data") -> Iterator[None]:
     """Neither gradients nor dropout, draws that follow from the seed, and generators left as they were.
 
     Args:

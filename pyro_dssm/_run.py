@@ -45,7 +45,7 @@ from .checkpoints import (
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate, load_groups
 from .dssm import DSSM
 from .evaluation import bounds
-from .guides import Guide
+from .guides import BaseGuide
 from .objectives import KLSchedule, RecordingELBO, kl_weight
 from .optim import ClippedNormAdam
 from .truncation import chunks
@@ -108,7 +108,7 @@ class Kept:
 class Run:
     """One call of :func:`fit`: everything that changes from step to step, and how it is kept."""
 
-    def __init__(self, model: DSSM, guide: Guide, data: SequenceDataset, **options: Any) -> None:
+    def __init__(self, model: DSSM, guide: BaseGuide, data: SequenceDataset, **options: Any) -> None:
         self.model, self.guide, self.data = model, guide, data
         self.__dict__.update(options)
         self.rank, self.world = world()
@@ -141,7 +141,7 @@ class Run:
         self.frames_per_batch = data.num_frames / self.num_batches
 
     model: DSSM
-    guide: Guide
+    guide: BaseGuide
     optimizer: PyroOptim
     loss: ELBO
     kl: KLSchedule

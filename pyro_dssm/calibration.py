@@ -16,7 +16,7 @@ from ._program import evaluating
 from ._types import check_types
 from .data.sequences import Batch, SequenceDataset
 from .dssm import DSSM
-from .guides import Guide, check_pair
+from .guides import BaseGuide, check_pair
 from .imputation import LEVELS, Coverage, _check_levels, _coverage, _draws, _hide_frames, varying_entries
 from .paths import normal_of
 from .structure import Order
@@ -86,7 +86,7 @@ class Calibration:
 
 def calibrate(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     valid: SequenceDataset,
     *,
     fraction: float = 0.5,
@@ -256,7 +256,7 @@ def _with_gaps(
 
 def _intervals(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     data: SequenceDataset,
     fraction: float,
     num_samples: int,
@@ -283,7 +283,7 @@ def _intervals(
 
 def _deviations(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     data: SequenceDataset,
     constant: Tensor | None,
     fraction: float,

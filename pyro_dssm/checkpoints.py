@@ -30,7 +30,7 @@ from ._tensorfile import DTYPES, FORMAT, TensorFile, dump, opened, stamp
 from ._types import check_types
 from .audio import Spectrogram
 from .dssm import DSSM
-from .guides import Guide, check_pair
+from .guides import BaseGuide, check_pair
 from .structure import Structure
 
 __all__ = ["FORMAT", "PairFile", "inspect", "load", "read_run", "read_tensors", "save", "write_tensors"]
@@ -116,7 +116,7 @@ def describe(program: Program) -> dict[str, Any]:
 
 def _described(program: Program, seen: set[int]) -> dict[str, Any]:
     name = type(program).__name__
-    model = program.model if isinstance(program, Guide) else None
+    model = program.model if isinstance(program, BaseGuide) else None
     if id(program) in seen:
         raise ValueError(f"{name}: expected arguments that are programs of their own, got one of them twice.")
     seen.add(id(program))
@@ -257,7 +257,7 @@ def _settle(changes: list[tuple[Program, Any]]) -> None:
 # The state of a pair.
 
 
-def pair_tensors(model: DSSM, guide: Guide) -> dict[str, Tensor]:
+def pair_tensors(model: DSSM, guide: BaseGuide) -> dict[str, Tensor]:
     """The state of a pair under one roof."""
     return {
         **{f"model.{k}": v for k, v in model.state_dict().items()},
@@ -265,7 +265,7 @@ def pair_tensors(model: DSSM, guide: Guide) -> dict[str, Tensor]:
     }
 
 
-def load_pair(model: DSSM, guide: Guide, tensors: Mapping[str, Tensor]) -> None:
+def load_pair(model: DSSM, guide: BaseGuide, tensors: Mapping[str, Tensor]) -> None:
     """Puts the state of a pair back.
 
     Args:
@@ -333,7 +333,7 @@ class PairFile:
 def save(
     path: str | os.PathLike[str],
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     *,
     card: Mapping[str, Any] | None = None,
     transform: Spectrogram | Mapping[str, Any] | None = None,
@@ -387,7 +387,7 @@ def save(
 def write_pair(
     path: str | os.PathLike[str],
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     tensors: Mapping[str, Tensor],
     card: Mapping[str, Any],
     transform: Spectrogram | Mapping[str, Any] | None = None,
@@ -565,7 +565,7 @@ def _refuse(file: TensorFile, error: Exception) -> NoReturn:
     raise ValueError(f"path: expected a pair that can be built, got {file.path} ({what:.1000}).") from error
 
 
-def _built(file: TensorFile, found: PairFile) -> tuple[DSSM, Guide]:
+def _built(file: TensorFile, found: PairFile) -> tuple[DSSM, BaseGuide]:
     """Builds the pair of a file, but only if it is as large as the file's tensors."""
     shapes = {name: entry.on_meta() for name, entry in file.entries.items()}
     most_calls = 10_000 + 100 * len(shapes)
@@ -586,7 +586,7 @@ def _built(file: TensorFile, found: PairFile) -> tuple[DSSM, Guide]:
     return _assemble(found, shapes)
 
 
-def _assemble(found: PairFile, tensors: Mapping[str, Tensor]) -> tuple[DSSM, Guide]:
+def _assemble(found: PairFile, tensors: Mapping[str, Tensor]) -> tuple[DSSM, BaseGuide]:
     """Builds a pair that can take the state of a file."""
     changes: list[tuple[Program, Any]] = []
     model = _build(found.model, None, changes)
@@ -689,7 +689,7 @@ def _check_progress(progress: Any, history: Any, need: Any) -> None:
     need(isinstance(history["stopped_early"], bool), "whether it was stopped", history["stopped_early"])
 
 
-def check_state(tensors: Mapping[str, Tensor], model: DSSM, guide: Guide) -> None:
+def check_state(tensors: Mapping[str, Tensor], model: DSSM, guide: BaseGuide) -> None:
     """Raises ``ValueError`` unless the tensors of a run are those of a pair.
 
     Args:

@@ -54,7 +54,7 @@ from ._measuring import check_data
 from ._types import check_types
 from .data.sequences import SequenceDataset, batches
 from .dssm import DSSM
-from .guides import Guide, check_pair
+from .guides import BaseGuide, check_pair
 from .objectives import ConstantKL, KLSchedule, RecordingELBO
 from .standardise import InDataUnits, Standardise
 from .training import fit
@@ -558,7 +558,7 @@ def first_multiplier(
 
 def autoencoder_error(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     train: SequenceDataset,
     valid: SequenceDataset | None = None,
     *,

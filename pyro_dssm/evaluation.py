@@ -19,7 +19,7 @@ from ._program import evaluating
 from ._types import check_types
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
 from .dssm import DSSM
-from .guides import Guide, check_pair
+from .guides import BaseGuide, check_pair
 from .shared import Shared
 
 __all__ = ["Bound", "Score", "bounds", "evaluate", "log_weights"]
@@ -178,7 +178,7 @@ class Score:
         return "\n".join(lines)
 
 
-def log_weights(model: DSSM, guide: Guide, batch: Batch, num_particles: int) -> Tensor:
+def log_weights(model: DSSM, guide: BaseGuide, batch: Batch, num_particles: int) -> Tensor:
     r"""Log importance weights :math:`\log p(x, z^k) - \log q(z^k \mid x)` with :math:`z^k \sim q`.
 
     Args:
@@ -209,7 +209,7 @@ def log_weights(model: DSSM, guide: Guide, batch: Batch, num_particles: int) -> 
 
 def evaluate(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     data: SequenceDataset,
     *,
     num_particles: int = 1,
@@ -271,7 +271,7 @@ def evaluate(
 
 def bounds(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     data: SequenceDataset,
     *,
     num_particles: int = 1,

@@ -21,7 +21,7 @@ from ._regression import Regression, States, as_list, as_pair, check_varies, lea
 from ._types import check_types
 from .data.sequences import SequenceDataset
 from .dssm import DSSM
-from .guides import Guide
+from .guides import BaseGuide
 
 __all__ = [
     "Disentanglement",
@@ -38,7 +38,7 @@ __all__ = [
 
 def latent_states(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     data: SequenceDataset,
     *,
     num_samples: int = 16,
@@ -190,7 +190,7 @@ def identification(
 
 def system_identification(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     fit: tuple[SequenceDataset, States],
     test: tuple[SequenceDataset, States] | None = None,
     names: Sequence[str] | None = None,

@@ -17,7 +17,7 @@ from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measurin
 from ._types import check_types
 from .data.sequences import Batch, SequenceDataset
 from .dssm import DSSM
-from .guides import Guide
+from .guides import BaseGuide
 from .standardise import moments
 
 __all__ = ["Coverage", "Imputation", "coverage", "imputation", "varying_entries"]
@@ -228,7 +228,7 @@ def varying_entries(model: DSSM, data: SequenceDataset) -> Tensor:
 
 def imputation(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     data: SequenceDataset,
     share: float = 0.5,
     *,
@@ -336,7 +336,7 @@ def _mean_visible(data: SequenceDataset, visible: Sequence[Tensor]) -> Tensor:
 
 
 def _draws(
-    model: DSSM, guide: Guide, batch: Batch, seen: Tensor, scored: Tensor, num_samples: int, options: dict[str, Any]
+    model: DSSM, guide: BaseGuide, batch: Batch, seen: Tensor, scored: Tensor, num_samples: int, options: dict[str, Any]
 ) -> Tensor:
     """Draws of the entries that count, shape ``(S, n)``, a few at a time."""
     at_once = max(1, ENTRIES_AT_ONCE // batch.x.numel())

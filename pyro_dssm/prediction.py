@@ -17,7 +17,7 @@ from ._types import check_types
 from .data.sequences import Batch, SequenceDataset
 from .divergence import Divergences, OnDivergence, check_choice
 from .dssm import DSSM
-from .guides import Guide
+from .guides import BaseGuide
 
 __all__ = ["ByHorizon", "OpenLoop", "open_loop"]
 
@@ -132,7 +132,7 @@ class OpenLoop:
 
 def open_loop(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     data: SequenceDataset,
     *,
     known: int,
@@ -212,7 +212,7 @@ def open_loop(
 
 def _predict(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     batch: Batch,
     known: int,
     horizon: int,

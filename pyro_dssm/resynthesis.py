@@ -22,7 +22,7 @@ from .data._speech_frames import FLOOR
 from .data.sequences import batch_indices, collate
 from .data.speech import SpeechDataset
 from .dssm import DSSM
-from .guides import Guide, check_pair
+from .guides import BaseGuide, check_pair
 
 __all__ = ["continue_speech", "fill_gaps", "generate_speech", "hidden_frames", "resynthesise", "to_wave"]
 
@@ -80,7 +80,7 @@ def to_wave(
 
 def resynthesise(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     data: SpeechDataset,
     *,
     phase: Phase = "original",
@@ -164,7 +164,7 @@ def hidden_frames(lost: Tensor, spectrogram: Spectrogram) -> Tensor:
 
 def fill_gaps(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     wave: Tensor,
     lost: Tensor,
     spectrogram: Spectrogram,
@@ -218,7 +218,7 @@ def fill_gaps(
 
 def continue_speech(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     wave: Tensor,
     seconds: float,
     spectrogram: Spectrogram,

@@ -39,7 +39,7 @@ from ._scale import warn_of_scale
 from ._types import check_types
 from .data.sequences import Batch, SequenceDataset, collate
 from .dssm import DSSM
-from .guides import Guide, check_pair
+from .guides import BaseGuide, check_pair
 from .objectives import ConstantKL, KLSchedule, RecordingELBO
 from .optim import ClippedNormAdam
 
@@ -65,7 +65,7 @@ REPARAMETERISED_ONLY = (TraceMeanField_ELBO, RenyiELBO, TraceTailAdaptive_ELBO, 
 
 
 def _check_estimator(
-    model: DSSM, guide: Guide, loss: ELBO, train: SequenceDataset, augment: Callable[[Batch], Batch] | None
+    model: DSSM, guide: BaseGuide, loss: ELBO, train: SequenceDataset, augment: Callable[[Batch], Batch] | None
 ) -> None:
     """Raises ``ValueError`` where the loss does not have the right gradient for the guide's kind of latents."""
     if isinstance(loss, ReweightedWakeSleep):
@@ -90,7 +90,7 @@ def _check_estimator(
         )
 
 
-def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
+def _check_options(model: DSSM, guide: BaseGuide, options: dict[str, Any]) -> None:
     check_pair(model, guide)
     for name in ("epochs", "batch_size", "valid_every"):
         positive(name, options[name], most=None)
@@ -143,7 +143,7 @@ def _check_time(name: str, value: object) -> None:
 
 def fit(
     model: DSSM,
-    guide: Guide,
+    guide: BaseGuide,
     train: SequenceDataset,
     valid: SequenceDataset | None = None,
     *,

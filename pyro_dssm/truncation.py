@@ -11,13 +11,13 @@ from ._checks import positive
 from ._types import check_types
 from .data.sequences import Batch
 from .dssm import DSSM
-from .guides import Guide, check_pair
+from .guides import BaseGuide, check_pair
 from .shared import Carry, Shared
 
 __all__ = ["chunks"]
 
 
-def chunks(model: DSSM, guide: Guide, batch: Batch, length: int) -> Generator[Batch]:
+def chunks(model: DSSM, guide: BaseGuide, batch: Batch, length: int) -> Generator[Batch]:
     """Cuts a batch of long sequences into chunks that carry the states of all memories on.
 
     While a chunk is out, the model and the guide start from the states that the chunk before ended with, and the

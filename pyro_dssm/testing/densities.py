@@ -439,7 +439,7 @@ def gradients(value: Tensor, *modules: torch.nn.Module) -> dict[str, Tensor]:
 # Comparisons.
 
 
-def check_call(model: DSSM, guide: Guide, x: Tensor, *args: Tensor | None, controls: Tensor | None = None) -> None:
+def check_call(model: DSSM, guide: BaseGuide, x: Tensor, *args: Tensor | None, controls: Tensor | None = None) -> None:
     """Raises ``ValueError`` unless these are a pair, and what it may be called with."""
     check_pair(model, guide)
     model.observe(x, *args, controls=controls)
