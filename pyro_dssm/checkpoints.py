@@ -26,7 +26,7 @@ from ._devices import generators_kept
 from ._files import atomic_write
 from ._parts import change, frozen_copy, is_plain
 from ._program import Program, note_parts
-from ._tensorfile import DTYPES, FORMAT, TensorFile, dump, opened, stamp
+from ._tensorfile import DTYPES, FORMAT, TensorFile, check_header, dump, opened, stamp
 from .audio import Spectrogram
 from .dssm import DSSM
 from .guides import Guide, check_pair
@@ -56,9 +56,10 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         # The format has no two names for one memory, as of a parameter that is used twice.
         values[name] = value.clone() if value.data_ptr() in seen else value
         seen.add(value.data_ptr())
-    header = stamp(values, text)
+    content = serialize(values, metadata=stamp(values, text))
+    check_header(content)
     with atomic_write(path) as file:
-        file.write(serialize(values, metadata=header))
+        file.write(content)
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
