@@ -549,7 +549,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, Any]:
         try:
             model, guide = _built(file, found)
             load_pair(model, guide, file.tensors())
-        except (Exception, RecursionError) as error:
+        except Exception as error:
             _refuse(file, error)
         return model.eval(), guide.eval()
 
@@ -564,7 +564,7 @@ def _refuse(file: TensorFile, error: Exception) -> NoReturn:
 def _built(file: TensorFile, found: PairFile) -> tuple[DSSM, Guide]:
     """Builds the pair of a file, but only if it is as large as the file's tensors."""
     shapes = {name: entry.on_meta() for name, entry in file.entries.items()}
-    most_calls = 10_000 + 100 * len(shapes)
+    most_calls = 20_000 + 100 * len(shapes)
     try:
         with generators_kept(torch.device("cpu")), warnings.catch_warnings(), Sizes(most_calls):
             warnings.simplefilter("ignore")

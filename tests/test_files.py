@@ -377,6 +377,7 @@ def settings(*programs):
     ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", CHANGES)
 def test_attributes_that_were_changed_are_saved(name, tmp_path):
     make, change = CHANGES[name]
@@ -601,7 +602,7 @@ SIZES = {
     "a memory": (small, lambda m: m["model"]["arguments"].update(rnn_dim=10**6)),
     "beyond all sizes": (small, lambda m: m["model"]["arguments"].update(z_dim=10**30)),
     "a guide": (small, lambda m: m["guide"]["arguments"].update(hidden_dim=10**8)),
-    "many layers": (small, lambda m: m["model"]["arguments"].update(mlp_dims=[5] * 10**5)),
+    "many layers": (small, lambda m: m["model"]["arguments"].update(mlp_dims=[5] * 10**4)),
     "a negative size": (small, lambda m: m["model"]["arguments"].update(rnn_dim=-4)),
     "another class": (small, lambda m: m["model"].update({"class": "DMM"})),
     "no class": (small, lambda m: m["model"].update({"class": ["DMM"]})),
@@ -659,6 +660,7 @@ def check_refused(name, seconds, words):
     assert seconds < 5, (name, words)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", SIZES)
 def test_what_a_file_says_is_compared_with_its_tensors(name, tmp_path):
     make, change = SIZES[name]
@@ -730,7 +732,7 @@ def sized(pair):
     return [{n: tuple(t.shape) for n, t in (*program.named_parameters(), *program.named_buffers())} for program in pair]
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("name", PAIRS)
 def test_sizes_are_found_without_making_anything(name):
     """The same as those of what is made."""
