@@ -1,6 +1,6 @@
 """Files whose header says something else, with a checksum that holds: refused with a ``ValueError``, or what they say.
 
-Each is read in a process that can allocate twice the file and a little, within seconds. About a minute and a half for 1,000.
+Each is read in a process that can allocate twice the file and a little, within seconds. A minute and a half for 1,000.
 """
 
 import copy
