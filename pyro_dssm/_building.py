@@ -42,7 +42,7 @@ class Sizes(TorchFunctionMode):
         (torch.Size([1000, 1000000000]), device(type='meta'))
     """
 
-    def __init__(self, most_calls: int = 10_000, most_bytes: int = 1 << 26) -> None:
+    def __init__(self, most_calls: int = 20_000, most_bytes: int = 1 << 26) -> None:
         super().__init__()
         self.calls, self.most_calls, self.bytes, self.most_bytes = 0, most_calls, 0, most_bytes
 

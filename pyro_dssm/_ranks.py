@@ -38,7 +38,7 @@ __all__ = [
 # Whoever waits for others looks up this often whether one of them has failed.
 LOOK = timedelta(seconds=1)
 # What others have to say before they end may arrive a little after their end, and rank 0 may hold the store.
-GRACE = 3.0
+GRACE = 2.0
 ABSENT = "nothing"
 
 
@@ -112,6 +112,8 @@ class Ranks:
         what = f"parts {self.agreed} of"
         self._say(what, parts)
         self._meet(what)
+        # Who has failed before comes there as well.
+        self._look()
         found = unequal(self._heard(what))
         if found:
             raise ValueError(" ".join(found))
@@ -199,14 +201,20 @@ class Ranks:
         Args:
             lost: What says that one cannot be reached, though perhaps not why.
         """
-        deadline = time.monotonic() + GRACE
+        deadline = math.inf
         while True:
             try:
                 failed = self._failures()
+                if lost is None and not failed:
+                    return
+                if deadline == math.inf:
+                    deadline = time.monotonic() + GRACE
+                    # Whoever does not say so in time is the one.
+                    self._say_failure(own=False)
             except RuntimeError as error:
                 # Whoever held it is gone.
                 raise OtherRankError(
-                    f"fit: ended, since the process that holds the store (mostly rank 0) cannot be reached any more "
+                    "fit: ended, since the process that holds the store (mostly rank 0) cannot be reached any more "
                     f"({_first_line(lost or error)})."
                 ) from lost
             own = {r: f for r, f in failed.items() if f["own"]}
@@ -214,14 +222,17 @@ class Ranks:
                 rank = min(own)
                 kind = OtherRankValueError if own[rank]["call"] else OtherRankError
                 raise kind(f"fit: ended, since rank {rank} ended with {own[rank]['text']}") from lost
-            if lost is None:
-                return
             if time.monotonic() > deadline:
                 break
             time.sleep(0.05)
         silent = [r for r in self.others if r not in failed]
         who = f"one of {_ranks(silent)}" if len(silent) > 1 else _ranks(silent or self.others)
-        raise OtherRankError(f"fit: ended, since {who} cannot be reached any more ({_first_line(lost)}).") from lost
+        why = "" if lost is None else f" ({_first_line(lost)})"
+        raise OtherRankError(f"fit: ended, since {who} cannot be reached any more{why}.") from lost
+
+    def _say_failure(self, *, own: bool, call: bool = False, text: str = "") -> None:
+        self._say("failure", {"own": own, "call": call, "text": text})
+        self.store.set(f"{self.prefix}/failed", "")
 
     def _failures(self) -> dict[int, Any]:
         return self._heard("failure") if self.store.check([f"{self.prefix}/failed"]) else {}
@@ -246,11 +257,7 @@ class Ranks:
         """Lets the others know that this process has failed, and waits for none of them."""
         own = not isinstance(error, OtherRankError | OtherRankValueError)
         with suppress(Exception):
-            self._say(
-                "failure",
-                {"own": own, "call": isinstance(error, ValueError) and self.agreed < 2, "text": _words(error)},
-            )
-            self.store.set(f"{self.prefix}/failed", "")
+            self._say_failure(own=own, call=isinstance(error, ValueError) and self.agreed < 2, text=_words(error))
             if isinstance(error, FloatingPointError):
                 notes = {r: text for r, text in self._heard("note").items() if r != self.rank}
                 error.args = (" ".join([str(error), *(f"(On rank {r}: {text})" for r, text in notes.items())]),)
@@ -258,7 +265,7 @@ class Ranks:
             if not self.met and self.gloo:
                 # The others come there one by one, now or later, and must find everybody's part.
                 _left_open.append(distributed.all_reduce(torch.zeros(1), async_op=True))
-        if self.rank == 0:
+        if self.rank == 0 and own:
             self._linger()
         with suppress(Exception):
             if self.group is not None and not self.finished:

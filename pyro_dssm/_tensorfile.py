@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 import torch
 from torch import Tensor
 
-__all__ = ["DEPTH", "DTYPES", "FORMAT", "Entry", "TensorFile", "dump", "opened", "stamp"]
+__all__ = ["DEPTH", "DTYPES", "FORMAT", "Entry", "TensorFile", "check_header", "dump", "opened", "stamp"]
 
 FORMAT, EARLIER = "pyro_dssm 2", "pyro_dssm 1"
 DTYPES = {
@@ -36,7 +36,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # What JSON may be, so that reading it takes no more than a few times its own size.
 DEPTH, MOST_CHARACTERS, MOST_VALUES, MOST_DIGITS = 64, 1 << 24, 1 << 19, 40
-MOST_HEADER = 1 << 26
+MOST_HEADER = 1 << 25
 CHUNK = 1 << 20
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 # Beginnings of files that are often taken for one of these.
@@ -116,7 +116,7 @@ class TensorFile:
         if content[:1] != b"{":
             self._refuse_others(start)
         try:
-            header = parse(content.decode(), most=MOST_HEADER)
+            header = parse(content, most=MOST_HEADER)
         except ValueError as error:
             self._damaged(error)
         return header if isinstance(header, dict) else self._damaged("its header is no dictionary")
@@ -171,7 +171,7 @@ class TensorFile:
     def _metadata(self) -> dict[str, Any]:
         try:
             # Version 0.1 wrote numbers that are not finite as they are.
-            metadata = restore(parse(self._text, finite=self.format == FORMAT))
+            metadata = restore(parse(self._text.encode("utf-8", "surrogatepass"), finite=self.format == FORMAT))
         except ValueError as error:
             self._damaged(error)
         return metadata if isinstance(metadata, dict) else self._damaged("its metadata are no dictionary")
@@ -330,14 +330,21 @@ def stamp(tensors: Mapping[str, Tensor], metadata: str) -> dict[str, str]:
     return {"format": FORMAT, "metadata": metadata, "checksum": digest.text()}
 
 
+def check_header(content: bytes) -> None:
+    """Raises ``ValueError`` where a file would not be read for the length of its header."""
+    length = int.from_bytes(content[:8], "little")
+    if length > MOST_HEADER:
+        raise ValueError(f"metadata: expected a header of at most {MOST_HEADER:,} bytes, got {length:,}.")
+
+
 # JSON.
 
 
-def parse(text: str, *, finite: bool = True, most: int = MOST_CHARACTERS) -> Any:
+def parse(content: bytes, *, finite: bool = True, most: int = MOST_CHARACTERS) -> Any:
     """Reads JSON that is not too long or deep, names nothing twice, and has numbers of ordinary size.
 
     Args:
-        text: JSON.
+        content: JSON.
         finite: Whether to refuse NaN and infinity.
         most: The largest length.
 
@@ -347,16 +354,16 @@ def parse(text: str, *, finite: bool = True, most: int = MOST_CHARACTERS) -> Any
     Raises:
         ValueError: If it is something else.
     """
-    if len(text) > most:
-        raise ValueError(f"{len(text):,} characters of JSON, more than {most:,}")
-    _check_form(text)
+    _check_form(content, most)
     hooks: dict[str, Any] = {"parse_constant": _no_constant, "parse_float": _finite_float} if finite else {}
-    return json.loads(text, object_pairs_hook=_unique, parse_int=_short_int, **hooks)
+    return json.loads(content.decode(), object_pairs_hook=_unique, parse_int=_short_int, **hooks)
 
 
-def _check_form(text: str) -> None:
-    """Counts values and levels before any is made."""
-    content = text.encode("utf-8", "surrogatepass").replace(b"\\\\", b"").replace(b'\\"', b"")
+def _check_form(content: bytes, most: int = MOST_CHARACTERS) -> None:
+    """Counts characters, values and levels before any is made."""
+    if len(content) > most:
+        raise ValueError(f"{len(content):,} characters of JSON, more than {most:,}")
+    content = content.replace(b"\\\\", b"").replace(b'\\"', b"")
     if content.count(b'"') > 4 * MOST_VALUES:
         raise ValueError(f"more than {2 * MOST_VALUES:,} strings of JSON")
     outside = re.sub(rb'"[^"]*"', b"", content)
@@ -407,9 +414,7 @@ def dump(metadata: Mapping[str, Any]) -> str:
     """
     text = json.dumps({name: _plain(name, value, 1) for name, value in metadata.items()}, allow_nan=False)
     try:
-        if len(text) > MOST_CHARACTERS:
-            raise ValueError(f"{len(text):,} characters of JSON, more than {MOST_CHARACTERS:,}")
-        _check_form(text)
+        _check_form(text.encode())
     except ValueError as error:
         raise ValueError(f"metadata: expected what a file can hold, got {error}.") from error
     return text

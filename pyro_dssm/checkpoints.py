@@ -26,7 +26,7 @@ from ._devices import generators_kept
 from ._files import atomic_write
 from ._parts import change, frozen_copy, is_plain
 from ._program import Program, note_parts
-from ._tensorfile import DTYPES, FORMAT, TensorFile, dump, opened, stamp
+from ._tensorfile import DTYPES, FORMAT, TensorFile, check_header, dump, opened, stamp
 from ._types import check_types
 from .audio import Spectrogram
 from .dssm import DSSM
@@ -58,9 +58,10 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         # The format has no two names for one memory, as of a parameter that is used twice.
         values[name] = value.clone() if value.data_ptr() in seen else value
         seen.add(value.data_ptr())
-    header = stamp(values, text)
+    content = serialize(values, metadata=stamp(values, text))
+    check_header(content)
     with atomic_write(path) as file:
-        file.write(serialize(values, metadata=header))
+        file.write(content)
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -553,7 +554,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, Any]:
         try:
             model, guide = _built(file, found)
             load_pair(model, guide, file.tensors())
-        except (Exception, RecursionError) as error:
+        except Exception as error:
             _refuse(file, error)
         return model.eval(), guide.eval()
 
@@ -568,7 +569,7 @@ def _refuse(file: TensorFile, error: Exception) -> NoReturn:
 def _built(file: TensorFile, found: PairFile) -> tuple[DSSM, BaseGuide]:
     """Builds the pair of a file, but only if it is as large as the file's tensors."""
     shapes = {name: entry.on_meta() for name, entry in file.entries.items()}
-    most_calls = 10_000 + 100 * len(shapes)
+    most_calls = 20_000 + 100 * len(shapes)
     try:
         with generators_kept(torch.device("cpu")), warnings.catch_warnings(), Sizes(most_calls):
             warnings.simplefilter("ignore")

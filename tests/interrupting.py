@@ -281,6 +281,10 @@ def identified(model, guide):
     return identification.system_identification(model, guide, (waves(3, 1), STATES), num_samples=2)
 
 
+def frames(model):
+    return torch.stack(films(0, 5).sequences[:2]).to(model._like)
+
+
 def films(seed, steps=8):
     return pd.SequenceDataset(torch.randn(3, steps, 2, generator=torch.Generator().manual_seed(seed)))
 
@@ -292,9 +296,9 @@ STATES = [torch.ones(n, 2).cumsum(0) for n in waves(3, 1).lengths]
 DRAWS = ("sample", "forecast", "reconstruct", "impute")
 CALLS = {
     "sample": lambda m, g: m.sample(2, 3),
-    "forecast": lambda m, g: m.forecast(g, films(0, 5).sequences[0][None], 2, num_samples=2),
-    "reconstruct": lambda m, g: m.reconstruct(g, torch.stack(films(0, 5).sequences[:2]), mask=SHOWN),
-    "impute": lambda m, g: m.impute(g, torch.stack(films(0, 5).sequences[:2]), mask=SHOWN, num_samples=3, num_rounds=1),
+    "forecast": lambda m, g: m.forecast(g, frames(m)[:1], 2, num_samples=2),
+    "reconstruct": lambda m, g: m.reconstruct(g, frames(m), mask=SHOWN),
+    "impute": lambda m, g: m.impute(g, frames(m), mask=SHOWN, num_samples=3, num_rounds=1),
     "evaluate": lambda m, g: pd.evaluate(m, g, waves(3, 1), num_particles=2),
     "calibrate": lambda m, g: pd.calibrate(m, g, films(1, 4), num_sequences=1, **FEW),
     "latent_states": lambda m, g: identification.latent_states(m, g, waves(3, 1), num_samples=2),

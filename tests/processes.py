@@ -1,12 +1,13 @@
 """Runs something in several processes at once that have met, and says how each of them ended."""
 
+import dataclasses
+import math
 import os
 import pickle
 import signal
 import sys
 import time
 import warnings
-from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
@@ -18,24 +19,24 @@ linux = pytest.mark.skipif(
 )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a process ended: what it returned or raised (or "killed", or "hangs"), and after how many seconds."""
+    """How a process ended: what it returned or raised (or "killed", or "hangs"), and how long after the first one."""
 
     kind: str
     text: str = ""
     value: object = None
-    seconds: float = 0.0
+    later: float = 0.0
 
     def __str__(self):
-        return f"{self.kind} after {self.seconds:.1f} s: {self.text}"
+        return f"{self.kind}, {self.later:.1f} s later: {self.text}"
 
 
-def in_processes(work, size, folder, *, limit=15.0, timeout=60.0, host=None):
+def in_processes(work, size, folder, *, limit=15.0, total=90.0, timeout=60.0, host=None):
     """Forks processes that meet, and calls ``work(rank)`` in each.
 
-    They meet in a file, or at the port that the first one opens, if a number is given as ``host``. After the limit
-    they are ended.
+    They meet in a file, or at the port that the first one opens, if a number is given as ``host``. The last one has to
+    end by itself within the limit after the first one.
     """
     begun = time.monotonic()
     children = []
@@ -46,17 +47,21 @@ def in_processes(work, size, folder, *, limit=15.0, timeout=60.0, host=None):
         if child == 0:
             _be(rank, work, size, folder, timeout, host)
         children.append(child)
-    statuses = {}
-    while len(statuses) < size and time.monotonic() - begun < limit:
+    ends = {}
+    while len(ends) < size:
+        now = time.monotonic()
         for rank, child in enumerate(children):
-            if rank not in statuses and os.waitpid(child, os.WNOHANG) != (0, 0):
-                statuses[rank] = "ended"
+            if rank not in ends and os.waitpid(child, os.WNOHANG) != (0, 0):
+                ends[rank] = now
+        if now > begun + total or now > min(ends.values(), default=now) + limit:
+            break
         time.sleep(0.01)
     for rank, child in enumerate(children):
-        if rank not in statuses:
+        if rank not in ends:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-    return [_how(folder / f"ended {rank}", rank in statuses) for rank in range(size)]
+    first = min(ends.values(), default=0.0)
+    return [_how(folder / f"ended {rank}", ends.get(rank, math.inf) - first) for rank in range(size)]
 
 
 def _be(rank, work, size, folder, timeout, host):
@@ -71,11 +76,10 @@ def _be(rank, work, size, folder, timeout, host):
         distributed.init_process_group(
             "gloo", init_method=method, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
         )
-        begun = time.monotonic()
         try:
-            ended = Ended("returned", value=work(rank), seconds=time.monotonic() - begun)
+            ended = Ended("returned", value=work(rank))
         except BaseException as error:
-            ended = Ended(type(error).__name__, str(error), seconds=time.monotonic() - begun)
+            ended = Ended(type(error).__name__, str(error))
         (folder / f"ended {rank}.new").write_bytes(pickle.dumps(ended))
         os.replace(folder / f"ended {rank}.new", folder / f"ended {rank}")
         code = 0
@@ -83,12 +87,12 @@ def _be(rank, work, size, folder, timeout, host):
         os._exit(code)
 
 
-def _how(path, by_itself):
+def _how(path, later):
     if not path.exists():
-        return Ended("killed" if by_itself else "hangs")
-    ended = pickle.loads(path.read_bytes())
+        return Ended("hangs" if later == math.inf else "killed", later=later)
+    ended = dataclasses.replace(pickle.loads(path.read_bytes()), later=later)
     # It has said how its work ended, but the process has not.
-    return ended if by_itself else Ended("hangs", str(ended))
+    return ended if later < math.inf else Ended("hangs", str(ended))
 
 
 def weights(*programs):

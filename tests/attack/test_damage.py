@@ -1,7 +1,7 @@
 """Files that something happened to: refused, or read as what they were.
 
 What may happen without being noticed is what has no meaning: spaces in the header, and the order of its entries.
-About 20 seconds for 500 damages.
+About five seconds for 500 damages.
 """
 
 import random
@@ -136,9 +136,9 @@ def attack(folder, count, seed=0):
 
 
 def test_a_few(tmp_path):
-    counts, wrong = attack(tmp_path, 27, seed=1)
+    counts, wrong = attack(tmp_path, 18, seed=1)
     assert not wrong, wrong
-    assert counts["refused"] > 40
+    assert counts["refused"] > 25
 
 
 @pytest.mark.slow

@@ -27,5 +27,5 @@ def test_kill(tmp_path, table):
     # The moments were such that work was done in between, and that writes were hit.
     assert killed == KILLS
     assert within >= KILLS / 4
-    assert len(places) >= 4 * len(RUNS)
+    assert len(places) >= 2 * len(RUNS)
     table("kill", killed, len(wrong), examples=wrong)

@@ -1,6 +1,6 @@
 """Files whose header says something else, with a checksum that holds: refused with a ``ValueError``, or what they say.
 
-Each is read in a process that can allocate twice the file and a little, within seconds. About four minutes for 1,000.
+Each is read in a process that can allocate twice the file and a little, within seconds. A minute and a half for 1,000.
 """
 
 import copy
@@ -378,9 +378,9 @@ def attack(folder, seeds, *, runs):
 
 @pytest.mark.parametrize("runs", [False, True])
 def test_a_few(runs, tmp_path):
-    counts, wrong = attack(tmp_path, range(1000, 1012), runs=runs)
+    counts, wrong = attack(tmp_path, range(1000, 1006), runs=runs)
     assert not wrong, wrong
-    assert counts["refused"] > 3
+    assert counts["refused"] > 2
 
 
 @pytest.mark.slow
