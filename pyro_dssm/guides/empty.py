@@ -55,16 +55,18 @@ class EmptyPath(Path):
         self._like = inputs.x[..., :0]
         super().__init__(inputs.batch_shape, inputs.num_steps, 0, inputs.valid)
 
-    def start(self, batch: torch.Size) -> None:
+    def start(self, batch: torch.Size) -> Any:
         """Nothing to remember."""
+        return None
 
-    def at(self, state: None, t: int) -> Any:
+    def at(self, state: Any, t: int) -> Any:
         """A Gaussian without entries."""
         nothing = self._like[..., t, :]
         return normal(nothing, nothing)
 
-    def advance(self, state: None, z: Tensor, t: int) -> None:
+    def advance(self, state: Any, z: Tensor, t: int) -> Any:
         """Nothing to remember."""
+        return None
 
     def along(self, z: Tensor) -> Any:
         """All steps at once."""
@@ -73,9 +75,9 @@ class EmptyPath(Path):
     def start_steps(self, batch: torch.Size) -> None:
         """Nothing to remember."""
 
-    def step_from(self, state: None, states: States, prior: Any, t: int) -> Any:
+    def step_from(self, state: Any, states: States, prior: Any, t: int) -> Any:
         """A Gaussian without entries."""
         return self.at(None, t)
 
-    def advance_steps(self, state: None, z: Tensor, t: int) -> None:
+    def advance_steps(self, state: Any, z: Tensor, t: int) -> None:
         """Nothing to remember."""
