@@ -252,7 +252,6 @@ def fit(
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """
-    check_types(fit, locals())
     check_pair(model, guide)
     if isinstance(lr_schedule, str):
         if lr_schedule not in LR_SCHEDULES:
@@ -279,6 +278,7 @@ def fit(
         "num_workers": num_workers,
     }
     _check_options(model, guide, {**options, "train": train})
+    check_types(fit, locals())
     if model.calibrated:
         model.uncalibrate()
         warnings.warn("fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=2)

@@ -290,9 +290,9 @@ class Trajectories:
             ValueError: If the file is malformed, or has arrays that are not understood; the message names the array.
             OSError: If the file cannot be read.
         """
-        check_types(Trajectories.load_npz, locals())
         if isinstance(ignore, str):
             raise ValueError(f"ignore: expected a list of names, got {ignore!r}.")
+        check_types(Trajectories.load_npz, locals())
         arrays = read_npz(path, _ARRAYS, required=["x"], aliases=_ALIASES, synonyms=_SYNONYMS, ignore=ignore)
         names = arrays.pop("state_names", None)
         if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
