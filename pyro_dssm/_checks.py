@@ -127,7 +127,7 @@ def check_levels(levels: object) -> None:
 
 def is_count(value: object, low: int, high: int) -> bool:
     """Whether the value is an integer of a range, both ends of which belong to it."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and low <= value <= high
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def check_seed(seed: object, name: str = "seed") -> None:
