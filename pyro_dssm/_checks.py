@@ -127,7 +127,7 @@ def check_levels(levels: object) -> None:
 
 def is_count(value: object, low: int, high: int) -> bool:
     """Whether the value is an integer of a range, both ends of which belong to it."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and low <= value <= high
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def check_seed(seed: object, name: str = "seed") -> None:
@@ -137,7 +137,8 @@ def check_seed(seed: object, name: str = "seed") -> None:
             raise TypeError
         torch.Generator().manual_seed(seed)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise ValueError(f"{name}: expected an integer that fits into 64 bits, got {shown(seed)}.") from None
+        why = ", which does not fit into 64 bits" if isinstance(seed, int) and not isinstance(seed, bool) else ""
+        raise ValueError(f"{name}: expected an integer, got {shown(seed)}{why}.") from None
 
 
 def is_number(value: object) -> bool:
@@ -267,14 +268,12 @@ def did_you_mean(name: str, names: Collection[str], synonyms: dict[str, str] | N
 
 @contextmanager
 def data_named(name: str) -> Iterator[None]:
-    """Says of which data set the batches are that a model refuses: ``x: ...`` becomes ``train: x: ...``."""
+    """Calls a data set by the name of the argument in errors about it: ``data: ...`` becomes ``train: ...``."""
     try:
         yield
     except ValueError as error:
         label, _, rest = str(error).partition(": ")
-        if label in ("x", "controls", "mask", "lengths", "sequences"):
-            raise ValueError(f"{name}: {error}") from error
-        if label == "data" and name != "data":
+        if label in ("data", "sequences"):
             raise ValueError(f"{name}: {rest}") from error
         raise
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ._checks import check_seed, data_named, kind_of
+from ._checks import check_seed, kind_of
 from ._devices import generators_kept
 from ._program import evaluating
 from .data.sequences import Batch, SequenceDataset, batch_indices, collate
@@ -22,21 +22,11 @@ ENTRIES_AT_ONCE = 30_000_000
 
 
 @contextmanager
-def measuring(model: DSSM, guide: BaseGuide, seed: int, data: str = "data") -> Iterator[None]:
-    """Neither gradients nor dropout, draws that follow from the seed, and generators left as they were.
-
-    Args:
-        model: The model.
-        guide: Its guide.
-        seed: Of the draws.
-        data: What the argument with the sequences is called, for errors about them.
-
-    Yields:
-        Nothing.
-    """
+def measuring(model: DSSM, guide: BaseGuide, seed: int) -> Iterator[None]:
+    """Neither gradients nor dropout, draws that follow from the seed, and generators left as they were."""
     check_pair(model, guide)
     check_seed(seed)
-    with generators_kept(model._like.device), evaluating(model, guide), torch.no_grad(), data_named(data):
+    with generators_kept(model._like.device), evaluating(model, guide), torch.no_grad():
         torch.manual_seed(seed)
         yield
 

@@ -112,9 +112,11 @@ class Ranks:
         what = f"parts {self.agreed} of"
         self._say(what, parts)
         self._meet(what)
-        # Who has failed before comes there as well.
-        self._look()
-        found = unequal(self._heard(what))
+        heard = self._heard(what)
+        if len(heard) < self.size:
+            # Who has failed before that has come as well, with nothing to compare.
+            self._look()
+        found = unequal(heard)
         if found:
             raise ValueError(" ".join(found))
         self.agreed += 1
@@ -412,7 +414,7 @@ def _implied(name: str, differ: list[str]) -> bool:
         sizes = (whole, f"{whole}.sequences", f"{whole}.frames")
         return part != "" and any(size in differ for size in (sizes if part == "content" else sizes[:1]))
     _, _, program = whole.partition(" of ")
-    return program != "" and any(other.startswith(f"{program}.") for other in differ)
+    return program != "" and any(other.startswith(("model.", f"{program}.")) for other in differ)
 
 
 def _word(mine: Mapping[str, Any], name: str) -> str:

@@ -21,7 +21,7 @@ from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ._checks import data_named, natural, real
+from ._checks import natural, real
 from ._files import FolderLock, atomic_write, remove_leftovers
 from ._interrupts import uninterrupted
 from ._measuring import observed_entries
@@ -244,7 +244,7 @@ class Run:
                 # A weight above 1 would blow the gradient up by as much: divided by it, the loss is the distortion
                 # times the multiplier 1/w, plus the rate.
                 self._factor = factor / max(1.0, w)
-                with self._explained(self.epoch, self.batch), kl_weight(w), data_named("train"):
+                with self._explained(self.epoch, self.batch), kl_weight(w):
                     self.svi.step(*part[:3], controls=part.controls)
                 self._record(part, counts=bool(factor))
         self.optimisation.end_batch()
@@ -393,10 +393,9 @@ class Run:
         own = {name: p.detach().clone() for name, p in self._weights().items()} if self.average else {}
         self._put(self.average)
         try:
-            with data_named("valid"):
-                score = bounds(
-                    self.model, self.guide, self.valid, num_particles=self.valid_particles, batch_size=self.batch_size
-                )
+            score = bounds(
+                self.model, self.guide, self.valid, num_particles=self.valid_particles, batch_size=self.batch_size
+            )
         finally:
             self._put(own)
         bad = score.elbo.not_finite()

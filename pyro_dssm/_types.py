@@ -66,6 +66,9 @@ class _Kind:
             for key, part in _parts(value):
                 if not self.element.holds(part):
                     return self.element.complaint(f"{name}[{key!r}]", part)
+        odd = [key for key in value if not isinstance(key, str)] if isinstance(value, Mapping) else []
+        if odd and "dictionary" in self.said:
+            return f"{name}: expected a dictionary whose keys are strings, got the key {shown(odd[0])}."
         return f"{name}: expected {self.said}, got {kind_of(value) if self.by_type else shown(value)}."
 
 

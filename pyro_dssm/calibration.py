@@ -183,7 +183,7 @@ def calibrate(
         factor = accepted = torch.ones(model.x_dim)
         best, taken_back = math.inf, False
         for _ in range(ROUNDS):
-            with measuring(model, guide, seed, "valid"):
+            with measuring(model, guide, seed):
                 r, weights = _deviations(model, guide, some, constant, float(fraction), *drawn)
             score = _score(r, weights, factor)
             if score > WORSE * best:
@@ -267,7 +267,7 @@ def _intervals(
 ) -> Coverage:
     """What the intervals around hidden entries hold, of those that vary."""
     varies, found, groups = varying_entries(model, data).to(model._like.device), [], []
-    with measuring(model, guide, seed, "valid"):
+    with measuring(model, guide, seed):
         for group, batch, shown, scored in _with_gaps(model, data, fraction, batch_size, seed):
             where = scored & varies
             options: dict[str, Any] = {"controls": batch.controls, "num_rounds": num_rounds}

@@ -609,8 +609,7 @@ def autoencoder_error(
             check_data("valid", valid, model)
         for batch in batches(train if valid is None else valid, options.get("batch_size", 20)):
             batch = batch.to(model._like)
-            with data_named("train" if valid is None else "valid"):
-                loss.loss(model, guide, *batch[:3], controls=batch.controls)
+            loss.loss(model, guide, *batch[:3], controls=batch.controls)
             if loss.entries:
                 squares, count = squares + loss.squared_error * loss.entries, count + loss.entries
     if not math.isfinite(squares):

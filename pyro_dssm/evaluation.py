@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ._checks import check_seed, data_named, floats, positive
+from ._checks import check_seed, floats, positive
 from ._devices import generators_kept, wide
 from ._measuring import observed_entries
 from ._program import evaluating
@@ -294,7 +294,7 @@ def bounds(
     data.check_dtype(like.dtype)
     elbos, iwaes, lengths, observed = [], [], [], []
     modes = evaluating(model, guide), model.calibrated_frames(calibrated)
-    with generators_kept(like.device), modes[0], modes[1], torch.no_grad(), data_named("data"):
+    with generators_kept(like.device), modes[0], modes[1], torch.no_grad():
         torch.manual_seed(seed)
         groups = batch_indices(data.lengths, batch_size)
         for group in groups:

@@ -249,7 +249,7 @@ def frame_decoder(
         torch.Size([4, 256])
     """
     positive("x_dim", x_dim)
-    positive_integers("channels", channels)
+    positive_integers("channels", channels, "at least one positive integer")
     if image_shape is None:
         hidden_dims = positive_integers("hidden_dims", hidden_dims)
         return MLP(in_dim, hidden_dims, x_dim, dropout=dropout)

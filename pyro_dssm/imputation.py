@@ -280,6 +280,8 @@ def imputation(
     with measuring(model, guide, seed):
         visible = _hide_frames(check_data("data", data, model), share, seed)
         otherwise = _mean_visible(data, visible) if mean_frame is None else mean_frame
+        if tuple(otherwise.shape) != (model.x_dim,):
+            raise ValueError(f"mean_frame: expected shape ({model.x_dim},), got {tuple(otherwise.shape)}.")
         floats("mean_frame", otherwise, model.x_dim)
         otherwise = otherwise.to(model._like)
         varies = varying_entries(model, data).to(otherwise.device)

@@ -13,7 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ._checks import MOST, natural, one_of, positive, shown
+from ._checks import MOST, is_count, natural, one_of, positive, shown
 from ._types import check_types
 from .inputs import Inputs
 from .nn import join, shift
@@ -29,10 +29,11 @@ States = dict[str, Tensor]
 def two_sizes(name: str, value: object) -> tuple[int, int]:
     """Returns one size twice, or two; raises ``ValueError`` for anything else."""
     both = (value, value) if isinstance(value, int) else value
-    good = isinstance(both, Sequence) and len(both) == 2
-    if not (good and all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MOST for n in both)):
-        raise ValueError(f"{name}: expected a positive integer or two of them, got {shown(value)}.")
-    return cast("tuple[int, int]", tuple(both))
+    if isinstance(both, Sequence) and len(both) == 2:
+        first, second = both
+        if all(isinstance(n, int) and is_count(n, 1, MOST) for n in both):
+            return first, second
+    raise ValueError(f"{name}: expected a positive integer or two of them, got {shown(value)}.")
 
 
 class Memory(nn.Module):

@@ -221,9 +221,8 @@ class GatedTransition(nn.Module):
         for name, size in (("in_dim", in_dim), ("carry_dim", carry_dim), ("z_dim", z_dim), ("hidden_dim", hidden_dim)):
             natural(name, size)
         probability("dropout", dropout)
-        if carry_dim > in_dim or (identity and carry_dim != z_dim):
-            least = f"z_dim = {z_dim}" if identity else f"at most in_dim = {in_dim}"
-            raise ValueError(f"carry_dim: expected {least}, got {carry_dim}.")
+        if carry_dim > in_dim:
+            raise ValueError(f"carry_dim: expected at most in_dim = {in_dim}, got {carry_dim}.")
         self.carry_dim = carry_dim
         self.hidden = MLP(in_dim, (2 * hidden_dim,), dropout=dropout)
         self.gate = nn.Linear(hidden_dim, z_dim)

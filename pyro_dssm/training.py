@@ -274,7 +274,6 @@ def fit(
         (3, False)
     """
     with together():
-        check_types(fit, locals())
         check_pair(model, guide)
         rule = next((name for name, known in LR_SCHEDULES.items() if known is lr_schedule), lr_schedule)
         if isinstance(lr_schedule, str):
@@ -303,6 +302,7 @@ def fit(
             "num_workers": num_workers,
         }
         _check_options(model, guide, {**options, "train": train})
+        check_types(fit, locals())
         options |= {
             "lr": lr if optimizer is None else None,
             "folder": None if checkpoint is None else Path(checkpoint),

@@ -218,8 +218,9 @@ def a_guide(w, good=None):
 
 def a_dataset(w, good=None, *, optional=False, holes=True, controls=True, also=()):
     others = [w.narrow, w.model, w.x, [w.x], w.batch]
+    # What is wrong with the sequences themselves is said of the part of them.
     return instance(good or w.data, *others, *([w.holed] if holes else []), *([w.with_controls] if controls else []),
-                    optional=optional, also=also)  # fmt: skip
+                    optional=optional, also=("x", "controls", *also))  # fmt: skip
 
 
 def any_dataset(w, good=None, *, optional=False):
@@ -383,13 +384,13 @@ def programs(w):
                 "controls": tensor(w.controls, dims=3, sizes=(0, 1, 2))})  # fmt: skip
     for model, guide, how in ((w.model, w.guide, undriven), (w.driven, w.driven_guide, dict)):
         label = "" if how is undriven else " with controls"
-        both = {"guide": instance(guide, w.model, w.data, w.other_guide), **how(given(w, lead=False))}
+        both = {"guide": instance(guide, w.model, w.data, w.other_guide), **how(given(w))}
         yield Call(f"DSSM.impute{label}", model.impute, {**both, **drawn, **rounds, "means": flag(False)})
         yield Call(f"DSSM.reconstruct{label}", model.reconstruct,
                    {**both, **drawn, **rounds, "teacher_forcing": flag(True)})  # fmt: skip
         longer = {} if how is undriven else {"controls": tensor(torch.randn(B, T + 2, 1), dims=3, sizes=(0, 1, 2))}
         yield Call(f"DSSM.forecast{label}", model.forecast,
-                   {**both, **longer, **drawn, **rounds, "horizon": count(2, also=("controls",)), "means": flag(False),
+                   {**both, **longer, "x": Argument(w.x, both["x"].wrong, ("controls", "lengths")), **drawn, **rounds, "horizon": count(2, also=("controls",)), "means": flag(False),
                     "noise": flag(True)})  # fmt: skip
     yield Call("DSSM.calibrated_frames", _entered(w.model.calibrated_frames), {"calibrated": flag(True)})
     yield Call("DSSM.sites", lambda sites: setattr(w.model, "sites", sites), {"sites": choice("path")})
@@ -418,7 +419,8 @@ def guides(w):
     yield Call("MeanField", pd.MeanField, {"model": model, **options, "direction": choice("both")}, unknown=True)
     sources = {"latents": choice("last"), "past": choice("own"), "future": flag(True)}
     picture = pd.DMM(16, Z, emission="gaussian", **GATES)
-    convolutions = {"image_shape": image(1, 4, 4), "channels": sizes(2)}
+    convolutions = {
+        "image_shape": Argument((1, 4, 4), _without(image(1, 4, 4).wrong, "None")), "channels": items((2,), count(2), least=1)}
     yield Call("GaussianGuide", pd.GaussianGuide,
                {**options, "model": instance(picture, w.guide), **sources, **convolutions})  # fmt: skip
     base = {name: options[name] for name in ("rnn_dim", "rnn", "encoder_dims", "skip", "reads_mask")}
@@ -482,7 +484,7 @@ def training(w):
         "max_seconds": number(10.0, least=0, optional=True, infinite=True),
         "seed": integer(0),
         "num_workers": count(0, low=0, big=False),
-        "progress": kind(False, {"0"}),
+        "progress": flag(False),
         "tensorboard": path(None, optional=True, right={"text", "empty text"}),
     })  # fmt: skip
     yield Call("fit with a constraint", pd.fit, {
@@ -492,7 +494,7 @@ def training(w):
         "kl": instance(pd.GECO(0.1), 0.5, pd.GECO, optional=True),
         "loss": instance(pd.RecordingELBO(), Trace_ELBO(), pd.RecordingELBO, optional=True),
         "epochs": count(1, big=False),
-        "progress": kind(False, {"0"}),
+        "progress": flag(False),
     })  # fmt: skip
     yield Call("fit with an optimiser", pd.fit, {
         "model": a_model(w),
@@ -500,7 +502,7 @@ def training(w):
         "train": a_dataset(w),
         "optimizer": instance(Adam({"lr": 0.1}), torch.optim.Adam, {"lr": 0.1}, optional=True),
         "epochs": count(1, big=False),
-        "progress": kind(False, {"0"}),
+        "progress": flag(False),
     })  # fmt: skip
     yield Call("chunks", _used(pd.chunks),
                {"model": a_model(w), "guide": a_guide(w), "batch": instance(w.batch, w.x, w.data, (w.x, w.lengths)),
@@ -520,7 +522,7 @@ def training(w):
         yield Call(f"{type(schedule).__name__}.weight", schedule.weight, {"epoch": number(0.5, least=0)})
     yield Call("kl_weight", pd.kl_weight, {"weight": number(0.5, **weight)})
     yield Call("ClippedNormAdam", pd.ClippedNormAdam, {"options": mapping({"lr": 0.1}, optional=True, more=lambda: {
-        "lr": {"lr": -1}, "clip": {"clip_norm": "a"}, "betas": {"betas": 0.9}, "momentum": {"momentum": 0.9}})})  # fmt: skip
+        "lr": {"lr": -1}, "clip": {"clip_norm": "a"}, "betas": {"betas": 0.9}, "momentum": {"momentum": 0.9}}, also=("lr", "clip_norm", "betas"))})  # fmt: skip
     adam = {"lr": number(0.1, above=0), "clip_norm": number(1.0, above=0, optional=True),
             "weight_decay": number(0.0, least=0), "eps": number(1e-8, least=0),
             "betas": kind((0.9, 0.99), (), lambda: {"one": (0.9,), "too large": (0.9, 1.0), "texts": ("a", "b")})}  # fmt: skip
@@ -544,7 +546,7 @@ def training(w):
     yield Call("GECO", pd.GECO, {**constrained, "rate": number(0.1, above=0)}, unknown=True)
     rates = {"rate": number(0.1, above=0), "slope": number(100.0, above=0)}
     yield Call("Lagrangian", pd.Lagrangian, {**constrained, **rates}, unknown=True)
-    yield Call("Lagrangian.published", pd.Lagrangian.published, {"bound": number(0.1, above=0)}, unknown=True)
+    yield Call("Lagrangian.published", pd.Lagrangian.published, {"bound": number(0.1)}, unknown=True)
     measured = {"reconstruction": number(1.0), "kl": number(1.0), "squared_error": number(0.1)}
     yield Call("Constraint.observe", w.constraint.observe, {k: kind(a.good, NUMERIC) for k, a in measured.items()})
     yield Call("Constraint.check", w.constraint.check, {"model": instance(w.model, w.data)})
@@ -577,7 +579,7 @@ def measuring(w):
         yield Call(name, fn, {**pair, **data, "num_particles": count(1), **drawn, "calibrated": kind(False, {"0"})})
     yield Call("log_weights", evaluation.log_weights,
                {**pair, "batch": instance(w.batch, w.x, w.data), "num_particles": count(2)})  # fmt: skip
-    vector = tensor(torch.ones(B), tied=False, finite=False, device=False, empty=False, lead=False)
+    vector = tensor(torch.ones(B), tied=False, finite=False, device=False, empty=False, lead=False, ints=True)
     yield Call("Bound", pd.Bound, {"nats": vector, "lengths": vector, "observed": Argument(torch.ones(B), lambda: {k: v for k, v in vector.wrong().items() if k != "None"})})
     yield Call("calibrate", pd.calibrate, {
         **pair, "valid": a_dataset(w), "fraction": number(0.5, above=0, below=1),
@@ -589,7 +591,7 @@ def measuring(w):
         "mean_frame": tensor(torch.zeros(D), dims=1, sizes=(0,), tied=False, device=False, optional=True),
         "num_samples": count(19), "num_rounds": count(0, low=0, big=False), "levels": levels(), **drawn,
     })  # fmt: skip
-    yield Call("varying_entries", imputation.varying_entries, {"model": instance(w.model, w.guide), **data})
+    yield Call("varying_entries", imputation.varying_entries, {"model": instance(w.model, w.guide), "data": a_dataset(w, controls=False)})
     yield Call("coverage", imputation.coverage, {
         "samples": tensor(torch.randn(39, 4, 2), sizes=(1, 2), tied=False, also=("truth",), finite=False),
         "truth": tensor(torch.randn(4, 2), sizes=(0, 1), tied=False, also=("samples",), finite=False),
@@ -628,7 +630,7 @@ def measuring(w):
     yield Call("r_squared", identification.r_squared, {"predicted": some(states, ("truth",)), "truth": some(states, ("predicted",))})
     regression = identification.least_squares(states, states)
     yield Call("Regression.predict", regression.predict, {"latent": tensor(states, dims=1, lead=True, sizes=(-1,), tied=False, device=False, ints=True, empty=False, finite=False)})
-    matrix = {"weights": tensor(torch.randn(2, 2), sizes=(0,), tied=False, device=False, finite=False), "intercept": tensor(torch.randn(2), tied=False, sizes=(0,), device=False, finite=False)}
+    matrix = {"weights": tensor(torch.randn(2, 2), tied=False, device=False, finite=False), "intercept": tensor(torch.randn(2), tied=False, sizes=(0,), device=False, finite=False)}
     yield Call("Regression", identification.Regression, {k: Argument(a.good, a.wrong, ("weights", "intercept")) for k, a in matrix.items()})
     yield Call("latent_states", identification.latent_states, {**pair, **data, "num_samples": count(2), **drawn})
     truth = torch.randn(B, T, 2)
@@ -678,7 +680,7 @@ def data(w):
         "angle": tensor(torch.zeros(2), dims=1, sizes=(0,), also=both, **turn),
         "velocity": tensor(torch.zeros(2), dims=1, sizes=(0,), also=both, **turn),
         "controls": tensor(torch.zeros(2, 4, 1), dims=3, sizes=(0, 2), also=both, **turn),
-        "dt": number(0.1, above=0, optional=True),
+        "dt": number(0.1, optional=True),
     })  # fmt: skip
     yield Call("bouncing_ball", ball.bouncing_ball, {
         **pieces, **film, "radius": number(0.2, above=0, below=1), "gravity": number(0.0, least=0),
@@ -708,7 +710,7 @@ def data(w):
     yield Call("ReacherPhysics.energy", physics.energy, {"states": tensor(torch.zeros(2, 4), dims=1, lead=True, sizes=(-1,), **{**turn, "finite": False})})
     yield Call("ReacherPhysics.simulate", physics.simulate, {
         "angles": tensor(torch.zeros(2, 2), sizes=(0, 1), also=both, **arm), "velocities": tensor(torch.zeros(2, 2), sizes=(0, 1), also=both, **arm),
-        "controls": tensor(torch.zeros(2, 4, 2), sizes=(0, 2), also=both, **{**arm, "dims": 3}), "dt": number(0.1, above=0),
+        "controls": tensor(torch.zeros(2, 4, 2), sizes=(0, 2), also=both, **{**arm, "dims": 3}), "dt": number(0.1),
     })  # fmt: skip
     row = tensor(torch.zeros(3, D), dims=2, tied=False, finite=False, device=False)
     mark = mask(torch.ones(3, D).bool(), optional=False, rows=True)
@@ -975,7 +977,7 @@ def drawing(w):
         "color": tensor(torch.rand(3, 9), sizes=(0, 1), optional=True, **{**array, "finite": False}), "color_name": text("a"), "cmap": choice("viridis"), "colorbar": flag(True),
     })  # fmt: skip
     yield Call("plot_roll", _cleared(plots.plot_roll), {
-        "roll": tensor(torch.eye(88), sizes=(1,), **array), **ax, **title, "frame": text("beats"),
+        "roll": tensor(torch.eye(88), sizes=(1,), finite=False, **array), **ax, **title, "frame": text("beats"),
         "pitches": kind((30, 60), (), lambda: {"one": (30,), "reversed": (60, 30), "texts": ("a", "b")}, optional=True), "known": count(3, low=0, optional=True, big=False),
     })  # fmt: skip
     yield Call("pitch_name", plots.pitch_name, {"pitch": count(60, low=0, big=False)})
@@ -1011,15 +1013,15 @@ def filters(w):
 
         return tensor(good, dims=2, sizes=(-2, -1), lead=True, more=more)
 
-    vector = tensor(torch.zeros(2), dims=1, sizes=(0,), lead=True)
+    vector = tensor(torch.zeros(2), dims=1, sizes=(0,), lead=True, finite=False)
     initial = instance(w.gaussian, (w.gaussian.mean,), kalman.Gaussian(torch.zeros(3), eye), kalman.Gaussian(torch.zeros(2), -eye),
                        kalman.Gaussian(torch.zeros(2).double(), eye.double()), also=both)  # fmt: skip
     a = {
         "y": tensor(w.x, dims=2, sizes=(-1,), also=both, **{k: v for k, v in float_.items() if k != "also"}),
         "initial": initial,
-        "transition": tensor(0.9 * eye, dims=2, lead=True, sizes=(-2, -1)),
+        "transition": tensor(0.9 * eye, dims=2, lead=True, sizes=(-2, -1), finite=False),
         "noise": square(0.1 * eye),
-        "emission": Argument(eye, lambda: {k: v for k, v in tensor(eye, dims=2, lead=True, sizes=(-2, -1)).wrong().items()}),
+        "emission": Argument(eye, lambda: {k: v for k, v in tensor(eye, dims=2, lead=True, sizes=(-2, -1), finite=False).wrong().items()}),
         "emission_noise": square(eye),
         "offset": Argument(vector.good, _without(vector.wrong, "None")),
         "emission_offset": Argument(vector.good, _without(vector.wrong, "None")),
@@ -1068,7 +1070,7 @@ def networks(w):
     yield Call("MaskedConditioner", emissions.MaskedConditioner, {"x_dim": count(3), "context_dim": count(2), "hidden_dim": count(4), "dropout": number(0.0, least=0, below=1)})
     conditioner = emissions.MaskedConditioner(3, 2, 4)
     yield Call("AutoregressiveBernoulli", emissions.AutoregressiveBernoulli, {
-        "conditioner": instance(conditioner), "context": tensor(torch.zeros(B, 2), dims=1, lead=True, sizes=(-1,), finite=False, empty=False, device=False, tied=False),
+        "conditioner": instance(conditioner), "context": tensor(torch.zeros(B, 2), dims=1, lead=True, sizes=(-1,), finite=False, empty=False, device=False, tied=False, ints=True),
         "observed": Argument(torch.ones(B, 3).bool(), _without(mask(torch.ones(B, 3).bool()).wrong, "device", "a scalar", "a dimension too few", "None")),
     })  # fmt: skip
     fn = instance(w.fn, torch.zeros(2), torch.distributions.Normal)

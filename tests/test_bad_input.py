@@ -160,7 +160,7 @@ OTHERS = {
     "shared": (lambda: pd.DSSM(S, D, Z, shared=True), "shared: .* needs a structure .*, got Structure"),
     "rnn": (lambda: pd.DSSM(FULL, D, Z, rnn="lru"), "rnn: expected 'gru', 'lstm' or 'rnn', got 'lru'"),
     "rnn unused": (lambda: pd.DSSM(S, D, Z, rnn="lru"), "rnn: expected 'gru', .*, got 'lru'"),
-    "memory cell": (lambda: Recurrent(2, 3, "mamba"), "rnn: expected 'gru', .*, got 'mamba'"),
+    "memory cell": (lambda: Recurrent(2, 3, "mamba"), "cell: expected 'gru', .*, got 'mamba'"),
     "transition_net": (lambda: model(transition_net="cnn"), "transition_net: expected 'mlp' or 'gated', got 'cnn'"),
     "transition_net unused": (lambda: pd.FrameVAE(D, Z, transition_net="cnn"), "transition_net: expected 'mlp' or"),
     "emission": (lambda: model(emission="poisson"), r"emission: expected one of \['autoregressive', .*'poisson'"),
@@ -273,7 +273,7 @@ OTHERS = {
     ),
     "forecast lengths list": (
         lambda: (p := pair(control_dim=1))[0].forecast(p[1], x(), 1, lengths=[1, 1, 1], controls=x(B, T + 1, 1)),
-        "lengths: expected a torch.Tensor, got list",
+        "lengths: expected a torch.Tensor or None, got list",
     ),
     "forecast controls": (
         lambda: (p := pair(control_dim=1))[0].forecast(p[1], x(), 2, controls=x(B, T, 1)),

@@ -173,9 +173,9 @@ def instance(good, *others, optional=False, right=(), also=()):
     return kind(good, right, lambda: {"its class": type(good), **named}, optional=optional, also=also)
 
 
-def mapping(good, *, optional=False, more=None):
+def mapping(good, *, optional=False, more=None, also=()):
     """A dictionary of names."""
-    return kind(good, {"dictionary"}, more, optional=optional)
+    return kind(good, {"dictionary"}, more, optional=optional, also=also)
 
 
 def items(good, element, *, optional=False, least=0, more=None, right=(), also=()):

@@ -143,7 +143,7 @@ def _download(url: str, file: BinaryIO, max_bytes: int, timeout: float) -> None:
     finally:
         transfer.hang_up()
     error: Exception | None = transfer.error
-    if not finished:
+    if not finished or isinstance(getattr(error, "reason", error), TimeoutError):
         received = f"{transfer.received} bytes received"
         raise OSError(f"could not download {url}: not complete after {timeout:g} seconds (timed out), {received}")
     if isinstance(error, urllib.error.HTTPError):
@@ -242,9 +242,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         target = urllib.parse.urljoin(req.full_url, headers.get("location") or headers.get("uri") or "")
         if not target.lower().startswith(("http://", "https://")):
             fp.close()
-            raise ValueError(
-                f"url: expected http:// or https:// all the way, got {target[:200]!r} from {req.full_url}."
-            )
+            raise _Refused(f"url: expected http:// or https://, got {target[:200]!r}, to which {req.full_url} leads.")
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302

@@ -80,7 +80,7 @@ class PendulumPhysics:
             ValueError: If a tensor has another shape or is not finite, or the time is not positive.
         """
         dt = self.dt if dt is None else dt
-        number("dt", dt, above=0)
+        number("dt", dt)  # below 0, back in time
         floats("controls", controls, "*", "T", 1, ints=True)
         for name, value in (("angle", angle), ("velocity", velocity)):
             floats(name, value, *controls.shape[:-2], ints=True)

@@ -80,7 +80,7 @@ class ReacherPhysics:
         Raises:
             ValueError: If a tensor has another shape or is not finite, or the time is not positive.
         """
-        number("dt", dt, above=0)
+        number("dt", dt)  # below 0, back in time
         floats("controls", controls, "*", "T", 2, ints=True)
         for name, value in (("angles", angles), ("velocities", velocities)):
             floats(name, value, *controls.shape[:-2], 2, ints=True)

@@ -103,7 +103,7 @@ def _pack(split: str, dataset: SequenceDataset) -> tuple[np.ndarray, np.ndarray]
     """Packs a dataset into bytes (frames, 11) and int32 lengths (sequences,)."""
     rolls = [dataset[index].x.numpy() for index in range(len(dataset))]
     for index, roll in enumerate(rolls):
-        _check_roll(roll, f"splits: sequence {index} of {split}")
+        _check_roll(roll, f"splits.{split}, sequence {index}")
     bits = np.concatenate(rolls).astype(np.uint8)
     return np.packbits(bits, axis=1), np.array([len(roll) for roll in rolls], dtype=np.int32)
 

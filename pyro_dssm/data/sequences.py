@@ -297,6 +297,10 @@ def collate(items: Sequence[Item]) -> Batch:
     check_types(collate, locals())
     if len(items) == 0:
         raise ValueError("items: expected at least one, got none.")
+    dim = items[0].x.shape[-1]
+    for i, item in enumerate(items):
+        if item.x.dim() != 2 or item.x.shape[-1] != dim:
+            raise ValueError(f"items[{i}]: expected frames of shape (T, {dim}), got {tuple(item.x.shape)}.")
     lengths = torch.tensor([item.x.shape[0] for item in items])
     masks = [item.mask for item in items if item.mask is not None]
     controls = [item.controls for item in items if item.controls is not None]

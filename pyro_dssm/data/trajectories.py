@@ -294,9 +294,9 @@ class Trajectories:
                 the message names the array and the file.
             OSError: If the file cannot be read.
         """
-        check_types(Trajectories.load_npz, locals())
         if isinstance(ignore, str):
             raise ValueError(f"ignore: expected a list of names, got {ignore!r}.")
+        check_types(Trajectories.load_npz, locals())
         arrays = read_npz(
             path,
             _ARRAYS,

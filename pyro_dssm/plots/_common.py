@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ INK, BLUE, ORANGE, GREY = "#2b2b2b", "#0072b2", "#d55e00", "#8a8f98"
 def new_axes(ax: Any, width: float = 6.0, height: float = 3.2, columns: int = 1) -> Any:
     if ax is not None:
         several = columns > 1
-        drawn_in = list(ax) if several and isinstance(ax, Iterable) and getattr(ax, "ndim", 1) else [ax]
+        drawn_in = list(ax) if several and isinstance(ax, Sequence | np.ndarray) and np.ndim(ax) else [ax]
         if len(drawn_in) != columns or not all(is_axes(one) for one in drawn_in):
             wanted = f"{columns} axes of matplotlib" if several else "the axes of matplotlib"
             raise ValueError(f"{'axes' if several else 'ax'}: expected {wanted} or None, got {kind_of(ax)}.")

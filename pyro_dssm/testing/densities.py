@@ -439,10 +439,18 @@ def gradients(value: Tensor, *modules: torch.nn.Module) -> dict[str, Tensor]:
 # Comparisons.
 
 
-def check_call(model: DSSM, guide: BaseGuide, x: Tensor, *args: Tensor | None, controls: Tensor | None = None) -> None:
+def check_call(
+    model: DSSM,
+    guide: BaseGuide,
+    x: Tensor,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    *,
+    controls: Tensor | None,
+) -> None:
     """Raises ``ValueError`` unless these are a pair, and what it may be called with."""
     check_pair(model, guide)
-    model.observe(x, *args, controls=controls)
+    model.observe(x, lengths, mask, controls)
 
 
 def check_paths(z: object, x: Tensor, z_dim: int) -> None:

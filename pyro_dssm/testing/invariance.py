@@ -7,7 +7,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .._checks import positive, real
+from .._checks import natural, real
 from .._devices import generators_kept
 from .._program import evaluating
 from .._types import check_types
@@ -223,7 +223,7 @@ def check_padding_changes_nothing(
     check_types(check_padding_changes_nothing, locals())
     check_call(model, guide, x, lengths, mask, controls=controls)
     tolerance = tolerance_of(model, tolerance)
-    positive("extra", extra)
+    natural("extra", extra)
     real("fill", fill)
     batch, steps = x.shape[-3:-1]
     lengths = torch.full((batch,), steps, device=x.device) if lengths is None else lengths

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._checks import at_least, floats, positive
+from .._checks import at_least, floats, one_of, positive
 from .._types import check_types
 from ..dssm import DSSM
 from ..guides import BaseGuide
@@ -147,6 +147,9 @@ def check_guide_parents(
         >>> check_guide_parents(pd.FullAlignment(model), z="full", past="full", future=True)
         >>> check_guide_parents(pd.Filtering(model), z="markov", past="full", future=False)
     """
+    for name, order in (("z", z), ("past", past)):
+        if not isinstance(order, Order):
+            one_of(name, order, tuple(o.value for o in Order))
     check_types(check_guide_parents, locals())
     _check_sizes(steps, draws)
     values, x, controls = _example(guide.model, steps, draws)

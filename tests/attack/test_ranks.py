@@ -1,6 +1,6 @@
 """Processes that train together are called with different things, fail and are killed: all end, and say why.
 
-About three minutes.
+About two minutes.
 """
 
 
@@ -232,7 +232,7 @@ class Failing:
 
 def at(where, what, when=3, **options):
     """In a training step."""
-    return lambda rank, _: fit(augment=Failing(rank, where, what, when), epochs=4, **options)
+    return lambda rank, _: fit(augment=Failing(rank, where, what, when), **options)
 
 
 def calls(where, **options):
@@ -394,6 +394,6 @@ def test_a_process_that_stands_still(tmp_path, table):
     def work(rank):
         return fit(augment=Failing(rank, 1, lambda _: time.sleep(90)))
 
-    first, second = in_processes(work, 2, tmp_path, timeout=4, total=25)
+    first, second = in_processes(work, 2, tmp_path, timeout=4, total=16)
     right = found(first, "OtherRankError", "rank 1 cannot be reached any more .Timed out") and second.kind == "hangs"
     table("ranks: standing still", 1, int(not right), examples=[first, second])

@@ -65,6 +65,59 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
+    def slowly(self, *pieces):
+        """Sends a piece now and then, each in time for a limit on single pieces."""
+        for piece in pieces * 100:  # an end, so that a client without a deadline fails instead of hanging
+            if self.server.stop.wait(0.05):
+                return
+            try:
+                self.wfile.write(piece)
+                self.wfile.flush()
+            except OSError:
+                return
+
+    def answer_headdrip(self):
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        self.slowly(b"x")
+
+    def answer_headers(self):
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        self.slowly(b"X-More: 1\r\n", b"")
+
+    def answer_continue(self):
+        self.slowly(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def answer_chunks(self):
+        self.protocol_version = "HTTP/1.1"
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.slowly(b"1\r\nx\r\n")
+
+    def answer_chunksize(self):
+        self.protocol_version = "HTTP/1.1"
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.slowly(b"0")
+
+    def answer_round(self):
+        if not self.server.stop.wait(0.2):
+            self.lead("/round")
+
+    def lead(self, to):
+        self.send_response(302)
+        self.send_header("Location", to)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def answer_elsewhere(self):
+        self.lead(self.server.elsewhere)
+
+    def answer_lie(self):
+        self.start(self.server.length)
+        self.wfile.write(BODY)
+
     def answer_silent(self):
         self.server.stop.wait(20)
 
@@ -133,6 +186,74 @@ def test_failures_leave_what_was_there(tmp_path, server, answer, error, message)
     assert time.monotonic() - began < 10
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    "answer", ["silent", "drip", "headdrip", "headers", "continue", "chunks", "chunksize", "round"]
+)
+def test_the_deadline_holds_for_the_whole_download(tmp_path, server, answer):
+    began = time.monotonic()
+    with pytest.raises(OSError, match=f"could not download .*/{answer}: not complete after 0.15 seconds"):
+        fetch(f"{server.url}/{answer}", tmp_path / "a.bin", SHA256, timeout=0.15)
+    assert time.monotonic() - began < 3
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_left_of_a_download_that_was_given_up(tmp_path, server):
+    with pytest.raises(OSError, match="not complete"):
+        fetch(f"{server.url}/headdrip", tmp_path / "a.bin", SHA256, timeout=0.2)
+    until = time.monotonic() + 5
+    while any(thread.name.startswith("fetch ") for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "to", ["ftp://127.0.0.1:9/a", "file:///etc/hostname", "data:text/plain,a", "gopher://a", "FILE:/etc/hostname"]
+)
+def test_a_server_cannot_lead_to_other_schemes(tmp_path, server, to):
+    server.elsewhere = to
+    with pytest.raises(ValueError, match="^url: expected http:// or https://, got .*, to which .*/elsewhere leads"):
+        fetch(f"{server.url}/elsewhere", tmp_path / "a.bin", SHA256, timeout=5)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("length", [len(BODY) - 1, len(BODY) + 1, "-5", "9" * 5000, "\u0663", "1e3", ""])
+def test_a_length_that_lies(tmp_path, server, length):
+    """A file is the right one or is not taken, whatever its server says of it."""
+    server.length = length
+    try:
+        fetch(f"{server.url}/lie", tmp_path / "a.bin", SHA256, timeout=5)
+    except (OSError, ValueError) as error:
+        assert "/lie" in str(error)  # noqa: PT017 - either outcome is right
+        assert os.listdir(tmp_path) == []
+    else:
+        assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"url": 3}, "url"),
+        ({"url": "http://"}, "url"),
+        ({"url": "http://[::1/a"}, "url"),
+        ({"url": "http://a:99999/b"}, "url"),
+        ({"url": "http://a/b c"}, "url"),
+        ({"url": "http://a/\u00e4"}, "url"),
+        ({"url": "http://a/b\r\nX: 1"}, "url"),
+        ({"sha256": "abc"}, "sha256"),
+        ({"sha256": 3}, "sha256"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"timeout": None}, "timeout"),
+        ({"max_bytes": 0}, "max_bytes"),
+        ({"path": 3}, "path"),
+    ],
+)
+def test_bad_arguments_are_named(options, name, tmp_path):
+    arguments = {"url": "http://127.0.0.1:9/x", "path": tmp_path / "a.bin", "sha256": SHA256, **options}
+    with pytest.raises(ValueError, match=f"^{name}[: ]"):
+        fetch(**arguments)
 
 
 def test_wrong_checksum_names_both(tmp_path, server):
