@@ -297,7 +297,7 @@ def busy(_):
 
 
 def large(_):
-    return np.ones(4_000_000)
+    return np.ones(20_000_000)
 
 
 def warns(_):
@@ -329,7 +329,7 @@ def test_faults_of_a_reader_are_noticed(case, tmp_path, monkeypatch):
     if case == "much memory" and not high_water():
         pytest.skip("the system does not tell")
     monkeypatch.setattr(f"{__name__}.SECONDS", 0.05)
-    monkeypatch.setattr(f"{__name__}.MEGABYTES", 20)
+    monkeypatch.setattr(f"{__name__}.MEGABYTES", 100)
 
     def check(found):
         assert found is None or np.isfinite(found).all()
@@ -339,7 +339,7 @@ def test_faults_of_a_reader_are_noticed(case, tmp_path, monkeypatch):
     assert attempt(Target(Reader("a", None, fails(ValueError), check)), tmp_path / "a") == (None, True)
 
 
-SAMPLE = 12
+SAMPLE = 8
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "scores"])
