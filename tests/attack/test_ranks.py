@@ -4,6 +4,7 @@ About two minutes.
 """
 
 import errno
+import itertools
 import os
 import re
 import signal
@@ -401,6 +402,23 @@ def test_failures(tmp_path, table):
         (tmp_path / str(i)).mkdir()
         wrong += badly(name, size, tmp_path / str(i), port=port)
     table("ranks: failures", len(cases), len(wrong), examples=[" | ".join(map(str, w)) for w in wrong])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+def test_another_backend(tmp_path, table, monkeypatch):
+    """One without groups of the library's own, as NCCL, whose waiting is asked for by looking whether it is done."""
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "another")
+    names = ("no epochs", "augment, second rank", "in a chunk", "callback", "killed, second rank", "no number")
+    wrong = []
+    for size, name in itertools.product((2, 3), names):
+        (tmp_path / f"{name} {size}").mkdir()
+        wrong += badly(name, size, tmp_path / f"{name} {size}")
+    (tmp_path / "alike").mkdir()
+    ended = in_processes(lambda rank: alike(rank, tmp_path / "alike"), 2, tmp_path / "alike")
+    if not all(e.kind == "returned" and same(e.value, ended[0].value) for e in ended):
+        wrong.append(("alike", *ended))
+    table("ranks: another backend", 13, len(wrong), examples=[" | ".join(map(str, w)) for w in wrong])
 
 
 @pytest.mark.slow
