@@ -122,6 +122,8 @@ def calibrate(
     scale of training, but for ``evaluate(..., calibrated=True)``. ``model.uncalibrate()`` removes them, and so does
     :func:`~pyro_dssm.fit`.
 
+    Where processes train together, each that calls this uses all of the data by itself, and waits for nobody.
+
     Args:
         model: The model; its emission must return independent Gaussian entries.
         guide: Its guide.

@@ -28,6 +28,10 @@ class ClippedNormAdam(PyroOptim):
     length. (``pyro.optim.ClippedAdam`` clamps each element of it instead.) With ``torch.distributed``
     initialised, gradients are averaged over the processes first.
 
+    The moments of a pair's parameters leave with the pair: an optimiser that is kept for another one holds nothing of
+    those that have been dropped. (Pyro's own optimisers hold on to all parameters that they have ever stepped; those of
+    pairs that :func:`~pyro_dssm.fit` trained with them leave as well.)
+
     A step whose gradient is not finite leaves the parameters and their moments as they are. On a GPU they are masked
     there, so that a step does not wait for the gradient where nobody asks for :attr:`grad_norm` (as in
     :func:`~pyro_dssm.fit`, which raises the error when it next reads something back).
