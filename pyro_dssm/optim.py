@@ -15,7 +15,6 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ._checks import is_number, number, shown
-from ._types import check_types
 
 __all__ = ["ClippedNormAdam", "plain_name"]
 
@@ -217,7 +216,8 @@ class ClippedNormAdam(PyroOptim):
 
 def plain_name(name: str) -> str:
     """A parameter's name without its module's serial number, which differs from process to process."""
-    check_types(plain_name, locals())
+    if not isinstance(name, str):
+        raise ValueError(f"name: expected a string, got {shown(name)}.")
     return re.sub(r"_\d+(?=[.$])", "", name, count=1)
 
 
