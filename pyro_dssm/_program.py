@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
@@ -88,7 +89,8 @@ class Program(PyroModule):
                 arguments.update(value)
             else:
                 arguments[name] = value
-        return arguments
+        # A file takes plain numbers.
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
 
     @property
     def _transient(self) -> dict[str, Any]:

@@ -196,6 +196,8 @@ class ClippedNormAdam(PyroOptim):
         Args:
             state_dict: From :meth:`get_state`.
         """
+        if not isinstance(state_dict, dict) or not all(isinstance(v, dict) for v in state_dict.values()):
+            raise ValueError(f"state_dict: expected what get_state has returned, got {shown(state_dict)}.")
         self._adam, self._names = None, {}
         self._waiting = dict(state_dict)
 
