@@ -45,7 +45,7 @@ def check_types(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         ValueError: names[1]: expected a string, got 2.
     """
-    for name, kind in _kinds(inspect.unwrap(function)):
+    for name, kind in _kinds(function):
         if name in given and not kind.holds(given[name]):
             raise ValueError(kind.complaint(name, given[name]))
 
@@ -74,7 +74,7 @@ class _Kind:
 
 @cache
 def _kinds(function: Callable[..., Any]) -> tuple[tuple[str, _Kind], ...]:
-    found = []
+    function, found = inspect.unwrap(function), []
     for name, parameter in inspect.signature(function).parameters.items():
         several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if several or parameter.annotation is parameter.empty:

@@ -108,8 +108,7 @@ def coverage(
     """
     check_types(coverage, locals())
     for name, value in (("samples", samples), ("truth", truth)):
-        if not value.dtype.is_floating_point:
-            raise ValueError(f"{name}: expected floats, got {value.dtype}.")
+        floats(name, value, "*", finite=False)
     if samples.dim() < 2 or samples.shape[1:] != truth.shape:
         expected = f"shape (S, *) for a truth of shape {tuple(truth.shape)}"
         raise ValueError(f"samples: expected {expected}, got {tuple(samples.shape)}.")

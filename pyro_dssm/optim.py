@@ -16,7 +16,6 @@ from torch import Tensor
 from ._checks import is_number, number, shown
 from ._ranks import all_reduce, world
 from ._store import when_released
-from ._types import check_types
 
 __all__ = ["ClippedNormAdam", "plain_name"]
 
@@ -209,6 +208,8 @@ class ClippedNormAdam(PyroOptim):
         Args:
             state_dict: From :meth:`get_state`.
         """
+        if not isinstance(state_dict, dict) or not all(isinstance(v, dict) for v in state_dict.values()):
+            raise ValueError(f"state_dict: expected what get_state has returned, got {shown(state_dict)}.")
         self._adam, self._names = None, {}
         self._waiting = dict(state_dict)
 
@@ -248,7 +249,8 @@ def _let_go(optimizer: PyroOptim, gone: Sequence[Tensor]) -> None:
 
 def plain_name(name: str) -> str:
     """A parameter's name without its module's serial number, which differs from process to process."""
-    check_types(plain_name, locals())
+    if not isinstance(name, str):
+        raise ValueError(f"name: expected a string, got {shown(name)}.")
     return re.sub(r"_\d+(?=[.$])", "", name, count=1)
 
 

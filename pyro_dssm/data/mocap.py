@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import is_number, positive, shown
+from .._checks import floats, is_number, positive, shown
 from .._reading import named
 from .._types import check_types
 from ._npz import read_npz
@@ -50,7 +50,7 @@ class Mocap:
 
     def degrees(self, x: Tensor) -> Tensor:
         """Turns standardised values (*, x_dim) back into degrees."""
-        check_types(Mocap.degrees, locals())
+        floats("x", x, "*", len(self.channels), finite=False)
         return x * self.std.to(x) + self.mean.to(x)
 
 

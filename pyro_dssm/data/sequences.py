@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,12 +76,16 @@ def _checked(name: str, values: Any, dim: int | None = None) -> list[Tensor]:
 
 def chosen_of(indices: Any, count: int) -> list[int]:
     """Returns the numbers of sequences as a list; raises ``ValueError`` unless all are numbers of ``count``."""
-    if not isinstance(indices, Iterable) or isinstance(indices, str | bytes) or getattr(indices, "ndim", 1) == 0:
+    if (
+        not isinstance(indices, Iterable)
+        or isinstance(indices, str | bytes | Mapping)
+        or getattr(indices, "ndim", 1) == 0
+    ):
         raise ValueError(f"indices: expected integers, got {shown(indices)}.")
-    return [_index("indices", i, count) for i in indices]
+    return [index_of("indices", i, count) for i in indices]
 
 
-def _index(name: str, value: Any, count: int, error: type[Exception] = ValueError) -> int:
+def index_of(name: str, value: Any, count: int, error: type[Exception] = ValueError) -> int:
     """Returns a number as an integer; raises ``ValueError`` for anything else, ``error`` for one out of range."""
     try:
         if isinstance(value, bool | np.bool_):
@@ -222,7 +226,7 @@ class SequenceDataset(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         # What ends an iteration has to stay an IndexError.
-        index = _index("index", index, len(self), IndexError)
+        index = index_of("index", index, len(self), IndexError)
         return Item(
             self.sequences[index],
             None if self.masks is None else self.masks[index],

@@ -17,7 +17,7 @@ from .._reading import file_path
 from .._types import check_types
 from ..audio import MAX_SAMPLES, Spectrogram, read_with_rate
 from ._speech_frames import Found, Options, load_frames
-from .sequences import SequenceDataset, chosen_of, split_ranges
+from .sequences import SequenceDataset, chosen_of, index_of, split_ranges
 
 __all__ = ["Recording", "SpeechDataset", "SpeechSplits", "find_recordings", "load_recordings", "load_speech"]
 
@@ -114,6 +114,7 @@ class SpeechDataset(SequenceDataset):
         Returns:
             Shape ``(N,)``, at its own level.
         """
+        index = index_of("index", index, len(self))
         path, spectrogram = self.recordings[index].path, self.spectrogram
         # Not by read_audio: whoever loaded the set has been told which files are resampled.
         return read_with_rate(

@@ -197,6 +197,7 @@ class Guide(Program):
         Returns:
             Shape ``(*, B, start_frames, x_dim)``, with ``reads_mask`` followed by what is read of the mask.
         """
+        check_types(Guide.first_frames, locals())
         count = self.start_frames
         frames = self._with_mask(inputs.frames, inputs)[..., :count, :]
         if inputs.valid is not None:
@@ -496,6 +497,8 @@ class Guide(Program):
 
     def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
         """Draws latent paths, shape ``(num_samples, *, B, T, z_dim)``."""
+        positive("num_samples", num_samples)
+        check_types(Guide.draw, locals())
         return self.path(inputs).rsample((num_samples,))
 
     def states(self, inputs: Inputs, num_samples: int = 16) -> Tensor:
@@ -508,6 +511,8 @@ class Guide(Program):
         Returns:
             Shape ``(*, B, T, S)``.
         """
+        positive("num_samples", num_samples)
+        check_types(Guide.states, locals())
         return self.model.states(self.draw(inputs, num_samples), inputs).mean(0)
 
     def factorisation(self) -> str:

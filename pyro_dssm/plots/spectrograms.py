@@ -107,6 +107,8 @@ def plot_mel(
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
             raise ValueError(f"{name}: expected a tensor of shape (N,), got {got}.")
     check_types(plot_mel, locals())
+    if reference is not None and not reference.isfinite().all():
+        raise ValueError("reference: expected finite samples, got some that are not.")
     if not is_number(top_db) or top_db <= 0:
         raise ValueError(f"top_db: expected a positive number, got {shown(top_db)}.")
     mels = mel_spectrogram(wave.detach(), rate, num_mels)
