@@ -220,7 +220,7 @@ def test_what_is_no_path_is_named(read, bad):
 @pytest.mark.parametrize("bad", [3, b"a", "a\0b", None])
 def test_what_is_no_folder_is_named(bad):
     for load, name in ((load_speech, "folder"), (find_recordings, "folder"), (load_recordings, "source")):
-        with pytest.raises((ValueError, TypeError), match=f"^{name}: expected a path, got|not iterable"):
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, got "):
             load(bad)
 
 
