@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import is_number, positive
+from ._checks import data_named, is_number, positive
 from ._measuring import check_data, grouped, in_order, measuring, observed_entries
 from ._program import evaluating
 from ._types import check_types
@@ -268,7 +268,8 @@ def _intervals(
     seed: int,
 ) -> Coverage:
     """What the intervals around hidden entries hold, of those that vary."""
-    varies, found, groups = varying_entries(model, data).to(model._like.device), [], []
+    with data_named("valid"):
+        varies, found, groups = varying_entries(model, data).to(model._like.device), [], []
     with measuring(model, guide, seed):
         for group, batch, shown, scored in _with_gaps(model, data, fraction, batch_size, seed):
             where = scored & varies

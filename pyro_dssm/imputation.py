@@ -43,6 +43,7 @@ class Coverage:
     counts: Tensor
 
     def __post_init__(self) -> None:
+        check_levels(self.levels)
         check_types(Coverage.__init__, vars(self))
 
     @property

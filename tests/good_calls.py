@@ -262,7 +262,10 @@ def given(w, *, lead=True, x=None):
 def undriven(arguments):
     """The same for a model without controls: any are wrong."""
     wrong = arguments["controls"]
-    return {**arguments, "controls": Argument(None, lambda: {**wrong.wrong(), "superfluous": wrong.good})}
+    return {
+        **arguments,
+        "controls": Argument(None, lambda: {**_without(wrong.wrong, "None")(), "superfluous": wrong.good}),
+    }
 
 
 def sizes(*good):
@@ -423,7 +426,7 @@ def programs(w):
     yield Call("DSSM.observe", w.driven.observe, given(w))
     divergence = {"on_divergence": on_divergence()}
     drawn = {"num_samples": count(3), **divergence}
-    rounds = {"num_rounds": count(1, low=0)}
+    rounds = {"num_rounds": count(1, low=0, big=False)}
     yield Call(
         "Generation.sample",
         w.model.sample,
@@ -955,8 +958,8 @@ def measuring(w):
             "rmse": figures,
             "regression": instance(regression),
             "same_set": flag(False),
-            "num_fit": count(3, big=False),
-            "num_test": count(3, big=False),
+            "num_fit": count(3, low=0, big=False),
+            "num_test": count(3, low=0, big=False),
         },
     )
     shares = ("static_from_first", "static_from_rest", "dynamic_from_first", "dynamic_from_rest")
@@ -2014,7 +2017,9 @@ def networks(w):
                 ints=True,
                 complex_=True,
             ),
-            "lengths": Argument(w.lengths, _without(lengths(w.lengths, T).wrong, "device")),
+            "lengths": Argument(
+                w.lengths, _without(lengths(w.lengths, T).wrong, "device", "zero", "negative", "too long")
+            ),
         },
     )
     yield Call(

@@ -82,7 +82,10 @@ def chosen_of(indices: Any, count: int) -> list[int]:
         or getattr(indices, "ndim", 1) == 0
     ):
         raise ValueError(f"indices: expected integers, got {shown(indices)}.")
-    return [index_of("indices", i, count) for i in indices]
+    chosen = [index_of("indices", i, count) for i in indices]
+    if not chosen:
+        raise ValueError("indices: expected at least one, got none.")
+    return chosen
 
 
 def index_of(name: str, value: Any, count: int, error: type[Exception] = ValueError) -> int:
