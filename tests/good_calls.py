@@ -1232,6 +1232,7 @@ def reading(w):
         "save", pd.save, {"path": path(folder / "other.safetensors", **here), "model": a_model(w), "guide": a_guide(w)}
     )
     yield Call("load", pd.load, {"path": path(folder / "pair.safetensors")})
+    yield Call("inspect", pd.inspect, {"path": path(folder / "pair.safetensors")})
     yield Call("read_tensors", checkpoints.read_tensors, {"path": path(folder / "pair.safetensors")})
     named = {"a": torch.zeros(2)}
     yield Call(
@@ -2200,6 +2201,7 @@ EXEMPT = {
             "plates",
             "prepare",
             "r_hat",
+            "read_run",
             "reads_frames",
             "root_log_likelihood",
             "smoothed",
@@ -2323,6 +2325,7 @@ EXEMPT = {
     ),
     **dict.fromkeys(
         [
+            "PairFile",
             "Arrow",
             "BackwardConditionals",
             "Batch",

@@ -145,7 +145,7 @@ def test_the_attack_tells_outcomes_apart(function, outcomes):
         ({"path": "a\0b"}, r"path: expected a path or None, got 'a\\x00b'"),
         ({"kind": "c"}, "kind: expected 'a' or 'b', got 'c'"),
         ({"options": {"a": "b"}}, r"options\['a'\]: expected a number, got 'b'"),
-        ({"options": {1: 2.0}}, "options: expected a dictionary of numbers or None, got dict"),
+        ({"options": {1: 2.0}}, "options: expected a dictionary whose keys are strings, got the key 1"),
         ({"call": "f"}, "call: expected a function or None, got 'f'"),
         ({"pair": (1, 2, 3)}, r"pair: expected a pair: an integer and a string, got \(1, 2, 3\)"),
         ({"model": pyro_dssm.DMM}, "model: expected a DSSM or None, got the class DMM"),
