@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_seed, number, one_of, positive
-from .._types import check_types
+from .._types import check_types, checked
 from ..audio import Spectrogram, read_with_rate
 from ._speech_frames import Found, Options, load_frames
 from .sequences import SequenceDataset, chosen_of, index_of, split_ranges
@@ -33,6 +33,7 @@ _LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
 _PARTS = {"train": ("train",), "valid": ("valid", "dev"), "test": ("test",)}
 
 
+@checked()
 class Recording(NamedTuple):
     """An audio file and who speaks."""
 
@@ -160,6 +161,7 @@ class SpeechDataset(SequenceDataset):
         return SequenceDataset(parts)
 
 
+@checked()
 class SpeechSplits(NamedTuple):
     """Three sets of recordings: to train on, to choose with, and to report once."""
 
