@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_levels, floats, number, positive
+from ._checks import check_levels, data_named, floats, number, positive
 from ._devices import wide
 from ._gaps import interpolate, last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
@@ -279,7 +279,8 @@ def imputation(
     covered, of_varying, groups = [], [], []
     with measuring(model, guide, seed):
         visible = _hide_frames(check_data("data", data, model), share, seed)
-        otherwise = _mean_visible(data, visible) if mean_frame is None else mean_frame
+        with data_named("data"):
+            otherwise = _mean_visible(data, visible) if mean_frame is None else mean_frame
         if tuple(otherwise.shape) != (model.x_dim,):
             raise ValueError(f"mean_frame: expected shape ({model.x_dim},), got {tuple(otherwise.shape)}.")
         floats("mean_frame", otherwise, model.x_dim)

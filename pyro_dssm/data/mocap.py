@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import floats, is_number, positive, shown
+from .._checks import MOST, floats, is_count, is_number, positive, shown
 from .._reading import named
 from .._types import check_types
 from ._npz import read_npz
@@ -43,6 +43,11 @@ class Mocap:
     mean: Tensor
     std: Tensor
     channels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_types(Mocap.__init__, vars(self))
+        if not (isinstance(self.channels, tuple) and all(is_count(channel, 0, MOST) for channel in self.channels)):
+            raise ValueError(f"channels: expected a tuple of integers, got {shown(self.channels)}.")
 
     def datasets(self) -> Splits:
         """The three sets in the form that training takes."""

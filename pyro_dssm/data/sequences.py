@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .._checks import check_seed, is_number, kind_of, natural, positive, shown, told_apart, whole
-from .._types import check_types
+from .._types import check_types, checked
 
 __all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate"]
 
 
+@checked()
 class Item(NamedTuple):
     """One sequence: ``x`` (T, x_dim), and ``mask`` and ``controls`` where the set has them."""
 
@@ -25,6 +26,7 @@ class Item(NamedTuple):
     controls: Tensor | None = None
 
 
+@checked("lengths")
 class Batch(NamedTuple):
     """Padded sequences, in the form that models and guides are called with.
 
@@ -237,6 +239,7 @@ class SequenceDataset(Dataset[Item]):
         )
 
 
+@checked()
 class Splits(NamedTuple):
     """Three sets: to train on, to choose with, and to report once."""
 
