@@ -103,7 +103,7 @@ def train(
     torch.manual_seed(systems.best_start(make, kl, splits.train, splits.valid, **starts, **options))
     model, guide = make()
     runs.log.info("Training %r on %r, %s, with an emission of scale %.3g.", guide, data, args.strategy, scale)
-    left = None if args.max_minutes is None else 60 * args.max_minutes - (time.monotonic() - begun)
+    left = None if args.max_minutes is None else max(0.0, 60 * args.max_minutes - (time.monotonic() - begun))
     chosen = {"batch_size": batch_size, "valid_every": max(1, args.epochs // 50), "max_seconds": left}
     history = runs.fit(args, model, guide, splits, kl=kl(), **chosen)
     return model, guide, history

@@ -108,7 +108,7 @@ def positive_integers(
         found = tuple(values)
         good = all(isinstance(v, int) and not isinstance(v, bool) and 0 < v <= MOST for v in found)
         # An empty string is a sequence without a wrong item.
-        if good and not isinstance(values, str | bytes) and (length is None or len(found) == length):
+        if good and not isinstance(values, str | bytes | bytearray) and (length is None or len(found) == length):
             return found
     raise ValueError(f"{name}: expected {what}, got {shown(values)}.")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 from pyro.nn import PyroModule, PyroParam
 from pyro.nn.module import _PyroModuleMeta
@@ -117,7 +118,8 @@ class Program(PyroModule, metaclass=_Noting):
                 arguments.update(value)
             else:
                 arguments[name] = value
-        return arguments
+        # A file takes plain numbers.
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():

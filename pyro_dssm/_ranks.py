@@ -160,7 +160,7 @@ class Ranks:
         work = start(group=group, async_op=True)
         if group is not None:
             self._until_done(work)
-        elif lazily:
+        elif lazily and tensor.device.type != "cpu":
             # The device's later work waits for it, this process does not.
             work.wait()
             self._pending = work

@@ -570,6 +570,7 @@ class Run:
             "checkpoint": {"begins at": [self.epoch, self.batch, self.step], "average": _digest(self.average)},
             "optimizer": {"state": _digest(flatten(self.optimisation.state())[0])},
             "kl": {"state": {k: repr(v) for k, v in self.kl.state_dict().items()}},
+            "patience": {"has run out": self.history.stopped_early},
         }
 
     def start_anew(self) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import collections.abc
+import functools
 import inspect
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 from torch import Tensor
 
 from ._checks import kind_of, shown
 
-__all__ = ["check_types"]
+__all__ = ["check_types", "checked"]
+
+T = TypeVar("T", bound=type)
 
 
 def check_types(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
@@ -45,9 +49,47 @@ def check_types(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         ValueError: names[1]: expected a string, got 2.
     """
-    for name, kind in _kinds(inspect.unwrap(function)):
+    for name, kind in _kinds(function):
         if name in given and not kind.holds(given[name]):
             raise ValueError(kind.complaint(name, given[name]))
+
+
+def checked(*optional: str) -> Callable[[T], T]:
+    """Has a named tuple look at the types of its fields where one is made; ``_make`` and ``_replace`` do not.
+
+    Args:
+        *optional: Fields that may be ``None`` besides.
+
+    Returns:
+        A decorator of the class.
+
+    Example:
+        >>> @checked()
+        ... class Pair(NamedTuple):
+        ...     first: Tensor
+        ...     second: Tensor | None = None
+        >>> Pair(3)
+        Traceback (most recent call last):
+        ValueError: first: expected a torch.Tensor, got int.
+    """
+
+    def change(cls: T) -> T:
+        make = cls.__new__
+
+        @functools.wraps(make)
+        def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            self = make(cls, *args, **kwargs)
+            for name, kind in _kinds_of_fields(own):
+                value = getattr(self, name)
+                if not (value is None and name in optional) and not kind.holds(value):
+                    raise ValueError(kind.complaint(name, value))
+            return self
+
+        own: Any = cls
+        own.__new__ = new
+        return cls
+
+    return change
 
 
 @dataclass(frozen=True)
@@ -73,19 +115,31 @@ class _Kind:
 
 
 @cache
+def _kinds_of_fields(cls: Any) -> tuple[tuple[str, _Kind], ...]:
+    names = vars(sys.modules[cls.__module__])
+    written = {name: getattr(hint, "__forward_arg__", hint) for name, hint in cls.__annotations__.items()}
+    found = [(name, _evaluated(hint, names)) for name, hint in written.items()]
+    return tuple((name, kind) for name, kind in found if kind is not None)
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> _Kind | None:
+    """What an annotation allows; ``None`` for anything, for numbers, and for what only type checkers import."""
+    if isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, names)
+        except (NameError, AttributeError):
+            return None
+    return None if _numeric(annotation) else _kind(annotation)
+
+
+@cache
 def _kinds(function: Callable[..., Any]) -> tuple[tuple[str, _Kind], ...]:
-    found = []
+    function, found = inspect.unwrap(function), []
     for name, parameter in inspect.signature(function).parameters.items():
         several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if several or parameter.annotation is parameter.empty:
             continue
-        annotation = parameter.annotation
-        if isinstance(annotation, str):
-            try:
-                annotation = eval(annotation, function.__globals__)
-            except (NameError, AttributeError):
-                continue  # imported for type checkers alone
-        kind = None if _numeric(annotation) else _kind(annotation)
+        kind = _evaluated(parameter.annotation, function.__globals__)
         if kind is not None:
             found.append((name, kind))
     return tuple(found)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import is_number, positive
+from ._checks import data_named, is_number, positive
 from ._measuring import check_data, grouped, in_order, measuring, observed_entries
 from ._program import evaluating
 from ._types import check_types
@@ -121,6 +121,8 @@ def calibrate(
     :func:`~pyro_dssm.imputation.imputation`, :func:`~pyro_dssm.prediction.open_loop`. Training and bounds keep the
     scale of training, but for ``evaluate(..., calibrated=True)``. ``model.uncalibrate()`` removes them, and so does
     :func:`~pyro_dssm.fit`.
+
+    Where processes train together, each that calls this uses all of the data by itself, and waits for nobody.
 
     Args:
         model: The model; its emission must return independent Gaussian entries.
@@ -266,7 +268,8 @@ def _intervals(
     seed: int,
 ) -> Coverage:
     """What the intervals around hidden entries hold, of those that vary."""
-    varies, found, groups = varying_entries(model, data).to(model._like.device), [], []
+    with data_named("valid"):
+        varies, found, groups = varying_entries(model, data).to(model._like.device), [], []
     with measuring(model, guide, seed):
         for group, batch, shown, scored in _with_gaps(model, data, fraction, batch_size, seed):
             where = scored & varies

@@ -382,6 +382,7 @@ class DSSM(Generation, Program):
         Returns:
             Shape ``(*, B, T, S)``: the latent variable, the state of an RNN over it, or both.
         """
+        check_types(DSSM.states, locals())
         names = dict.fromkeys((*self.memories.transition_reads[0], *self.memories.emission_reads[0]))
         read = self.memories.read(self.memories.along_z(z, inputs)[1], tuple(names))
         assert read is not None

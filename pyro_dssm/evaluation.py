@@ -223,7 +223,8 @@ def evaluate(
               \mathrm{IWAE}_K = E_q \Big[ \log \tfrac{1}{K} \sum_k w_k \Big], \qquad w = p(x, z) / q(z \mid x)
 
     The weights are those of whole sequences. The same seed gives the same result, and the state of the random
-    number generators is left as it was. Standard errors are those of a mean over sequences.
+    number generators is left as it was. Where processes train together, each that calls this scores all of the data
+    by itself, and waits for nobody. Standard errors are those of a mean over sequences.
 
     Args:
         model: The model.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import data_named, is_count, positive, real, shown
+from ._checks import data_named, is_count, natural, positive, real, shown
 from ._measuring import check_data, grouped, measuring
 from ._regression import Regression, States, as_list, as_pair, check_varies, least_squares, r_squared
 from ._types import check_types
@@ -103,6 +103,8 @@ class Identification:
     num_test: int
 
     def __post_init__(self) -> None:
+        natural("num_fit", self.num_fit)
+        natural("num_test", self.num_test)
         check_types(Identification.__init__, vars(self))
 
     @property

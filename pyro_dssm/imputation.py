@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_levels, floats, number, positive
+from ._checks import check_levels, data_named, floats, number, positive
 from ._devices import wide
 from ._gaps import interpolate, last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
@@ -43,6 +43,7 @@ class Coverage:
     counts: Tensor
 
     def __post_init__(self) -> None:
+        check_levels(self.levels)
         check_types(Coverage.__init__, vars(self))
 
     @property
@@ -108,8 +109,7 @@ def coverage(
     """
     check_types(coverage, locals())
     for name, value in (("samples", samples), ("truth", truth)):
-        if not value.dtype.is_floating_point:
-            raise ValueError(f"{name}: expected floats, got {value.dtype}.")
+        floats(name, value, "*", finite=False)
     if samples.dim() < 2 or samples.shape[1:] != truth.shape:
         expected = f"shape (S, *) for a truth of shape {tuple(truth.shape)}"
         raise ValueError(f"samples: expected {expected}, got {tuple(samples.shape)}.")
@@ -279,7 +279,8 @@ def imputation(
     covered, of_varying, groups = [], [], []
     with measuring(model, guide, seed):
         visible = _hide_frames(check_data("data", data, model), share, seed)
-        otherwise = _mean_visible(data, visible) if mean_frame is None else mean_frame
+        with data_named("data"):
+            otherwise = _mean_visible(data, visible) if mean_frame is None else mean_frame
         if tuple(otherwise.shape) != (model.x_dim,):
             raise ValueError(f"mean_frame: expected shape ({model.x_dim},), got {tuple(otherwise.shape)}.")
         floats("mean_frame", otherwise, model.x_dim)

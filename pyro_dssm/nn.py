@@ -72,8 +72,8 @@ def shift(values: Tensor, start: Tensor) -> Tensor:
         >>> shift(torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(1)).flatten()
         tensor([0., 1., 2.])
     """
-    for name, value in (("values", values), ("start", start)):
-        _check_rows(name, value)
+    _check_rows("values", values, 2)
+    _check_rows("start", start)
     if start.shape[-1] != values.shape[-1]:
         raise ValueError(f"start: expected shape (*, {values.shape[-1]}), got {tuple(start.shape)}.")
     first = start.unsqueeze(-2).expand(*values.shape[:-2], 1, values.shape[-1])

@@ -16,7 +16,6 @@ from torch import Tensor
 from ._checks import is_number, number, shown
 from ._ranks import all_reduce, world
 from ._store import when_released
-from ._types import check_types
 
 __all__ = ["ClippedNormAdam", "plain_name"]
 
@@ -27,6 +26,10 @@ class ClippedNormAdam(PyroOptim):
     Where the gradient :math:`g` of all parameters together is longer than ``clip_norm``, it is scaled to that
     length. (``pyro.optim.ClippedAdam`` clamps each element of it instead.) With ``torch.distributed``
     initialised, gradients are averaged over the processes first.
+
+    The moments of a pair's parameters leave with the pair: an optimiser that is kept for another one holds nothing of
+    those that have been dropped. (Pyro's own optimisers hold on to all parameters that they have ever stepped; those of
+    pairs that :func:`~pyro_dssm.fit` trained with them leave as well.)
 
     A step whose gradient is not finite leaves the parameters and their moments as they are. On a GPU they are masked
     there, so that a step does not wait for the gradient where nobody asks for :attr:`grad_norm` (as in
@@ -205,6 +208,8 @@ class ClippedNormAdam(PyroOptim):
         Args:
             state_dict: From :meth:`get_state`.
         """
+        if not isinstance(state_dict, dict) or not all(isinstance(v, dict) for v in state_dict.values()):
+            raise ValueError(f"state_dict: expected what get_state has returned, got {shown(state_dict)}.")
         self._adam, self._names = None, {}
         self._waiting = dict(state_dict)
 
@@ -244,7 +249,8 @@ def _let_go(optimizer: PyroOptim, gone: Sequence[Tensor]) -> None:
 
 def plain_name(name: str) -> str:
     """A parameter's name without its module's serial number, which differs from process to process."""
-    check_types(plain_name, locals())
+    if not isinstance(name, str):
+        raise ValueError(f"name: expected a string, got {shown(name)}.")
     return re.sub(r"_\d+(?=[.$])", "", name, count=1)
 
 

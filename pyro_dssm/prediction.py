@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import floats, positive
+from ._checks import data_named, floats, positive
 from ._devices import wide
 from ._gaps import last_seen
 from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
@@ -196,7 +196,8 @@ def open_loop(
             raise ValueError(
                 f"data: expected {expected}, got {len(short)} of {len(data)} shorter, down to {min(short)}."
             )
-        otherwise = _mean_of_beginnings(data, known).to(model._like)
+        with data_named("data"):
+            otherwise = _mean_of_beginnings(data, known).to(model._like)
         for group, batch in grouped(data, batch_size, model._like):
             seen = observed_entries(batch)
             past, future = slice(None, known), slice(known, known + horizon)

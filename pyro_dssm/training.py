@@ -208,8 +208,15 @@ def fit(
     While it is trained, the folder is locked: a second run is told which process holds it. A killed run holds nothing.
     Between computers the lock holds as far as those of the file system do (NFS has them from version 4 on).
 
-    The device is that of the parameters. Started by ``torchrun`` with ``torch.distributed`` initialised, each process
-    takes its share of every batch, gradients are averaged, and the first process writes.
+    The device is that of the parameters.
+
+    Started by ``torchrun`` with ``torch.distributed`` initialised, each process takes its share of every batch,
+    gradients are averaged, and the first process writes. All of them are called with the same arguments and all of
+    the data, which is compared at the start; only weights (the first process's count), ``progress``, ``callback``,
+    ``tensorboard``, ``num_workers``, ``patience``, ``checkpoint_seconds`` and ``max_seconds`` (the first process's
+    count) may differ. Where one process fails, is interrupted or killed, the others end within seconds of waiting for
+    it, with an error that names it. One that stands still without ending cannot be told from one that computes for
+    long: the others wait for it as long as ``init_process_group(timeout=...)`` has been told.
 
     Args:
         model: The model.
@@ -256,7 +263,9 @@ def fit(
 
     Raises:
         ValueError: If an argument is out of its range or cannot be compared by a later call, the folder holds another
-            run, or another process holds the folder.
+            run, or another process holds the folder; where processes train together, in all of them, also if an
+            argument is not the same in all.
+        RuntimeError: If another of the processes that train together has failed or cannot be reached any more.
         OSError: If the folder cannot be written into.
         FloatingPointError: If the loss, the gradient, or the validation bound of a sequence is no longer finite. A step
             with such a gradient changes neither weights nor moments, and nothing is written after it.

@@ -39,7 +39,7 @@ FIGURES |= {"custom_guide": ["GatedGuide.png"], "distributed": ["forecast.png"],
 FIGURES |= {"speech": ["mel.png", "packets.png", "continuation.png", "curves.png"], "reproduce_speech": []}
 SPEECH = ["soundfile", "librosa", "pesq", "pystoi"]  # what two of them need in addition
 EXAMPLES = list(FILES)
-LONG = {"distributed", "reproduce_speech", "taxonomy"}
+LONG = {"custom_guide", "distributed", "reproduce_speech", "system_identification", "taxonomy"}
 
 
 @pytest.fixture(autouse=True)

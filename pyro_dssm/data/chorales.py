@@ -253,10 +253,12 @@ def _notes_alone(text: str) -> str:
     while waiting:  # no recursion, which deep scores would exhaust
         element = waiting.pop()
         element.attrib = {name: value for name, value in element.attrib.items() if name in _ATTRIBUTES}
-        element.tail, most, words = None, _ELEMENTS.get(element.tag), element.text or ""
-        numbers = [] if most is None else re.findall(r"\d+(?:\.\d*)?", words)
-        if most is not None and numbers and (len(words) > _MAX_TEXT or max(map(float, numbers)) > most):
-            raise ValueError(f"expected {element.tag} of at most {most}, got {words[:_MAX_TEXT]}")
+        element.tail = None
+        most, written = _ELEMENTS.get(element.tag), element.text or ""
+        if most is not None and (
+            len(written) > _MAX_TEXT or any(float(number) > most for number in re.findall(r"\d+", written))
+        ):
+            raise ValueError(f"expected {element.tag} of at most {most:g}, got {written[:_MAX_TEXT]}")
         element[:] = [child for child in element if child.tag in _ELEMENTS]
         waiting.extend(element)
     return ElementTree.tostring(root, encoding="unicode")

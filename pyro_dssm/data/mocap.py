@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import is_number, positive, shown
+from .._checks import MOST, floats, is_count, is_number, positive, shown
 from .._reading import named
 from .._types import check_types
 from ._npz import read_npz
@@ -44,13 +44,18 @@ class Mocap:
     std: Tensor
     channels: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        check_types(Mocap.__init__, vars(self))
+        if not (isinstance(self.channels, tuple) and all(is_count(channel, 0, MOST) for channel in self.channels)):
+            raise ValueError(f"channels: expected a tuple of integers, got {shown(self.channels)}.")
+
     def datasets(self) -> Splits:
         """The three sets in the form that training takes."""
         return Splits(self.train.dataset(), self.valid.dataset(), self.test.dataset())
 
     def degrees(self, x: Tensor) -> Tensor:
         """Turns standardised values (*, x_dim) back into degrees."""
-        check_types(Mocap.degrees, locals())
+        floats("x", x, "*", len(self.channels), finite=False)
         return x * self.std.to(x) + self.mean.to(x)
 
 

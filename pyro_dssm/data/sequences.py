@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .._checks import check_seed, is_number, kind_of, natural, positive, shown, told_apart, whole
-from .._types import check_types
+from .._types import check_types, checked
 
 __all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate"]
 
 
+@checked()
 class Item(NamedTuple):
     """One sequence: ``x`` (T, x_dim), and ``mask`` and ``controls`` where the set has them."""
 
@@ -25,6 +26,7 @@ class Item(NamedTuple):
     controls: Tensor | None = None
 
 
+@checked("lengths")
 class Batch(NamedTuple):
     """Padded sequences, in the form that models and guides are called with.
 
@@ -76,12 +78,19 @@ def _checked(name: str, values: Any, dim: int | None = None) -> list[Tensor]:
 
 def chosen_of(indices: Any, count: int) -> list[int]:
     """Returns the numbers of sequences as a list; raises ``ValueError`` unless all are numbers of ``count``."""
-    if not isinstance(indices, Iterable) or isinstance(indices, str | bytes) or getattr(indices, "ndim", 1) == 0:
+    if (
+        not isinstance(indices, Iterable)
+        or isinstance(indices, str | bytes | Mapping)
+        or getattr(indices, "ndim", 1) == 0
+    ):
         raise ValueError(f"indices: expected integers, got {shown(indices)}.")
-    return [_index("indices", i, count) for i in indices]
+    chosen = [index_of("indices", i, count) for i in indices]
+    if not chosen:
+        raise ValueError("indices: expected at least one, got none.")
+    return chosen
 
 
-def _index(name: str, value: Any, count: int, error: type[Exception] = ValueError) -> int:
+def index_of(name: str, value: Any, count: int, error: type[Exception] = ValueError) -> int:
     """Returns a number as an integer; raises ``ValueError`` for anything else, ``error`` for one out of range."""
     try:
         if isinstance(value, bool | np.bool_):
@@ -222,7 +231,7 @@ class SequenceDataset(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         # What ends an iteration has to stay an IndexError.
-        index = _index("index", index, len(self), IndexError)
+        index = index_of("index", index, len(self), IndexError)
         return Item(
             self.sequences[index],
             None if self.masks is None else self.masks[index],
@@ -230,6 +239,7 @@ class SequenceDataset(Dataset[Item]):
         )
 
 
+@checked()
 class Splits(NamedTuple):
     """Three sets: to train on, to choose with, and to report once."""
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .._checks import check_seed, number, one_of, positive
 from .._reading import file_path
-from .._types import check_types
+from .._types import check_types, checked
 from ..audio import MAX_SAMPLES, Spectrogram, read_with_rate
 from ._speech_frames import Found, Options, load_frames
-from .sequences import SequenceDataset, chosen_of, split_ranges
+from .sequences import SequenceDataset, chosen_of, index_of, split_ranges
 
 __all__ = ["Recording", "SpeechDataset", "SpeechSplits", "find_recordings", "load_recordings", "load_speech"]
 
@@ -34,6 +34,7 @@ _LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
 _PARTS = {"train": ("train",), "valid": ("valid", "dev"), "test": ("test",)}
 
 
+@checked()
 class Recording(NamedTuple):
     """An audio file and who speaks."""
 
@@ -114,6 +115,7 @@ class SpeechDataset(SequenceDataset):
         Returns:
             Shape ``(N,)``, at its own level.
         """
+        index = index_of("index", index, len(self))
         path, spectrogram = self.recordings[index].path, self.spectrogram
         # Not by read_audio: whoever loaded the set has been told which files are resampled.
         return read_with_rate(
@@ -171,6 +173,7 @@ class SpeechDataset(SequenceDataset):
         return SequenceDataset(parts)
 
 
+@checked()
 class SpeechSplits(NamedTuple):
     """Three sets of recordings: to train on, to choose with, and to report once."""
 

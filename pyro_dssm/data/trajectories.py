@@ -15,7 +15,7 @@ from torch import Tensor
 from .._checks import one_of, positive, positive_integers, told_apart
 from .._files import atomic_write
 from .._reading import named
-from .._types import check_types
+from .._types import check_types, checked
 from ._npz import MAX_NPZ_BYTES, read_npz
 from .sequences import SequenceDataset, Splits, split_ranges
 
@@ -330,6 +330,7 @@ class Trajectories:
         return Path(path)
 
 
+@checked()
 class TrajectorySplits(NamedTuple):
     """Three sets: to train on, to choose with, and to report once."""
 

@@ -304,8 +304,7 @@ class MeanField(GaussianGuide):
     """
 
     def __init__(self, model: DSSM, *, direction: Literal["left", "right", "both"] = "both", **options: Any) -> None:
-        if direction not in ("left", "right", "both"):
-            raise ValueError(f"direction: expected 'left', 'right' or 'both', got {direction!r}.")
+        one_of("direction", direction, ("left", "right", "both"))
         past: Frames = "none" if direction == "right" else "own"
         super().__init__(model, latents="none", past=past, future=direction != "left", **options)
 

@@ -10,8 +10,9 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from .._checks import guide_kind
+from .._checks import guide_kind, positive
 from .._program import Program
+from .._types import check_types
 from ..dssm import DSSM
 from ..inputs import Inputs
 from ..paths import PathLaw, plates
@@ -209,6 +210,8 @@ class BaseGuide(Program):
 
     def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
         """Draws latent paths, shape ``(num_samples, *, B, T, z_dim)``."""
+        positive("num_samples", num_samples)
+        check_types(BaseGuide.draw, locals())
         return self.path(inputs).rsample((num_samples,))
 
     def states(self, inputs: Inputs, num_samples: int = 16) -> Tensor:
@@ -221,6 +224,8 @@ class BaseGuide(Program):
         Returns:
             Shape ``(*, B, T, S)``.
         """
+        positive("num_samples", num_samples)
+        check_types(BaseGuide.states, locals())
         return self.model.states(self.draw(inputs, num_samples), inputs).mean(0)
 
     # Its name, and its files.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import positive, positive_integers
+from .._types import check_types
 from ..dssm import DSSM
 from ..images import check_image_shape, frame_encoder
 from ..inputs import Inputs
@@ -88,6 +89,7 @@ class FrameGuide(BaseGuide):
         Returns:
             Shape ``(*, B, start_frames, x_dim)``, with ``reads_mask`` followed by what is read of the mask.
         """
+        check_types(FrameGuide.first_frames, locals())
         count = self.start_frames
         frames = self.with_mask(inputs.frames, inputs)[..., :count, :]
         if inputs.valid is not None:

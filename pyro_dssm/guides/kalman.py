@@ -11,7 +11,8 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from .._checks import event, one_of
+from .._checks import event, one_of, positive
+from .._types import check_types
 from ..codes import CodeFirst, Sampled, gaussian_log_prob
 from ..inputs import Inputs
 from ..kalman import Filtered, Smoothed, backward_conditionals, backward_log_prob, backward_sample, rts_smoother
@@ -128,6 +129,8 @@ class KalmanGuide(FrameGuide):
 
     def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
         """Draws states and codes, shape ``(num_samples, *, B, T, state_dim + code_dim)``."""
+        positive("num_samples", num_samples)
+        check_types(KalmanGuide.draw, locals())
         if self.zeta_net is not None:
             zeta = self.zeta_law(inputs).rsample((num_samples,))
             inputs = replace(inputs, zeta=zeta)
@@ -143,6 +146,8 @@ class KalmanGuide(FrameGuide):
         Returns:
             Shape ``(*, B, T, state_dim)``.
         """
+        positive("num_samples", num_samples)
+        check_types(KalmanGuide.states, locals())
         return self.filtered(inputs).mean
 
     def filtered(self, inputs: Inputs) -> Filtered:
@@ -154,6 +159,7 @@ class KalmanGuide(FrameGuide):
         Returns:
             Means, covariances, predictions.
         """
+        check_types(KalmanGuide.filtered, locals())
         path = self.path(inputs)
         codes = path.codes.base_dist.loc
         if path.hidden is not None:
@@ -170,6 +176,7 @@ class KalmanGuide(FrameGuide):
         Returns:
             Means, covariances, cross-covariances.
         """
+        check_types(KalmanGuide.smoothed, locals())
         return rts_smoother(self.filtered(inputs))
 
     def factorisation(self) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._types import checked
 from ._linalg import quadratic, symmetric
 from ._values import log_density
 
@@ -17,6 +18,7 @@ __all__ = ["SINGULAR", "Filtered", "RootFiltered", "innovation_cov", "log_likeli
 SINGULAR = "emission_noise: expected positive definite innovation covariances, got one that is singular."
 
 
+@checked()
 class Filtered(NamedTuple):
     r"""What a filter knows after every frame. Leading dimensions may be expanded views.
 

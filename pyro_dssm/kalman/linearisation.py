@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .._checks import floats
-from .._types import check_types
+from .._types import check_types, checked
 
 __all__ = ["Gaussian", "Linearise", "Linearised", "by_jacobian"]
 
 
+@checked()
 class Gaussian(NamedTuple):
     """A normal law.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import natural, shown
-from .._types import check_types
+from .._types import check_types, checked
 from ._arguments import alike, check_ends
 from ._linalg import Lifts, cholesky, matvec, path
 from ._values import root_value
@@ -20,6 +20,7 @@ from .filtered import Filtered, RootFiltered
 __all__ = ["BackwardConditionals", "backward_conditionals", "backward_log_prob", "backward_sample"]
 
 
+@checked()
 class BackwardConditionals(NamedTuple):
     r"""The laws :math:`q(z_t | z_{t+1}, y_{1:t}) = N(G_t z_{t+1} + b_t, L_t L_t^\top)` of all steps.
 
@@ -124,7 +125,7 @@ def backward_sample(
         (torch.Size([5, 2, 1]), torch.Size([5, 2]))
     """
     check_types(backward_sample, locals())
-    if isinstance(sample_shape, str | bytes) or not isinstance(sample_shape, Sequence):
+    if isinstance(sample_shape, str | bytes | bytearray) or not isinstance(sample_shape, Sequence):
         raise ValueError(f"sample_shape: expected integers, got {shown(sample_shape)}.")
     for size in sample_shape:
         natural("sample_shape", size)

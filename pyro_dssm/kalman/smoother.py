@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._types import check_types
+from .._types import check_types, checked
 from ._arguments import flat
 from ._linalg import Lifts, path, symmetric, triangular
 from ._values import valued
@@ -18,6 +18,7 @@ from .filtered import Filtered
 __all__ = ["RootSmoothed", "Smoothed", "rts_smoother", "smoothed"]
 
 
+@checked()
 class Smoothed(NamedTuple):
     r"""The states given all frames.
 

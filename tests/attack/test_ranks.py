@@ -3,9 +3,18 @@
 About two minutes.
 """
 
+import errno
+import itertools
+import os
+import re
+import signal
+import threading
+import time
+from random import Random
 
+import pytest
 import torch
-from processes import linux, weights
+from processes import free_port, in_processes, linux, same, weights
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
@@ -132,6 +141,12 @@ def test_one_is_called_with_another_seed(tmp_path):
     assert not different("seed", 2, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def warm():
+    """What torch imports at its first step is there for all processes, which would take seconds for it each."""
+    fit(epochs=1)
+
+
 @pytest.mark.slow
 def test_called_differently(tmp_path, table):
     cases = [(name, size) for size, names in ((2, UNEQUAL), (3, ["seed", "masks", "dtype"])) for name in names]
@@ -196,6 +211,7 @@ WELL = (alike, stopped_by_the_first, other_folders, only_one_scores, many_times,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_called_alike(tmp_path, table):
     wrong = []
     for case in WELL:
@@ -377,6 +393,7 @@ def badly(name, size, folder, *, port=False):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_failures(tmp_path, table):
     cases = [(name, 2, False) for name in FAILURES]
     cases += [(name, 3, False) for name in WITH_THREE] + [(name, 2, True) for name in WITH_PORT]
@@ -388,6 +405,54 @@ def test_failures(tmp_path, table):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+def test_another_backend(tmp_path, table, monkeypatch):
+    """One without groups of the library's own, as NCCL, whose waiting is asked for by looking whether it is done."""
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "another")
+    names = ("no epochs", "augment, second rank", "in a chunk", "callback", "killed, second rank", "no number")
+    wrong = []
+    for size, name in itertools.product((2, 3), names):
+        (tmp_path / f"{name} {size}").mkdir()
+        wrong += badly(name, size, tmp_path / f"{name} {size}")
+    (tmp_path / "alike").mkdir()
+    ended = in_processes(lambda rank: alike(rank, tmp_path / "alike"), 2, tmp_path / "alike")
+    if not all(e.kind == "returned" and same(e.value, ended[0].value) for e in ended):
+        wrong.append(("alike", *ended))
+    table("ranks: another backend", 13, len(wrong), examples=[" | ".join(map(str, w)) for w in wrong])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize(("name", "number"), [("killed", signal.SIGKILL), ("interrupted", signal.SIGINT)])
+def test_at_any_moment(name, number, tmp_path, table):
+    """From before they meet in `fit` to after its end."""
+    tried, ended_early, wrong, random = 25, 0, [], Random(0)
+    for i in range(tried):
+        victim, size, moment = random.randrange(2), 2 + i % 2, random.choice([0.05, 0.6]) * random.random()
+        folder = tmp_path / str(i)
+        folder.mkdir()
+
+        def work(rank, victim=victim, moment=moment, folder=folder):
+            if rank == victim:
+                timer = threading.Timer(moment, lambda: os.kill(os.getpid(), number))
+                timer.daemon = True
+                timer.start()
+            return fit(valid=waves((4, 5)), epochs=4, checkpoint=folder / "run", averaging=0.5)
+
+        ended = in_processes(work, size, folder)
+        own, others = ended[victim], [e for rank, e in enumerate(ended) if rank != victim]
+        words = f"rank {victim}|one of ranks|mostly rank 0"
+        # Or it was too late.
+        told = all(e.kind == "returned" or found(e, "OtherRank.*", words) for e in others)
+        ended_early += own.kind != "returned"
+        if not told or own.kind not in ("killed", "KeyboardInterrupt", "returned"):
+            wrong.append((victim, moment, *ended))
+    assert ended_early > tried / 2
+    table(f"ranks: {name} at any moment", tried, len(wrong), examples=[" | ".join(map(str, w)) for w in wrong])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_process_that_stands_still(tmp_path, table):
     """Nobody can tell it from one that computes for long: the others wait as long as the group has been told to."""
 

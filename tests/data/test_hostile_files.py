@@ -174,6 +174,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", READERS)
 def test_what_is_no_regular_file_is_refused_at_once(name, kind, tmp_path):
@@ -189,6 +190,7 @@ def test_what_is_no_regular_file_is_refused_at_once(name, kind, tmp_path):
     refused(reader.read, path, f"expected a regular file, got {what}", seconds=3)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", [name for name in READERS if name not in (*NEED_MORE, *TAKE_LONG)])
 def test_links_to_regular_files_are_followed(name, tmp_path):
     reader = READERS[name]
@@ -207,6 +209,7 @@ def test_pair_files_too(kind, tmp_path):
         pyro_dssm.load(tmp_path / "a.safetensors")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("read", [read_midi, read_audio, read_mat, read_packed, read_chorale, Trajectories.load_npz])
 @pytest.mark.parametrize("bad", [3, True, b"a", "a\0b", 1.5, None])
 def test_what_is_no_path_is_named(read, bad):
@@ -217,7 +220,7 @@ def test_what_is_no_path_is_named(read, bad):
 @pytest.mark.parametrize("bad", [3, b"a", "a\0b", None])
 def test_what_is_no_folder_is_named(bad):
     for load, name in ((load_speech, "folder"), (find_recordings, "folder"), (load_recordings, "source")):
-        with pytest.raises((ValueError, TypeError), match=f"^{name}: expected a path, got|not iterable"):
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, got "):
             load(bad)
 
 
@@ -273,6 +276,7 @@ def read_bytes(tmp_path, data, **options):
         return read_midi(tmp_path / "a.mid", **options)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -301,7 +305,8 @@ def test_midi_files_that_are_refused(data, words, tmp_path):
     refused(lambda path: read_bytes(tmp_path, data), tmp_path / "a.mid", *words, seconds=2, megabytes=None)
 
 
-def test_midi_files_cost_what_they_hold(tmp_path):
+@pytest.mark.parametrize("size", [5_000, pytest.param(50_000, marks=pytest.mark.slow)])
+def test_midi_files_cost_what_they_hold(size, tmp_path):
     """Ten times the bytes take about ten times as long, whatever is in them."""
     shapes = {
         "onsets that never end": lambda n: midi((b"\0\x90\x40\x40") * (n // 4) + number(480 * 5_000) + b"\xff\x2f\0"),
@@ -313,9 +318,9 @@ def test_midi_files_cost_what_they_hold(tmp_path):
     }
     for make in shapes.values():
         took = []
-        for size in (20_000, 200_000):
+        for n in (size, 10 * size):
             began = time.process_time()
-            check_roll(read_bytes(tmp_path, make(size)))
+            check_roll(read_bytes(tmp_path, make(n)))
             took.append(time.process_time() - began)
         assert took[1] < 20 * took[0] + 0.2
 
@@ -355,7 +360,7 @@ def test_tempo_and_foreign_chunks_do_not_matter(tmp_path):
 def test_thousands_of_tracks(tmp_path):
     track = b"\0\x90\x40\x40" + number(480) + b"\x80\x40\0" + END
     with within(2):
-        assert read_bytes(tmp_path, midi(*[track] * 20_000)).sum() == 1
+        assert read_bytes(tmp_path, midi(*[track] * 5_000)).sum() == 1
 
 
 def test_limits_of_midi_files_are_arguments(tmp_path):
@@ -427,7 +432,8 @@ ROLL = np.zeros((2, 88), np.uint8)
 NAMES = (b"traindata", b"validdata", b"testdata")
 
 
-@pytest.mark.parametrize("left", [-1, 0, 1])
+@pytest.mark.sample(9)
+@pytest.mark.parametrize("left", [0, -1, 1])
 def test_a_variable_that_takes_the_whole_budget_leaves_none(left, tmp_path):
     """Zlib takes a limit of 0 for none."""
     budget = 500 * (8 * 88 + 96) + (1 << 16)
@@ -439,6 +445,7 @@ def test_a_variable_that_takes_the_whole_budget_leaves_none(left, tmp_path):
     refused(partial(read_mat, max_frames=500), tmp_path / "a.mat", f"more than {budget} bytes", megabytes=5)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -480,6 +487,7 @@ def npz(path, method=zipfile.ZIP_DEFLATED, **members):
 X = npy((1, 3, 2), data=bytes(24))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("members", "words"),
     [
@@ -588,6 +596,7 @@ def flac_that_promises(samples, path):
     path.write_bytes(bytes(data))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("samples", [2**36 - 1, 2**35, 2**28 + 1, 2**28, 10**6, 4001])
 def test_a_header_that_promises_samples_that_are_not_there(samples, tmp_path):
     flac_that_promises(samples, tmp_path / "a.flac")
@@ -595,6 +604,7 @@ def test_a_header_that_promises_samples_that_are_not_there(samples, tmp_path):
     refused(read_audio, tmp_path / "a.flac", *words, seconds=2, megabytes=30)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("rate", [0, 1, 10, 249, 2**20 + 1, 2**31 - 1, 2**31, 2**32 - 1])
 def test_rates_beyond_reason(rate, tmp_path):
     (tmp_path / "a.wav").write_bytes(wav(NOISE, rate=rate))
@@ -649,6 +659,7 @@ CONTAINERS = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", [f"{form} {subtype}" for form, subtypes in CONTAINERS.items() for subtype in subtypes])
 def test_half_a_recording_is_no_shorter_one(kind, tmp_path):
     form, subtype = kind.split()
@@ -680,6 +691,7 @@ def test_streams_that_did_not_know_their_end(order, tmp_path):
     refused(read_audio, path, "8000 bytes of samples of 2147479553 promised")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("form", ["VOC", "IRCAM", "MAT5", "SVX", "PAF", "AVR", "XI"])
 def test_containers_that_cannot_be_checked(form, tmp_path):
     buffer = io.BytesIO()
@@ -827,6 +839,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("case", SPOILT)
 def test_an_index_is_not_trusted(case, cached):
     """Also where its checksum fits: another program may have written it."""
@@ -841,6 +854,7 @@ def test_an_index_is_not_trusted(case, cached):
     assert again.levels == first.levels
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "text",
     [
@@ -864,6 +878,7 @@ def test_an_index_that_is_none(text, cached):
     assert all(torch.equal(a, b) for a, b in zip(first.sequences, again.sequences, strict=True))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("at", [3, 20, 100, 128, 500, -1])
 def test_damaged_frames_are_computed_again(at, cached):
     read, first, _, frames = cached
@@ -932,6 +947,25 @@ def test_scores_are_not_unpickled_by_their_name(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<fifths>0", "<fifths>2147483647"),
+        ("<fifths>0", "<fifths>-99999"),
+        ("<beats>4", "<beats>32767"),
+        ("<beats>4", "<beats>1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1"),
+        ("<duration>1<", "<duration>" + "9" * 400 + "<"),
+    ],
+)
+def test_numbers_that_would_be_counted_up_to(old, new, tmp_path):
+    pytest.importorskip("music21")
+    path = tmp_path / "bwv1.xml"
+    READERS["data.chorales.read_chorale"].write(path, 1)
+    path.write_text(path.read_text().replace(old, new, 1))
+    refused(read_chorale, path, f"expected {old[1:].partition('>')[0]} of at most", seconds=10)
+
+
+@pytest.mark.slow
 def test_notes_outside_the_keys_are_not_wrapped_round(tmp_path):
     pytest.importorskip("music21")
     reader = READERS["data.chorales.read_chorale"]
@@ -941,7 +975,7 @@ def test_notes_outside_the_keys_are_not_wrapped_round(tmp_path):
     for octave in ("-1", "0", "12"):
         path.write_text(re.sub("<octave>.</octave>", f"<octave>{octave}</octave>", text, count=1))
         refused(read_chorale, path)
-    path.write_text(text.replace("<duration>1<", "<duration>1000000000<", 1))
+    path.write_text(text.replace("<duration>1<", "<duration>90000000<", 1))
     refused(read_chorale, path, "at most 100000 quarter notes")
 
 
