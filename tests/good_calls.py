@@ -409,10 +409,10 @@ def programs(w):
     """Calls of models and guides, and what can be asked of them."""
     yield Call("DSSM.forward", w.model, undriven(given(w)))
     yield Call("DSSM.forward with controls", w.driven, given(w))
-    yield Call("Guide.forward", w.guide, undriven(given(w)))
-    yield Call("Guide.forward with controls", w.driven_guide, given(w))
+    yield Call("BaseGuide.forward", w.guide, undriven(given(w)))
+    yield Call("BaseGuide.forward with controls", w.driven_guide, given(w))
     yield Call("DSSM.forward of an EKVAE", w.steered, given(w, x=torch.randn(B, T, 4)))
-    yield Call("Guide.forward of a KalmanGuide", w.kalman_guide, given(w, x=torch.randn(B, T, 4)))
+    yield Call("BaseGuide.forward of a KalmanGuide", w.kalman_guide, given(w, x=torch.randn(B, T, 4)))
     for name, loss in (("Trace_ELBO", Trace_ELBO()), ("RecordingELBO", pd.RecordingELBO())):
         yield Call(f"RecordingELBO.loss of {name}", _loss(loss.loss, w.driven, w.driven_guide), given(w))
     yield Call(
@@ -475,9 +475,10 @@ def programs(w):
     checked = instance(batch, w.batch, w.x)
     paths = w.guide.draw(batch, 2)
     yield Call("DSSM.states", w.model.states, {"z": instance(paths, [paths]), "inputs": checked})
-    yield Call("Guide.draw", w.guide.draw, {"inputs": checked, "num_samples": count(2)})
-    yield Call("Guide.states", w.guide.states, {"inputs": checked, "num_samples": count(2)})
-    yield Call("Guide.first_frames", w.guide.first_frames, {"inputs": checked})
+    yield Call("BaseGuide.draw", w.guide.draw, {"inputs": checked, "num_samples": count(2)})
+    yield Call("BaseGuide.posterior", w.guide.posterior, {**undriven(given(w)), "num_samples": count(3, low=2)})
+    yield Call("BaseGuide.states", w.guide.states, {"inputs": checked, "num_samples": count(2)})
+    yield Call("FrameGuide.first_frames", w.guide.first_frames, {"inputs": checked})
     steered = instance(w.steered.observe(torch.randn(B, T, 4), controls=w.controls), w.batch, w.x)
     yield Call("KalmanGuide.draw", w.kalman_guide.draw, {"inputs": steered, "num_samples": count(2)})
     yield Call("KalmanGuide.states", w.kalman_guide.states, {"inputs": steered, "num_samples": count(2)})
@@ -2178,9 +2179,12 @@ def calls(w=None, areas=AREAS):
 # What is public and has no good call here, a class with all its methods, by the reason.
 _EXEMPT = {
     "what the library makes and hands on itself, in every step; its arguments have been checked before": """
-        BackwardLaw CodeFirst CodePath CodedState DSSM.emission_from DSSM.first_law DSSM.frames_from
+        BackwardLaw Carry CodeFirst CodePath CodedState DSSM.emission_from DSSM.path DSSM.receive DSSM.try_transition
+        DSSM.values_along DSSM.values_by_step EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
+        GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
+        NoiseGuide.read_context Shared check_model posterior DSSM.first_law DSSM.frames_from
         DSSM.transition_from DSSM.zeta_law Divergences FlowGuide.path FlowGuide.push FlowPath Guide.path
-        Guide.zeta_law GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
+        GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
         Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_law check_finite complete
@@ -2196,7 +2200,7 @@ _EXEMPT = {
         ItakuraSaitoEmission.expected_log ItakuraSaitoEmission.law KVAE.carry KVAE.fill KVAE.filter KVAE.matrix
         KVAE.mix KVAE.slope KVAE.transition KalmanGuide.step Lagrangian.exponent LocallyLinear.linearise
         LocallyLinearSSM.transition LogNormalPowerEmission.expected_log LogNormalPowerEmission.law
-        Network.linearise NoLatents.step PairContract PowerEmission.check PowerEmission.expected_log
+        Network.linearise PairContract PowerEmission.check PowerEmission.expected_log
         PowerEmission.law PowerEmission.read PowerEmission.read_mean PowerEmission.spread
     """,
     "a network or a distribution, called like those of torch, which refuse what does not fit": """
@@ -2212,7 +2216,7 @@ _EXEMPT = {
         Arrow Linearised MusicSet PairFile Posterior RootFiltered RootSmoothed
     """,
     "the base of others, which are here": """
-        Dynamics Emission Generation Initial KLSchedule KalmanVAE Memory PowerEmission ZooModel
+        BaseGuide Dynamics Emission FrameGuide Generation Initial KLSchedule KalmanVAE Memory PowerEmission ZooModel
     """,
     "reads music21's corpus for seconds": """
         bach_chorales build_chorales chorale_files read_chorale

@@ -53,6 +53,7 @@ class FrameGuide(BaseGuide):
         start_frames: int = START_FRAMES,
     ) -> None:
         super().__init__(model)
+        check_types(FrameGuide.__init__, locals())
         positive("start_frames", start_frames)
         self.reads_mask, self.start_frames = reads_mask, start_frames
         mask_dim = model.x_dim if reads_mask else 0
