@@ -1,27 +1,11 @@
 """Deep state-space models in Pyro."""
 
-from .calibration import Calibration, calibrate
-from .checkpoints import PairFile, inspect, load, save
-from .constraints import (
-    GECO,
-    Constraint,
-    ConstraintWarning,
-    Lagrangian,
-    autoencoder_error,
-    error_bound,
-    first_multiplier,
-    moderate_scale,
-)
+from ._utils.divergence import DivergenceWarning
 from .data.gaps import RandomGaps
 from .data.sequences import Batch, SequenceDataset, Splits
 from .data.trajectories import Trajectories
-from .divergence import DivergenceWarning
-from .dssm import DSSM
-from .dvbf import DVBF, LocallyLinearSSM
-from .ekvae import EKVAE
 from .emissions import Emission
-from .evaluation import Bound, Score, evaluate
-from .filling import ConvergenceWarning
+from .evaluation.likelihood import Bound, Score, evaluate
 from .guides import (
     GUIDES,
     ApproachA,
@@ -40,15 +24,13 @@ from .guides import (
     NoLatents,
     PartialAlignment,
 )
-from .kalman_vae import KalmanVAE
-from .kvae import KVAE
-from .objectives import ConstantKL, CyclicKL, KLSchedule, LinearKL, RecordingELBO, kl_weight
-from .optim import ClippedNormAdam
-from .standardise import Standardise
-from .structure import Order, Structure
-from .training import History, fit
-from .truncation import chunks
-from .zoo import (
+from .models.dssm import DSSM
+from .models.dvbf import DVBF, LocallyLinearSSM
+from .models.ekvae import EKVAE
+from .models.kalman_vae import KalmanVAE
+from .models.kvae import KVAE
+from .models.standardise import Standardise
+from .models.zoo import (
     ARHMM,
     DMM,
     FHMM,
@@ -67,6 +49,24 @@ from .zoo import (
     FrameVAE,
     ZooModel,
 )  # fmt: skip
+from .objectives.constraints import (
+    GECO,
+    Constraint,
+    ConstraintWarning,
+    Lagrangian,
+    error_bound,
+    first_multiplier,
+    moderate_scale,
+)
+from .objectives.elbo import ConstantKL, CyclicKL, KLSchedule, LinearKL, RecordingELBO, kl_weight
+from .particles.filling import ConvergenceWarning
+from .saving.pairs import PairFile, inspect, load, save
+from .structure.structure import Order, Structure
+from .training.autoencoder import autoencoder_error
+from .training.calibration import Calibration, calibrate
+from .training.fitting import History, fit
+from .training.optim import ClippedNormAdam
+from .training.truncation import chunks
 
 __version__ = "0.1.0"
 

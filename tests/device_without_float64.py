@@ -158,10 +158,10 @@ def calls(folder, *, everything):
     """The library's entry points by name, each a function without arguments."""
     import pyro_dssm as pd
     from pyro_dssm import constraints, kalman, metrics, testing
-    from pyro_dssm.audio import Spectrogram, griffin_lim
-    from pyro_dssm.identification import identification, latent_states, system_identification
-    from pyro_dssm.imputation import coverage, imputation
-    from pyro_dssm.prediction import open_loop
+    from pyro_dssm.evaluation.identification import identification, latent_states, system_identification
+    from pyro_dssm.evaluation.imputation import coverage, imputation
+    from pyro_dssm.evaluation.prediction import open_loop
+    from pyro_dssm.speech.audio import Spectrogram, griffin_lim
 
     x, mask = torch.randn(4, 5, 3), torch.rand(4, 5) < 0.7
     mask[:, 0] = True
@@ -273,10 +273,10 @@ def _of_the_zoo(pd, testing, name, quick):
 
 
 def _of_speech(pd, folder):
-    from pyro_dssm.audio import Spectrogram, write_audio
-    from pyro_dssm.data.speech import load_recordings
-    from pyro_dssm.metrics import score_speech
-    from pyro_dssm.resynthesis import continue_speech, fill_gaps, generate_speech, resynthesise
+    from pyro_dssm.speech.audio import Spectrogram, write_audio
+    from pyro_dssm.speech.metrics import score_speech
+    from pyro_dssm.speech.recordings import load_recordings
+    from pyro_dssm.speech.resynthesis import continue_speech, fill_gaps, generate_speech, resynthesise
 
     spectrogram = Spectrogram(window=64, hop=16, rate=8000)
     wave = 0.1 * torch.randn(900)

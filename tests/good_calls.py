@@ -70,11 +70,11 @@ from pyro_dssm.data import (
     transpose,
 )
 from pyro_dssm.data import pendulum as pendulums
-from pyro_dssm.dvbf import StateMemory
-from pyro_dssm.dynamics import LocallyLinear, Network
-from pyro_dssm.initial import GaussianInitial, HierarchicalInitial
-from pyro_dssm.memories import Last, Memories, Recurrent
-from pyro_dssm.standardise import Affine, AffineNormal
+from pyro_dssm.models.dvbf import StateMemory
+from pyro_dssm.models.dynamics import LocallyLinear, Network
+from pyro_dssm.models.initial import GaussianInitial, HierarchicalInitial
+from pyro_dssm.models.standardise import Affine, AffineNormal
+from pyro_dssm.nn.memories import Last, Memories, Recurrent
 
 B, T, D, Z = 3, 5, 2, 2
 GATES = {"mlp_dims": (4,)}

@@ -19,7 +19,7 @@ from stopping import Stop
 
 import pyro_dssm as pd
 from pyro_dssm import _files, identification, imputation, prediction
-from pyro_dssm.checkpoints import read_tensors
+from pyro_dssm.saving.pairs import read_tensors
 
 
 class Moment:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 import pyro_dssm as pd
 from pyro_dssm import _files
-from pyro_dssm.checkpoints import read_tensors
+from pyro_dssm.saving.pairs import read_tensors
 
 # Where in a write it may die: with half of the bytes, before or after they have their name.
 PLACES = ("half", "before", "after")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm.nn import normal
+from pyro_dssm.nn.layers import normal
 
 
 class LinearGaussian(pd.DSSM):

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_dssm.audio import Spectrogram, read_audio
 from pyro_dssm.data.chorales import _CACHE_FILE, bach_chorales, build_chorales, read_chorale
 from pyro_dssm.data.fetch import fetch, fetch_music
 from pyro_dssm.data.midi import read_midi
@@ -23,8 +22,9 @@ from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.music import load_music
 from pyro_dssm.data.rolls import read_mat, read_packed, write_packed
 from pyro_dssm.data.sequences import SequenceDataset, Splits
-from pyro_dssm.data.speech import load_recordings, load_speech
 from pyro_dssm.data.trajectories import Trajectories
+from pyro_dssm.speech.audio import Spectrogram, read_audio
+from pyro_dssm.speech.recordings import load_recordings, load_speech
 
 SMALL = Spectrogram(window=64, hop=16, rate=16000)
 
@@ -253,9 +253,11 @@ READERS = {
     "data.mocap.load_mocap": Reader(
         "cmu_mocap_35/mocap35.npz", write_mocap, lambda p: load_mocap(p.parents[1]), check_mocap
     ),
-    "audio.read_audio": Reader("a.wav", write_recording, lambda p: read_audio(p, min_samples=500), check_recording),
-    "data.speech.load_recordings": Reader("a.wav", write_recording, load_recordings, check_recordings),
-    "data.speech.load_speech": Reader(
+    "speech.audio.read_audio": Reader(
+        "a.wav", write_recording, lambda p: read_audio(p, min_samples=500), check_recording
+    ),
+    "speech.recordings.load_recordings": Reader("a.wav", write_recording, load_recordings, check_recordings),
+    "speech.recordings.load_speech": Reader(
         "a.wav", write_recording, _three(load_speech), lambda found: [check_recordings(part) for part in found]
     ),
     "data.fetch.fetch": Reader(

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_dssm.audio import Spectrogram, griffin_lim, read_audio, write_audio
+from pyro_dssm.speech.audio import Spectrogram, griffin_lim, read_audio, write_audio
 
 PAPER = Spectrogram()
 SMALL = Spectrogram(window=64, hop=16, rate=8000)
@@ -276,14 +276,14 @@ def test_bad_waves_are_not_written(wave, rate, name, tmp_path):
 def test_another_rate_is_resampled_and_logged(tmp_path, caplog):
     t = torch.arange(22050) / 22050
     soundfile.write(tmp_path / "a.wav", (0.5 * (2 * math.pi * 440 * t).sin()).numpy(), 22050)
-    with caplog.at_level(logging.INFO, "pyro_dssm.audio"):
+    with caplog.at_level(logging.INFO, "pyro_dssm.speech.audio"):
         found = read_audio(tmp_path / "a.wav")
     assert found.shape == (16000,)
     assert f"{tmp_path / 'a.wav'} from 22050 to 16000" in caplog.text
     expected = 0.5 * (2 * math.pi * 440 * torch.arange(16000) / 16000).sin()
     assert (found - expected)[500:-500].abs().max() < 1e-3
     caplog.clear()
-    with caplog.at_level(logging.INFO, "pyro_dssm.audio"):
+    with caplog.at_level(logging.INFO, "pyro_dssm.speech.audio"):
         assert len(read_audio(tmp_path / "a.wav", 22050)) == 22050
     assert not caplog.text
 

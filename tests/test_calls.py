@@ -19,7 +19,7 @@ from wrong_calls import Attack, Call, attempt, count, flag
 
 import pyro_dssm
 from pyro_dssm import DSSM
-from pyro_dssm._types import check_types
+from pyro_dssm._utils.types import check_types
 
 
 def face():

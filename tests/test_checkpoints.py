@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import pyro_dssm as pd
 from pyro_dssm import checkpoints
-from pyro_dssm.checkpoints import read_tensors, write_tensors
+from pyro_dssm.saving.pairs import read_tensors, write_tensors
 
 
 def sequences(dtype=torch.float32, controls=0):
@@ -268,11 +268,11 @@ def fail(*args, **kwargs):
 
 
 def fails_at_the_end(monkeypatch):
-    monkeypatch.setattr("pyro_dssm._files.os.replace", fail)
+    monkeypatch.setattr("pyro_dssm._utils.files.os.replace", fail)
 
 
 def fails_on_disk(monkeypatch):
-    monkeypatch.setattr("pyro_dssm._files.os.fsync", fail)
+    monkeypatch.setattr("pyro_dssm._utils.files.os.fsync", fail)
 
 
 def fails_early(monkeypatch):
@@ -303,7 +303,7 @@ def test_interrupted_write(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_dssm._files.os.replace", interrupt)
+    monkeypatch.setattr("pyro_dssm._utils.files.os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pd.save(tmp_path / "pair", *build("DMM"))
     monkeypatch.undo()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import pyro_dssm as pd
-from pyro_dssm.codes import CodedState
 from pyro_dssm.data.sequences import Batch
-from pyro_dssm.evaluation import log_weights
+from pyro_dssm.evaluation.likelihood import log_weights
+from pyro_dssm.models.codes import CodedState
 
 EXPONENTS = (-6, -3, 0, 3, 6)
 HIDDEN = torch.tensor([False, True, False])

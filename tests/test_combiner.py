@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pyro_dssm as pd
-from pyro_dssm.nn import Combiner
+from pyro_dssm.nn.layers import Combiner
 from pyro_dssm.testing import check_pair, random_batch
 
 pytestmark = pytest.mark.usefixtures("double")

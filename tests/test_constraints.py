@@ -18,9 +18,10 @@ from stopping import RaiseAt, Stop
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm.checkpoints import read_tensors, write_tensors
-from pyro_dssm.constraints import GECO, Constraint, ConstraintWarning, Lagrangian, autoencoder_error, error_bound
 from pyro_dssm.data.synthetic import oscillator
+from pyro_dssm.objectives.constraints import GECO, Constraint, ConstraintWarning, Lagrangian, error_bound
+from pyro_dssm.saving.pairs import read_tensors, write_tensors
+from pyro_dssm.training.autoencoder import autoencoder_error
 
 WIDE = {"smoothing": 0.0, "factors": (1e-3, 1e3)}
 T, D, Z = 5, 2, 3

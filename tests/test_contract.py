@@ -6,7 +6,7 @@ from torch import nn
 
 import pyro_dssm as pd
 from pyro_dssm import testing
-from pyro_dssm.nn import MLP, Combiner, NormalHead, normal
+from pyro_dssm.nn.layers import MLP, Combiner, NormalHead, normal
 from pyro_dssm.testing import PairContract, check_pair, random_batch
 
 D, Z = 3, 4

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_dssm._devices import generators_kept
+from pyro_dssm._utils.devices import generators_kept
 
 HERE = Path(__file__).parent
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pyro_dssm as pd
-from pyro_dssm.checkpoints import read_tensors
+from pyro_dssm.saving.pairs import read_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ import torch
 import torch.distributed as distributed
 
 import pyro_dssm as pd
-from pyro_dssm.constraints import Lagrangian
+from pyro_dssm.objectives.constraints import Lagrangian
 
 torch.set_num_threads(1)
 out = sys.argv[1]

@@ -9,8 +9,8 @@ from torch import nn
 
 import pyro_dssm as pd
 from pyro_dssm.data.sequences import Batch
-from pyro_dssm.evaluation import log_weights
-from pyro_dssm.nn import normal
+from pyro_dssm.evaluation.likelihood import log_weights
+from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import PairContract, log_probs_per_step, parents_by_jacobian
 
 X, S, W, U, T = 4, 3, 4, 1, 5

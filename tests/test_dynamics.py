@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from pyro_dssm.dynamics import DYNAMICS, Dynamics, LocallyLinear, Network
+from pyro_dssm.models.dynamics import DYNAMICS, Dynamics, LocallyLinear, Network
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -25,12 +25,12 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 import pyro_dssm as pd
-from pyro_dssm._run import seed_of
 from pyro_dssm.guides import GuidePath
-from pyro_dssm.initial import GaussianInitial
-from pyro_dssm.nn import join, normal
-from pyro_dssm.paths import with_first
+from pyro_dssm.models.initial import GaussianInitial
+from pyro_dssm.nn.layers import join, normal
+from pyro_dssm.programs.path import with_first
 from pyro_dssm.testing import FORMS, run_as
+from pyro_dssm.training._run import seed_of
 
 D, T = 2, 2
 LENGTHS = torch.tensor([2, 1, 2])

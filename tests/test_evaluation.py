@@ -8,7 +8,7 @@ from linear_gaussian import ExactGuide, LinearGaussian
 
 import pyro_dssm as pd
 from pyro_dssm import evaluation
-from pyro_dssm.evaluation import log_weights
+from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.testing import FORMS, run_as
 
 D, Z = 2, 2

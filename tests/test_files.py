@@ -20,9 +20,9 @@ from torch import nn
 
 import pyro_dssm as pd
 from pyro_dssm import _tensorfile as tensorfile
-from pyro_dssm._building import Bounded, Excess, Sizes
-from pyro_dssm.audio import Spectrogram
-from pyro_dssm.checkpoints import build, describe, read_run, read_tensors, write_tensors
+from pyro_dssm.saving._building import Bounded, Excess, Sizes
+from pyro_dssm.saving.pairs import build, describe, read_run, read_tensors, write_tensors
+from pyro_dssm.speech.audio import Spectrogram
 
 READERS = {"load": pd.load, "inspect": pd.inspect, "read_tensors": read_tensors, "read_run": read_run}
 
@@ -118,7 +118,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(*args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pyro_dssm._tensorfile.os.open", refuse)
+    monkeypatch.setattr("pyro_dssm.saving._tensorfile.os.open", refuse)
     with pytest.raises(PermissionError, match="^path: expected a file that may be read, got one without permission"):
         pd.load(tmp_path / "pair")
 

@@ -11,9 +11,9 @@ from torch import nn
 
 import pyro_dssm as pd
 from pyro_dssm import filling
-from pyro_dssm.filling import r_hat
-from pyro_dssm.imputation import coverage
-from pyro_dssm.nn import normal
+from pyro_dssm.evaluation.imputation import coverage
+from pyro_dssm.nn.layers import normal
+from pyro_dssm.particles.filling import r_hat
 
 T, D, S = 10, 2, 400
 frames = torch.arange(T)

@@ -8,7 +8,7 @@ import torch
 
 import pyro_dssm as pd
 from pyro_dssm.data import RandomGaps
-from pyro_dssm.nn import normal
+from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import check_hidden_values_change_nothing, check_pair, random_batch
 
 B, T, X, Z = 4, 6, 3, 4

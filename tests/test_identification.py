@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from linear_gaussian import ExactGuide, LinearGaussian
 
 import pyro_dssm as pd
-from pyro_dssm.identification import (
+from pyro_dssm.evaluation.identification import (
     disentanglement,
     identification,
     latent_states,

@@ -13,9 +13,9 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pyro_dssm as pd
-from pyro_dssm.checkpoints import describe
 from pyro_dssm.emissions import BernoulliEmission, GaussianEmission, GreyBernoulli, hide
-from pyro_dssm.images import ConvDecoder, ConvEncoder, frame_decoder, frame_encoder
+from pyro_dssm.nn.images import ConvDecoder, ConvEncoder, frame_decoder, frame_encoder
+from pyro_dssm.saving.pairs import describe
 from pyro_dssm.testing import FORMS, check_guide_parents, check_pair, check_sites_agree, random_batch, run_as
 
 IMAGE = (1, 5, 3)

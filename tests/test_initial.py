@@ -11,9 +11,9 @@ from torch import nn
 import pyro_dssm as pd
 from pyro_dssm import testing
 from pyro_dssm.data.sequences import Batch
-from pyro_dssm.evaluation import log_weights
-from pyro_dssm.initial import INITIALS, GaussianInitial, HierarchicalInitial
-from pyro_dssm.nn import normal
+from pyro_dssm.evaluation.likelihood import log_weights
+from pyro_dssm.models.initial import INITIALS, GaussianInitial, HierarchicalInitial
+from pyro_dssm.nn.layers import normal
 
 X, Z, B, T = 2, 4, 4, 5
 LENGTHS = torch.tensor([5, 2, 4, 1])

@@ -18,13 +18,13 @@ from torch import nn
 
 import pyro_dssm as pd
 from pyro_dssm import testing
-from pyro_dssm.codes import CodedState, Sampled, gaussian_log_prob
 from pyro_dssm.data.sequences import Batch
-from pyro_dssm.dynamics import Dynamics
-from pyro_dssm.evaluation import log_weights
+from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.guides.kalman import KalmanPath
-from pyro_dssm.nn import normal
-from pyro_dssm.objectives import RecordingELBO
+from pyro_dssm.models.codes import CodedState, Sampled, gaussian_log_prob
+from pyro_dssm.models.dynamics import Dynamics
+from pyro_dssm.nn.layers import normal
+from pyro_dssm.objectives.elbo import RecordingELBO
 from pyro_dssm.testing import PairContract, run_as
 
 X, N, D, U, T = 4, 3, 2, 1, 5

@@ -19,8 +19,8 @@ from stopping import RaiseAt, Stop
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm._interrupts import uninterrupted
-from pyro_dssm.checkpoints import read_tensors
+from pyro_dssm._utils.interrupts import uninterrupted
+from pyro_dssm.saving.pairs import read_tensors
 
 EPOCHS = 2
 
@@ -163,14 +163,18 @@ MOMENTS = {
     "step": lambda error, monkeypatch: {"augment": RaiseAt(4, error)},
     "callback": lambda error, monkeypatch: {"callback": RaiseAt(1, error)},
     "optimiser": lambda error, monkeypatch: raise_after(
-        monkeypatch, "pyro_dssm.optim.torch.optim.AdamW.step", 4, error
+        monkeypatch, "pyro_dssm.training.optim.torch.optim.AdamW.step", 4, error
     ),
-    "validation": lambda error, monkeypatch: raise_after(monkeypatch, "pyro_dssm._run.bounds", 2, error),
+    "validation": lambda error, monkeypatch: raise_after(monkeypatch, "pyro_dssm.training._run.bounds", 2, error),
     "first validation": lambda error, monkeypatch: raise_after(
-        monkeypatch, "pyro_dssm.evaluation.log_weights", 1, error
+        monkeypatch, "pyro_dssm.evaluation.likelihood.log_weights", 1, error
     ),
-    "writing the state": lambda error, monkeypatch: raise_after(monkeypatch, "pyro_dssm._run.write_tensors", 2, error),
-    "writing the pair": lambda error, monkeypatch: raise_after(monkeypatch, "pyro_dssm._run.write_pair", 1, error),
+    "writing the state": lambda error, monkeypatch: raise_after(
+        monkeypatch, "pyro_dssm.training._run.write_tensors", 2, error
+    ),
+    "writing the pair": lambda error, monkeypatch: raise_after(
+        monkeypatch, "pyro_dssm.training._run.write_pair", 1, error
+    ),
 }
 
 

@@ -22,9 +22,9 @@ from torch.distributions import constraints
 
 import pyro_dssm as pd
 from pyro_dssm import plots
-from pyro_dssm._program import Program
 from pyro_dssm.guides import Guide
-from pyro_dssm.nn import normal
+from pyro_dssm.nn.layers import normal
+from pyro_dssm.programs._program import Program
 from pyro_dssm.testing import check_every_parameter_moves
 
 X = 2

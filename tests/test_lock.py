@@ -15,7 +15,7 @@ from stopping import RaiseAt
 
 import pyro_dssm as pd
 from pyro_dssm import _files
-from pyro_dssm._files import FolderLock
+from pyro_dssm._utils.files import FolderLock
 
 
 def pair():

@@ -18,7 +18,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 from pyro_dssm import metrics
-from pyro_dssm.metrics import METRICS, Scores, estoi, pesq, score_speech, si_sdr
+from pyro_dssm.speech.metrics import METRICS, Scores, estoi, pesq, score_speech, si_sdr
 
 RATE = 16000
 
@@ -298,7 +298,7 @@ def test_processes_are_told_to_use_one_thread(monkeypatch):
 def test_the_speech_packages_are_loaded_only_when_they_are_needed():
     script = """
 import sys, torch
-from pyro_dssm.metrics import score_speech
+from pyro_dssm.speech.metrics import score_speech
 score_speech([torch.ones(4)], [torch.ones(4)], metrics=["si_sdr"])
 print(sorted({"pesq", "pystoi", "librosa"} & set(sys.modules)))
 """

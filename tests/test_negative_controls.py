@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm.nn import MLP, NormalHead, normal
+from pyro_dssm.nn.layers import MLP, NormalHead, normal
 from pyro_dssm.testing import (
     check_batch_changes_nothing,
     check_densities_integrate_to_one,

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.functional import softplus
 
 import pyro_dssm as pd
-from pyro_dssm.memories import Last, Memories, Recurrent
-from pyro_dssm.nn import MLP, Combiner, GatedTransition, NormalHead, join, reverse, shift
+from pyro_dssm.nn.layers import MLP, Combiner, GatedTransition, NormalHead, join, reverse, shift
+from pyro_dssm.nn.memories import Last, Memories, Recurrent
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import pyro_dssm as pd
 from pyro_dssm import _run
-from pyro_dssm.checkpoints import read_tensors
+from pyro_dssm.saving.pairs import read_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:Encountered NaN")
 
@@ -148,7 +148,7 @@ def faults():
 @pytest.mark.parametrize(("name", "kind"), list(faults()))
 def test_a_step_that_is_not_finite_changes_nothing(name, kind, tmp_path, monkeypatch):
     if "device" in name:
-        monkeypatch.setattr("pyro_dssm.optim._masks_there", lambda p: True)
+        monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: True)
     programs, optimizer = pair(), OPTIMISERS[name]()
     # The first of the second epoch's three batches.
     watch = Watch(monkeypatch, programs, optimizer, kind, 4)
@@ -181,7 +181,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name, kind, tmp_path, monkeyp
 
 def test_an_error_on_the_device_is_raised_before_anything_is_written(tmp_path, monkeypatch):
     """Also by a checkpoint within the epoch; what comes after the masked step is masked too."""
-    monkeypatch.setattr("pyro_dssm.optim._masks_there", lambda p: True)
+    monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: True)
     for seconds, calls in ((0, 2), (60, 3)):
         programs, optimizer = pair(), pd.ClippedNormAdam({"lr": 1e-2})
         watch = Watch(monkeypatch, programs, optimizer, "nan", 2)
@@ -203,11 +203,11 @@ def test_an_error_on_the_device_is_raised_before_anything_is_written(tmp_path, m
 @pytest.mark.parametrize("there", [False, True])
 def test_both_steps_of_our_optimiser_are_one(there, monkeypatch):
     """The step that is masked on a device is the same step."""
-    monkeypatch.setattr("pyro_dssm.optim._masks_there", lambda p: there)
+    monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: there)
     programs = pair()
     options = {"epochs": 2, "batch_size": 2, "weight_decay": 0.1, "lr": 1e-2, "progress": False}
     history = pd.fit(*programs, waves(), **options)
-    monkeypatch.setattr("pyro_dssm.optim._masks_there", lambda p: False)
+    monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: False)
     others = pair()
     other = pd.fit(*others, waves(), **options)
     for a, b in zip(weights(programs), weights(others), strict=True):
@@ -217,7 +217,7 @@ def test_both_steps_of_our_optimiser_are_one(there, monkeypatch):
 
 @pytest.mark.parametrize("there", [False, True])
 def test_plain_svi_raises_at_once(there, monkeypatch):
-    monkeypatch.setattr("pyro_dssm.optim._masks_there", lambda p: there)
+    monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: there)
     (model, guide), optimizer = pair(), pd.ClippedNormAdam({"lr": 1e-2})
     svi = SVI(model, guide, optimizer, Trace_ELBO())
     x = waves().sequences

@@ -9,7 +9,7 @@ from linear_gaussian import ExactGuide, LinearGaussian
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_dssm as pd
-from pyro_dssm.evaluation import log_weights
+from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.testing import check_parents, gradients, run_as
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm.dssm import ModelPath
+from pyro_dssm.models.dssm import ModelPath
 from pyro_dssm.testing import check_guide_parents, check_parents, parents_by_jacobian
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -13,11 +13,11 @@ from stopping import RaiseAt
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm._plan import Description, content, differences
-from pyro_dssm.checkpoints import read_tensors
 from pyro_dssm.data.gaps import RandomGaps
 from pyro_dssm.data.transpose import RandomTransposition
-from pyro_dssm.training import LR_SCHEDULES
+from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.training._plan import Description, content, differences
+from pyro_dssm.training.fitting import LR_SCHEDULES
 
 LENGTHS = (5, 3, 6, 4)
 
@@ -280,7 +280,7 @@ def plan_of(monkeypatch, folder, options):
         raise Captured(json.loads(json.dumps(run.plan)))
 
     options = {name: made() if name in MADE and callable(made) else made for name, made in options.items()}
-    monkeypatch.setattr("pyro_dssm._run.Run.begin", begin)
+    monkeypatch.setattr("pyro_dssm.training._run.Run.begin", begin)
     with pytest.raises(Captured) as caught:
         fit(folder, **options)
     return caught.value.args[0]
@@ -493,7 +493,7 @@ def test_the_content_of_mapped_data(tmp_path):
     many = [content(pd.SequenceDataset(values))["content"]]
     with pytest.MonkeyPatch.context() as patch:
         for size in (1, 7, 100):
-            patch.setattr("pyro_dssm._plan.PIECE", size)
+            patch.setattr("pyro_dssm.training._plan.PIECE", size)
             many.append(content(pd.SequenceDataset(values))["content"])
     assert len(set(many)) == 1
 

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 import pyro_dssm as pd
+from pyro_dssm.evaluation.prediction import ByHorizon, OpenLoop
 from pyro_dssm.plots import (
     pitch_name,
     plot_curves,
@@ -23,7 +24,6 @@ from pyro_dssm.plots import (
     plot_roll,
     write_gif,
 )
-from pyro_dssm.prediction import ByHorizon, OpenLoop
 
 matplotlib.use("Agg")
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pyro.infer import Trace_ELBO
 
 import pyro_dssm as pd
-from pyro_dssm.audio import Spectrogram
 from pyro_dssm.emissions import EMISSIONS, PowerEmission, hide
 from pyro_dssm.emissions.power import EULER, FLOOR, LOUDEST, TAPS, UNIT, _Mixture
+from pyro_dssm.speech.audio import Spectrogram
 from pyro_dssm.testing import (
     FORMS,
     check_hidden_values_change_nothing,

@@ -10,10 +10,10 @@ from torch import nn
 
 import pyro_dssm as pd
 from pyro_dssm import prediction
-from pyro_dssm._gaps import interpolate, last_seen
-from pyro_dssm.imputation import coverage, imputation
-from pyro_dssm.nn import normal
-from pyro_dssm.prediction import ByHorizon, open_loop
+from pyro_dssm._utils.gaps import interpolate, last_seen
+from pyro_dssm.evaluation.imputation import coverage, imputation
+from pyro_dssm.evaluation.prediction import ByHorizon, open_loop
+from pyro_dssm.nn.layers import normal
 
 
 class Oscillator(pd.DSSM):
@@ -337,7 +337,9 @@ def test_errors_of_the_simple_methods_by_hand(monkeypatch):
     model = pd.DMM(1, 2, emission="gaussian")
     data = pd.SequenceDataset([torch.tensor([1.0, 2.0, 5.0, 4.0]).view(4, 1), torch.tensor([3.0]).view(1, 1)])
     seen = torch.tensor([True, False, False, True])
-    monkeypatch.setattr("pyro_dssm.imputation._hide_frames", lambda *args: [seen, torch.ones(1, dtype=torch.bool)])
+    monkeypatch.setattr(
+        "pyro_dssm.evaluation.imputation._hide_frames", lambda *args: [seen, torch.ones(1, dtype=torch.bool)]
+    )
     found = imputation(model, pd.PartialAlignment(model), data, num_samples=39)
     # Visible are 1, 4 and 3, with the mean 8/3; the line has 2 and 3, the last frame 1 and 1.
     assert found.squares["interpolation"].tolist() == [0 + 4, 0]

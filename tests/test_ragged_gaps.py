@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import pyro_dssm as pd
-from pyro_dssm.filling import _guided
-from pyro_dssm.particles import Paths, sweep
+from pyro_dssm.particles.filling import _guided
+from pyro_dssm.particles.sweep import Paths, sweep
 
 FACTOR, NOISE = 0.95, 0.3
 

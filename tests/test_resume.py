@@ -11,7 +11,7 @@ from killing import Forked, kill_and_go_on
 from stopping import RaiseAt, Stop
 
 import pyro_dssm as pd
-from pyro_dssm.checkpoints import read_tensors
+from pyro_dssm.saving.pairs import read_tensors
 
 EPOCHS = 4
 
@@ -239,7 +239,7 @@ def test_failed_checkpoint_leaves_the_one_before(tmp_path, monkeypatch):
             raise OSError("no space left")
         replace(*args)
 
-    monkeypatch.setattr("pyro_dssm._files.os.replace", fails_later)
+    monkeypatch.setattr("pyro_dssm._utils.files.os.replace", fails_later)
     with pytest.raises(OSError, match="no space left"):
         run(folder)
     monkeypatch.undo()

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 import pyro_dssm as pd
 from pyro_dssm import resynthesis
-from pyro_dssm.audio import Spectrogram, write_audio
-from pyro_dssm.data.speech import load_recordings
-from pyro_dssm.metrics import si_sdr
-from pyro_dssm.resynthesis import (
+from pyro_dssm.speech.audio import Spectrogram, write_audio
+from pyro_dssm.speech.metrics import si_sdr
+from pyro_dssm.speech.recordings import load_recordings
+from pyro_dssm.speech.resynthesis import (
     continue_speech,
     fill_gaps,
     generate_speech,
@@ -361,9 +361,7 @@ def cases():
     other, _ = make()
     narrow, narrow_guide = make(x_dim=7)
     wave, lost = tone(900), holes(900, (300, 340))
-    data = pd.data.speech.SpeechDataset(
-        [SMALL.power(wave) + FLOOR], [pd.data.speech.Recording("a.wav", "a")], [0.1], SMALL
-    )
+    data = pd.speech.SpeechDataset([SMALL.power(wave) + FLOOR], [pd.speech.Recording("a.wav", "a")], [0.1], SMALL)
     bins = "model: expected frames of 33 bins like the spectrogram's, got x_dim = 7"
     return {
         "resynthesise bins": (lambda: resynthesise(narrow, narrow_guide, data), bins),

@@ -11,9 +11,9 @@ from torch import nn
 
 import pyro_dssm as pd
 from pyro_dssm import calibration
-from pyro_dssm.calibration import _factors, _score, _shrunk
-from pyro_dssm.imputation import coverage, imputation, varying_entries
-from pyro_dssm.nn import normal
+from pyro_dssm.evaluation.imputation import coverage, imputation, varying_entries
+from pyro_dssm.nn.layers import normal
+from pyro_dssm.training.calibration import _factors, _score, _shrunk
 
 # Few rounds are enough to see that what is drawn is the same.
 pytestmark = pytest.mark.filterwarnings("ignore:mask. the draws of what is hidden have not converged")

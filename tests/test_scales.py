@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyro_dssm as pd
-from pyro_dssm._scale import channel_scales, warn_of_scale
+from pyro_dssm.training._scale import channel_scales, warn_of_scale
 
 D = 3
 

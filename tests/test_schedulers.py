@@ -13,9 +13,9 @@ from torch.optim import lr_scheduler as schedulers
 
 import pyro_dssm as pd
 from pyro_dssm import evaluation
-from pyro_dssm._fresh import remembering
-from pyro_dssm.checkpoints import read_tensors
-from pyro_dssm.constraints import GECO, Lagrangian
+from pyro_dssm.objectives.constraints import GECO, Lagrangian
+from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.training._fresh import remembering
 
 EPOCHS = 4
 
@@ -461,7 +461,7 @@ def test_resumed_from_a_validation(name, tmp_path, monkeypatch):
     programs = pair()
     options = {"checkpoint": tmp_path, "checkpoint_seconds": 0, "epochs": 3}
     with monkeypatch.context() as patch:
-        patch.setattr("pyro_dssm._run.bounds", stopping(2))
+        patch.setattr("pyro_dssm.training._run.bounds", stopping(2))
         with pytest.raises(Stop):
             fit(programs, valid, optimizer=STATEFUL[name](), **options)
     programs = pair(seed=1)

@@ -14,8 +14,8 @@ import librosa
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
-from pyro_dssm.audio import Spectrogram
 from pyro_dssm.plots import mel_spectrogram, plot_mel
+from pyro_dssm.speech.audio import Spectrogram
 
 RATE = 16000
 

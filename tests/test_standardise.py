@@ -15,9 +15,9 @@ from torch import nn
 
 import pyro_dssm as pd
 from pyro_dssm import testing
-from pyro_dssm.evaluation import log_weights
-from pyro_dssm.nn import MLP, NormalHead, join, normal
-from pyro_dssm.prediction import open_loop
+from pyro_dssm.evaluation.likelihood import log_weights
+from pyro_dssm.evaluation.prediction import open_loop
+from pyro_dssm.nn.layers import MLP, NormalHead, join, normal
 
 # Few rounds are enough to see that what is drawn is the same.
 pytestmark = pytest.mark.filterwarnings("ignore:mask. the draws of what is hidden have not converged")

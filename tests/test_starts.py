@@ -10,7 +10,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 import pyro_dssm as pd
 from pyro_dssm.data.sequences import Batch
 from pyro_dssm.emissions import EMISSIONS
-from pyro_dssm.nn import normal
+from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import (
     FORMS,
     check_batch_changes_nothing,

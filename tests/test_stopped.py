@@ -11,8 +11,8 @@ from runs import RUNS, train, weights, without_seconds
 from stopping import RaiseAt, Stop
 
 from pyro_dssm import _files
-from pyro_dssm._interrupts import uninterrupted
-from pyro_dssm.checkpoints import read_tensors
+from pyro_dssm._utils.interrupts import uninterrupted
+from pyro_dssm.saving.pairs import read_tensors
 
 # Python itself drops what is raised while it clears up a generator.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -11,7 +11,7 @@ import matplotlib
 import networkx
 import pytest
 
-from pyro_dssm.structure import Arrow, Order, Posterior, Structure
+from pyro_dssm.structure.structure import Arrow, Order, Posterior, Structure
 
 matplotlib.use("Agg")
 

@@ -15,9 +15,9 @@ from torch.distributions import constraints, kl_divergence
 
 import pyro_dssm as pd
 from pyro_dssm.guides import Guide
-from pyro_dssm.memories import Recurrent
-from pyro_dssm.nn import normal
-from pyro_dssm.shared import Shared
+from pyro_dssm.nn.layers import normal
+from pyro_dssm.nn.memories import Recurrent
+from pyro_dssm.programs.shared import Shared
 from pyro_dssm.testing import FORMS, check_every_parameter_moves, gradients, run_as
 
 B, T, D, Z = 3, 4, 2, 4

@@ -14,8 +14,8 @@ from stopping import RaiseAt
 from torch.distributions import kl_divergence
 
 import pyro_dssm as pd
-from pyro_dssm._run import seed_of
-from pyro_dssm.training import LR_SCHEDULES
+from pyro_dssm.training._run import seed_of
+from pyro_dssm.training.fitting import LR_SCHEDULES
 
 
 def waves(count=8, seed=0, low=4, high=9, dtype=torch.float32, **more):

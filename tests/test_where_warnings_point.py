@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_dssm as pd
-from pyro_dssm.filling import r_hat
+from pyro_dssm.particles.filling import r_hat
 
 
 class Growing(pd.DSSM):

@@ -12,9 +12,9 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO, autoguide
 
 import pyro_dssm as pd
-from pyro_dssm.evaluation import log_weights
-from pyro_dssm.imputation import imputation
-from pyro_dssm.prediction import open_loop
+from pyro_dssm.evaluation.imputation import imputation
+from pyro_dssm.evaluation.likelihood import log_weights
+from pyro_dssm.evaluation.prediction import open_loop
 
 B, T, D, Z = 3, 4, 2, 2
 

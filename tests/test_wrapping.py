@@ -12,9 +12,9 @@ from torch.distributions import Bernoulli, Independent
 import pyro_dssm as pd
 from pyro_dssm.guides import BaseGuide, FrameGuide
 from pyro_dssm.guides.flow import RUN_BY_WRAPPER
-from pyro_dssm.nn import normal
-from pyro_dssm.paths import Path, PathLaw
-from pyro_dssm.shared import Shared
+from pyro_dssm.nn.layers import normal
+from pyro_dssm.programs.path import Path, PathLaw
+from pyro_dssm.programs.shared import Shared
 from pyro_dssm.testing import (
     check_draws_have_their_density,
     check_every_parameter_moves,

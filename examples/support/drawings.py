@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import pyro_dssm as dssm
-from pyro_dssm.identification import latent_states, least_squares
-from pyro_dssm.prediction import open_loop
+from pyro_dssm.evaluation.identification import latent_states, least_squares
+from pyro_dssm.evaluation.prediction import open_loop
 
 from . import reports, systems
 

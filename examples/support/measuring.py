@@ -8,9 +8,9 @@ from typing import Any
 
 import pyro_dssm as dssm
 from pyro_dssm.data.trajectories import Trajectories
-from pyro_dssm.identification import disentanglement, latent_states, system_identification
-from pyro_dssm.imputation import Imputation, imputation
-from pyro_dssm.prediction import open_loop
+from pyro_dssm.evaluation.identification import disentanglement, latent_states, system_identification
+from pyro_dssm.evaluation.imputation import Imputation, imputation
+from pyro_dssm.evaluation.prediction import open_loop
 
 from .systems import KNOWN, Parts, cut
 

@@ -15,7 +15,7 @@ from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.pendulum import pendulum
 from pyro_dssm.data.reacher import reacher
 from pyro_dssm.data.trajectories import Trajectories
-from pyro_dssm.training import LR_SCHEDULES
+from pyro_dssm.training.fitting import LR_SCHEDULES
 
 log = logging.getLogger("examples")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._checks import did_you_mean
+from .._utils.checks import did_you_mean
 
 __all__ = ["mat_cells"]
 

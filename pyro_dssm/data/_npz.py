@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .._checks import did_you_mean, positive
-from .._reading import named, one_line, open_regular
+from .._utils.checks import did_you_mean, positive
+from .._utils.reading import named, one_line, open_regular
 
 __all__ = ["MAX_NPZ_BYTES", "array_of", "members_of", "open_archive", "read_npz", "unpacked"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._checks import positive
+from .._utils.checks import positive
 
 __all__ = ["blob", "centres", "check_image_size", "disc", "in_chunks", "segment", "union"]
 

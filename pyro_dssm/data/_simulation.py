@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._checks import check_seed, is_number, positive, shown
+from .._utils.checks import check_seed, is_number, positive, shown
 
 __all__ = ["Draws", "check_numbers", "check_sizes", "rk4"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import floats
+from .._utils.checks import floats
 from ._rendering import check_image_size, disc, in_chunks
 from ._simulation import Draws, check_numbers, check_sizes
 from .trajectories import Trajectories

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .._extras import require
-from .._reading import contents, refusing
-from .._types import check_types
+from .._utils.extras import require
+from .._utils.reading import contents, refusing
+from .._utils.types import check_types
 from ._npz import open_archive, unpacked
 from .rolls import KEYS, LOWEST_PITCH, read_packed, write_packed
 from .sequences import SequenceDataset, Splits

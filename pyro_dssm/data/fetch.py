@@ -24,10 +24,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from .._checks import is_number, positive
-from .._files import atomic_write
-from .._reading import check_regular, file_path, open_regular
-from .._types import check_types
+from .._utils.checks import is_number, positive
+from .._utils.files import atomic_write
+from .._utils.reading import check_regular, file_path, open_regular
+from .._utils.types import check_types
 from .music import MUSIC_SETS, MusicSet, data_folder
 from .rolls import content_hash, read_mat
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import flag, is_number, positive, shown
-from .._types import check_types
+from .._utils.checks import flag, is_number, positive, shown
+from .._utils.types import check_types
 from .sequences import Batch
 
 __all__ = ["RandomGaps"]

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .._checks import is_number, positive, shown
-from .._extras import require
-from .._files import atomic_write
-from .._reading import contents, refusing
-from .._types import check_types
+from .._utils.checks import is_number, positive, shown
+from .._utils.extras import require
+from .._utils.files import atomic_write
+from .._utils.reading import contents, refusing
+from .._utils.types import check_types
 from ._midifile import MidiNotes, midi_notes
 from .rolls import KEYS, LOWEST_PITCH
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import MOST, floats, is_count, is_number, positive, shown
-from .._reading import named
-from .._types import check_types
+from .._utils.checks import MOST, floats, is_count, is_number, positive, shown
+from .._utils.reading import named
+from .._utils.types import check_types
 from ._npz import read_npz
 from .music import data_folder
 from .sequences import Splits

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._types import check_types
+from .._utils.types import check_types
 from .chorales import bach_chorales
 from .rolls import read_mat, read_packed
 from .sequences import Splits

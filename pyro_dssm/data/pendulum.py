@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import floats, number, one_of
-from .._types import check_types
+from .._utils.checks import floats, number, one_of
+from .._utils.types import check_types
 from ._rendering import blob, check_image_size, in_chunks, segment, union
 from ._simulation import Draws, check_numbers, check_sizes, rk4
 from .trajectories import Trajectories

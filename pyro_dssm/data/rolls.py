@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._checks import did_you_mean, positive
-from .._files import atomic_write
-from .._reading import contents, one_line, refusing
-from .._types import check_types
+from .._utils.checks import did_you_mean, positive
+from .._utils.files import atomic_write
+from .._utils.reading import contents, one_line, refusing
+from .._utils.types import check_types
 from ._matfile import mat_cells
 from ._npz import array_of, members_of, open_archive
 from .sequences import SequenceDataset, Splits

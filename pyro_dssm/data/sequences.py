@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .._checks import check_seed, is_number, kind_of, natural, positive, shown, told_apart, whole
-from .._types import check_types, checked
+from .._utils.checks import check_seed, is_number, kind_of, natural, positive, shown, told_apart, whole
+from .._utils.types import check_types, checked
 
 __all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate"]
 

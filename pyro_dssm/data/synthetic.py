@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_seed, number
-from .._types import check_types
+from .._utils.checks import check_seed, number
+from .._utils.types import check_types
 from ._simulation import check_sizes
 from .sequences import SequenceDataset, Splits, split_ranges
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import one_of, positive, positive_integers, told_apart
-from .._files import atomic_write
-from .._reading import named
-from .._types import check_types, checked
+from .._utils.checks import one_of, positive, positive_integers, told_apart
+from .._utils.files import atomic_write
+from .._utils.reading import named
+from .._utils.types import check_types, checked
 from ._npz import MAX_NPZ_BYTES, read_npz
 from .sequences import SequenceDataset, Splits, split_ranges
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import is_number, positive, shown
-from .._types import check_types
+from .._utils.checks import is_number, positive, shown
+from .._utils.types import check_types
 from .sequences import Batch
 
 __all__ = ["RandomTransposition"]

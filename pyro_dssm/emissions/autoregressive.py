@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
-from .._checks import floats, kind_of, positive, probability, shown
-from ..nn import MLP
+from .._utils.checks import floats, kind_of, positive, probability, shown
+from ..nn.layers import MLP
 from .base import Emission, check_sizes
 
 __all__ = ["AutoregressiveBernoulli", "AutoregressiveBernoulliEmission", "MaskedConditioner"]

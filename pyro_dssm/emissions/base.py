@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.overrides import TorchFunctionMode
 
-from .._checks import kind_of, positive, positive_integers, probability, shown
-from .._types import check_types
+from .._utils.checks import kind_of, positive, positive_integers, probability, shown
+from .._utils.types import check_types
 
 __all__ = ["Emission", "drawn", "expected", "followed", "hide"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .._checks import floats, number
-from ..images import check_image_shape, frame_decoder, output_bias, warn_of_channels_last
-from ..nn import SCALE_FLOOR, normal
+from .._utils.checks import floats, number
+from ..nn.images import check_image_shape, frame_decoder, output_bias, warn_of_channels_last
+from ..nn.layers import SCALE_FLOOR, normal
 from .base import Emission, check_sizes
 
 __all__ = ["GaussianEmission"]
@@ -28,7 +28,7 @@ class GaussianEmission(Emission):
         scale: Standard deviation of every entry; ``None`` learns it from the features. In a model that standardises, it
             is in standardised units.
         image_shape: Channels, height and width of frames that are images, for a
-            :class:`~pyro_dssm.images.ConvDecoder` in the place of the MLP.
+            :class:`~pyro_dssm.nn.ConvDecoder` in the place of the MLP.
         channels: Channels of its feature maps, from the largest to the smallest.
 
     Raises:

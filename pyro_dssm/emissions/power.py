@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, softplus
 
-from .._checks import flag, floats
-from ..nn import MLP
+from .._utils.checks import flag, floats
+from ..nn.layers import MLP
 from .base import Emission, check_sizes
 
 __all__ = [

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .._checks import flag, one_of, positive, probability
-from ..dssm import DSSM
-from ..memories import Cell
-from ..nn import Combiner
-from ..structure import Order
+from .._utils.checks import flag, one_of, positive, probability
+from ..models.dssm import DSSM
+from ..nn.layers import Combiner
+from ..nn.memories import Cell
+from ..structure.structure import Order
 from .base import check_model
 from .guide import Frames, Guide, Latents
 

@@ -10,13 +10,13 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from .._checks import guide_kind, positive
-from .._program import Program
-from .._types import check_types
-from ..dssm import DSSM
-from ..inputs import Inputs
-from ..paths import PathLaw, plates
-from ..shared import sharing
+from .._utils.checks import guide_kind, positive
+from .._utils.types import check_types
+from ..models.dssm import DSSM
+from ..programs._program import Program
+from ..programs.batch import Inputs
+from ..programs.path import PathLaw, plates
+from ..programs.shared import sharing
 from .posterior import Posterior, posterior
 
 __all__ = ["BaseGuide", "FutureStates", "check_model", "check_pair"]

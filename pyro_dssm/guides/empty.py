@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dssm import DSSM
-from ..inputs import Inputs
-from ..memories import States
-from ..nn import normal
-from ..paths import Path
+from ..models.dssm import DSSM
+from ..nn.layers import normal
+from ..nn.memories import States
+from ..programs.batch import Inputs
+from ..programs.path import Path
 from .base import BaseGuide
 
 __all__ = ["EmptyPath", "NoLatents"]

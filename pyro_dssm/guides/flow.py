@@ -13,10 +13,10 @@ from pyro.distributions.transforms.utils import clamp_preserve_gradients
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
-from .._checks import positive
-from .._types import check_types
-from ..inputs import Inputs
-from ..paths import Path
+from .._utils.checks import positive
+from .._utils.types import check_types
+from ..programs.batch import Inputs
+from ..programs.path import Path
 from .base import BaseGuide
 from .frames import FrameGuide
 from .guide import Guide, GuidePath

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import positive, positive_integers
-from .._types import check_types
-from ..dssm import DSSM
-from ..images import check_image_shape, frame_encoder
-from ..inputs import Inputs
-from ..nn import MLP, NormalHead, join
+from .._utils.checks import positive, positive_integers
+from .._utils.types import check_types
+from ..models.dssm import DSSM
+from ..nn.images import check_image_shape, frame_encoder
+from ..nn.layers import MLP, NormalHead, join
+from ..programs.batch import Inputs
 from .base import BaseGuide
 
 __all__ = ["START_FRAMES", "FrameGuide"]

@@ -11,14 +11,14 @@ import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 
-from .._checks import event, one_of, positive, positive_integers, shown
-from .._types import check_types
-from ..dssm import DSSM
-from ..inputs import Drawn, Inputs
-from ..memories import CELLS, Cell, Last, Memory, Recurrent, States
-from ..nn import join, reverse, shift
-from ..paths import Path
-from ..structure import Order
+from .._utils.checks import event, one_of, positive, positive_integers, shown
+from .._utils.types import check_types
+from ..models.dssm import DSSM
+from ..nn.layers import join, reverse, shift
+from ..nn.memories import CELLS, Cell, Last, Memory, Recurrent, States
+from ..programs.batch import Drawn, Inputs
+from ..programs.path import Path
+from ..structure.structure import Order
 from .base import FutureStates, check_model
 from .frames import START_FRAMES, FrameGuide
 
@@ -72,7 +72,7 @@ class Guide(FrameGuide):
         rnn: Cell of the RNNs.
         encoder_dims: Widths of the layers that encode a frame; after the convolutions, where there are any.
         image_shape: Channels, height and width of frames that are images, for a
-            :class:`~pyro_dssm.images.ConvEncoder`.
+            :class:`~pyro_dssm.nn.ConvEncoder`.
         channels: Channels of its feature maps, from the largest to the smallest.
         skip: Offers :math:`x_t` itself beside the RNN states over the frames, at the end of the context.
         reads_mask: Whether it reads which entries of a frame are observed.

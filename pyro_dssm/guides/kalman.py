@@ -11,15 +11,15 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from .._checks import event, one_of, positive
-from .._types import check_types
-from ..codes import CodeFirst, Sampled, gaussian_log_prob
-from ..inputs import Inputs
+from .._utils.checks import event, one_of, positive
+from .._utils.types import check_types
 from ..kalman import Filtered, Smoothed, backward_conditionals, backward_log_prob, backward_sample, rts_smoother
-from ..kalman_vae import KalmanVAE, frames_seen
-from ..memories import States
-from ..nn import normal
-from ..paths import PathLaw, normal_of
+from ..models.codes import CodeFirst, Sampled, gaussian_log_prob
+from ..models.kalman_vae import KalmanVAE, frames_seen
+from ..nn.layers import normal
+from ..nn.memories import States
+from ..programs.batch import Inputs
+from ..programs.path import PathLaw, normal_of
 from .frames import START_FRAMES, FrameGuide
 
 __all__ = ["KalmanGuide", "KalmanPath"]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._checks import positive
-from .._devices import generators_kept
-from .._program import evaluating
-from ..inputs import Inputs
-from ..paths import normal_of
+from .._utils.checks import positive
+from .._utils.devices import generators_kept
+from ..programs._program import evaluating
+from ..programs.batch import Inputs
+from ..programs.path import normal_of
 
 if TYPE_CHECKING:
     from .base import BaseGuide

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .._checks import positive
-from ..dssm import DSSM
-from ..initial import fix_start
-from ..inputs import Inputs
-from ..memories import Cell
-from ..nn import SCALE_FLOOR, normal
-from ..structure import Order
+from .._utils.checks import positive
+from ..models.dssm import DSSM
+from ..models.initial import fix_start
+from ..nn.layers import SCALE_FLOOR, normal
+from ..nn.memories import Cell
+from ..programs.batch import Inputs
+from ..structure.structure import Order
 from .alignment import GaussianGuide
 from .base import check_model
 from .guide import Guide

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._types import checked
+from .._utils.types import checked
 from ._linalg import quadratic, symmetric
 from ._values import log_density
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .._types import check_types
+from .._utils.types import check_types
 from ._arguments import (
     alike,
     at_steps,

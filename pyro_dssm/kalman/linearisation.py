@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import floats
-from .._types import check_types, checked
+from .._utils.checks import floats
+from .._utils.types import check_types, checked
 
 __all__ = ["Gaussian", "Linearise", "Linearised", "by_jacobian"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._types import check_types
+from .._utils.types import check_types
 from ._arguments import flat
 from ._linalg import Lifts, lifted, matvec, replaced, symmetric, triangular, weak
 from ._scan import Elements, associative_scan

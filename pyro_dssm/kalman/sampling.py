@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import natural, shown
-from .._types import check_types, checked
+from .._utils.checks import natural, shown
+from .._utils.types import check_types, checked
 from ._arguments import alike, check_ends
 from ._linalg import Lifts, cholesky, matvec, path
 from ._values import root_value

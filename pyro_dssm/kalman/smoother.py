@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._types import check_types, checked
+from .._utils.types import check_types, checked
 from ._arguments import flat
 from ._linalg import Lifts, path, symmetric, triangular
 from ._values import valued

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .._checks import kind_of, shown
-from .._extras import require
+from .._utils.checks import kind_of, shown
+from .._utils.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .._checks import is_count, is_number, number, positive, positive_integers, shown
-from .._extras import require
-from .._files import atomic_write
-from .._types import check_types
+from .._utils.checks import is_count, is_number, number, positive, positive_integers, shown
+from .._utils.extras import require
+from .._utils.files import atomic_write
+from .._utils.types import check_types
 from ._common import INK, ORANGE, as_array, new_axes
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from .._checks import check_levels, is_count, shown
-from .._extras import require
-from .._types import check_types
+from .._utils.checks import check_levels, is_count, shown
+from .._utils.extras import require
+from .._utils.types import check_types
 from ._common import BLUE, GREY, INK, as_array, as_arrays, new_axes, plain
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from .._checks import is_count, natural, shown
-from .._extras import require
-from .._types import check_types
+from .._utils.checks import is_count, natural, shown
+from .._utils.extras import require
+from .._utils.types import check_types
 from ..data.rolls import KEYS, LOWEST_PITCH
 from ._common import BLUE, GREY, INK, ORANGE, as_array, new_axes, plain
 

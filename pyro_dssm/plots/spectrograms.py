@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import is_number, kind_of, positive, shown
-from .._extras import require
-from .._types import check_types
-from ..audio import Spectrogram
+from .._utils.checks import is_number, kind_of, positive, shown
+from .._utils.extras import require
+from .._utils.types import check_types
+from ..speech.audio import Spectrogram
 from ._common import new_axes
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def mel_spectrogram(wave: Tensor, rate: int = 16000, num_mels: int = 80) -> Tens
     """The power of a wave in bands that are equally wide to the ear, in dB.
 
     The bands are Slaney's triangles from 0 to half the rate, each of area 1 over the frequencies in Hz, on the power
-    spectrum of :class:`~pyro_dssm.audio.Spectrogram`. What is below 1e-10 counts as that, -100 dB.
+    spectrum of :class:`~pyro_dssm.speech.Spectrogram`. What is below 1e-10 counts as that, -100 dB.
 
     Args:
         wave: Shape ``(*, N)``.

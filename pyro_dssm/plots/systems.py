@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import is_count, number, shown
-from .._extras import require
-from .._regression import r_squared
-from .._types import check_types
-from ..prediction import OpenLoop
+from .._utils.checks import is_count, number, shown
+from .._utils.extras import require
+from .._utils.regression import r_squared
+from .._utils.types import check_types
+from ..evaluation.prediction import OpenLoop
 from ._common import BLUE, GREY, INK, ORANGE, as_arrays, is_axes, new_axes, plain
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def plot_open_loop(
     frame would give.
 
     Args:
-        results: What :func:`~pyro_dssm.prediction.open_loop` found, by name of the model, all on the same sequences.
+        results: What :func:`~pyro_dssm.evaluation.open_loop` found, by name of the model, all on the same sequences.
         ax: Axes to draw into; a new figure by default.
         xlabel: Label of the horizon, with the unit.
         ylabel: Label of the error, with the unit.
@@ -132,7 +132,7 @@ def plot_open_loop(
         ValueError: If there is no result, or they are not on the same sequences.
 
     Example:
-        >>> from pyro_dssm.prediction import ByHorizon
+        >>> from pyro_dssm.evaluation.prediction import ByHorizon
         >>> result = OpenLoop(5, ByHorizon(torch.rand(8, 20)), ByHorizon(torch.ones(8, 20)))
         >>> ax = plot_open_loop({"EKVAE": result})
         >>> ax.get_yscale(), [text.get_text() for text in ax.get_legend().get_texts()]

@@ -11,9 +11,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .._types import check_types
-from ..dssm import DSSM
+from .._utils.types import check_types
 from ..guides import BaseGuide
+from ..models.dssm import DSSM
 from ._integrals import PRECISION, Estimate, Sandwich, integral
 from ._moves import FEATURES, Residuals, bare, coordinates, has_density, log_tail, residuals
 from .densities import (

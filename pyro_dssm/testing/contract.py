@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .._types import check_types
+from .._utils.types import check_types
 from ..data.sequences import Batch
-from ..dssm import DSSM
 from ..guides import BaseGuide
+from ..models.dssm import DSSM
 from .calibration import (
     check_densities_integrate_to_one,
     check_draws_follow_their_density,

@@ -12,12 +12,12 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from .._checks import floats, kind_of, number, positive, shown
-from .._devices import generators_kept
-from .._types import check_types
+from .._utils.checks import floats, kind_of, number, positive, shown
+from .._utils.devices import generators_kept
+from .._utils.types import check_types
 from ..data.sequences import Batch
-from ..dssm import DSSM
 from ..guides import BaseGuide, Guide, check_pair
+from ..models.dssm import DSSM
 
 __all__ = [
     "FORMS",

@@ -13,13 +13,13 @@ import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO
 from torch import Tensor
 
-from .._checks import positive
-from .._devices import generators_kept
-from .._types import check_types
-from ..codes import Sampled
-from ..dssm import DSSM
+from .._utils.checks import positive
+from .._utils.devices import generators_kept
+from .._utils.types import check_types
 from ..guides import BaseGuide, Guide
-from ..optim import ClippedNormAdam
+from ..models.codes import Sampled
+from ..models.dssm import DSSM
+from ..training.optim import ClippedNormAdam
 from .densities import (
     Site,
     check_call,

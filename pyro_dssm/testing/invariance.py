@@ -7,13 +7,13 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .._checks import natural, real
-from .._devices import generators_kept
-from .._program import evaluating
-from .._types import check_types
-from ..dssm import DSSM
+from .._utils.checks import natural, real
+from .._utils.devices import generators_kept
+from .._utils.types import check_types
 from ..guides import BaseGuide
-from ..paths import normal_of
+from ..models.dssm import DSSM
+from ..programs._program import evaluating
+from ..programs.path import normal_of
 from .densities import (
     FORMS,
     Arguments,

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._checks import at_least, floats, one_of, positive
-from .._types import check_types
-from ..dssm import DSSM
+from .._utils.checks import at_least, floats, one_of, positive
+from .._utils.types import check_types
 from ..guides import BaseGuide
-from ..structure import Order, Structure
+from ..models.dssm import DSSM
+from ..structure.structure import Order, Structure
 from .densities import log_probs_per_step, random_batch, random_latents
 
 __all__ = ["check_guide_parents", "check_parents", "check_wrapper_keeps_parents", "parents_by_jacobian"]

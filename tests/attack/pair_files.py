@@ -3,7 +3,7 @@
 import torch
 
 import pyro_dssm as pd
-from pyro_dssm.audio import Spectrogram
+from pyro_dssm.speech.audio import Spectrogram
 
 
 def data(x_dim=3, positive=False, controls=0):

@@ -24,9 +24,9 @@ import pytest
 import torch
 from readers import FORMATS, READERS, SMALL, Reader, check_recordings, write_recording
 
-from pyro_dssm.audio import read_audio
 from pyro_dssm.data import _speech_frames
-from pyro_dssm.data.speech import load_recordings
+from pyro_dssm.speech.audio import read_audio
+from pyro_dssm.speech.recordings import load_recordings
 
 pytest.importorskip("mido")
 pytest.importorskip("scipy")

@@ -26,15 +26,15 @@ import torch
 from readers import READERS, SMALL, check_roll, splits, write_mocap, write_npz, write_recording
 
 import pyro_dssm
-from pyro_dssm._reading import contents
-from pyro_dssm.audio import read_audio
+from pyro_dssm._utils.reading import contents
 from pyro_dssm.data import _npz, _speech_frames, mocap
 from pyro_dssm.data.chorales import read_chorale
 from pyro_dssm.data.midi import read_midi, write_midi
 from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.rolls import read_mat, read_packed, write_packed
-from pyro_dssm.data.speech import find_recordings, load_recordings, load_speech
 from pyro_dssm.data.trajectories import Trajectories
+from pyro_dssm.speech.audio import read_audio
+from pyro_dssm.speech.recordings import find_recordings, load_recordings, load_speech
 
 mido = pytest.importorskip("mido")
 scipy = pytest.importorskip("scipy.io")
@@ -78,10 +78,18 @@ def refused(read, path, *words, seconds=5.0, megabytes=None):
 
 # What else has an argument that names a file or a folder: it writes, names a folder, lists one, or is about a pair.
 OTHERS = {
-    "audio.write_audio", "data.chorales.cache_folder", "data.midi.write_midi", "data.music.data_folder",
-    "data.rolls.write_packed", "data.speech.find_recordings", "data.trajectories.Trajectories.save_npz",
-    "plots.films.write_gif", "data.speech.SpeechDataset.__init__", "inputs.Inputs.__init__", "training.fit",
-}  # fmt: skip
+    "data.chorales.cache_folder",
+    "data.midi.write_midi",
+    "data.music.data_folder",
+    "data.rolls.write_packed",
+    "data.trajectories.Trajectories.save_npz",
+    "plots.films.write_gif",
+    "programs.batch.Inputs.__init__",
+    "speech.audio.write_audio",
+    "speech.recordings.SpeechDataset.__init__",
+    "speech.recordings.find_recordings",
+    "training.fitting.fit",
+}
 ARGUMENTS = {"folder", "file", "files", "data_dir", "cache", "source", "checkpoint", "url"}
 
 
@@ -99,7 +107,7 @@ def functions_of_files():
     """The public functions and methods with such an argument; those about files of pairs have tests of their own."""
     for info in pkgutil.walk_packages(pyro_dssm.__path__, "pyro_dssm."):
         name = info.name.removeprefix("pyro_dssm.")
-        if any(part.startswith("_") for part in name.split(".")) or name in ("checkpoints", "saving"):
+        if any(part.startswith("_") for part in name.split(".")) or name.startswith("saving"):
             continue
         module = importlib.import_module(info.name)
         for public in (getattr(module, exported) for exported in getattr(module, "__all__", ())):
@@ -183,7 +191,7 @@ def test_what_is_no_regular_file_is_refused_at_once(name, kind, tmp_path):
     path.parent.mkdir(exist_ok=True)
     make, what = KINDS[kind]
     make(path)
-    if name.startswith("data.speech") and kind == "folder":  # of recordings, and there are none
+    if name.startswith("speech.recordings") and kind == "folder":  # of recordings, and there are none
         with pytest.raises(ValueError, match="expected audio files"):
             load_recordings(path)
         return

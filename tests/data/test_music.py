@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_dssm._files import atomic_write
+from pyro_dssm._utils.files import atomic_write
 from pyro_dssm.data import rolls as rolls_module
 from pyro_dssm.data.music import MUSIC_SETS, data_folder, load_music
 from pyro_dssm.data.rolls import content_hash, read_mat, read_packed, write_packed

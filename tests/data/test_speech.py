@@ -17,10 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_dssm.audio import Spectrogram, read_audio, read_with_rate
 from pyro_dssm.data import _speech_frames
 from pyro_dssm.data.sequences import batches
-from pyro_dssm.data.speech import Recording, SpeechDataset, find_recordings, load_recordings, load_speech
+from pyro_dssm.speech.audio import Spectrogram, read_audio, read_with_rate
+from pyro_dssm.speech.recordings import Recording, SpeechDataset, find_recordings, load_recordings, load_speech
 
 SMALL = Spectrogram(window=64, hop=16, rate=8000)
 
@@ -193,7 +193,7 @@ def test_names_of_given_splits_in_capital_letters(tmp_path, caplog):
     lay_out(tmp_path)
     for old, new in (("train", "Train"), ("valid", "DEV"), ("test", "TEST")):
         (tmp_path / old).rename(tmp_path / new)
-    with caplog.at_level(logging.INFO, "pyro_dssm.data.speech"):
+    with caplog.at_level(logging.INFO, "pyro_dssm.speech.recordings"):
         assert [part.speakers for part in load(tmp_path)] == [["1", "3"], ["5"], ["7"]]
     assert "Given folders Train, DEV, TEST: 2 / 1 / 1 speakers" in caplog.text
     (tmp_path / "DEV").rename(tmp_path / "Development")
@@ -278,9 +278,9 @@ def test_too_few_speakers(tmp_path):
 def told(caplog, root, **options):
     """What the log says about a split."""
     caplog.clear()
-    with caplog.at_level(logging.INFO, "pyro_dssm.data.speech"):
+    with caplog.at_level(logging.INFO, "pyro_dssm.speech.recordings"):
         load(root, **options)
-    assert [(r.name, r.levelname) for r in caplog.records] == [("pyro_dssm.data.speech", "INFO")]
+    assert [(r.name, r.levelname) for r in caplog.records] == [("pyro_dssm.speech.recordings", "INFO")]
     return caplog.messages[0]
 
 
@@ -600,9 +600,9 @@ def test_an_interrupted_write_leaves_nothing(corpus, tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from pyro_dssm.audio import Spectrogram, read_with_rate
+from pyro_dssm.speech.audio import Spectrogram, read_with_rate
 from pyro_dssm.data import _speech_frames
-from pyro_dssm.data.speech import load_recordings
+from pyro_dssm.speech.recordings import load_recordings
 calls = 0
 def killed(*args, **kwargs):
     global calls

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of models: checks of arguments, files, devices, extras."""

@@ -1,0 +1,147 @@
+"""Transitions that a Kalman filter can follow: they return their mean and the matrix that is its slope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import natural, positive, positive_integers
+from .._utils.types import check_types
+from ..kalman import by_jacobian
+from ..nn.layers import MLP, join
+
+__all__ = ["DYNAMICS", "Dynamics", "LocallyLinear", "Network"]
+
+
+class Dynamics(nn.Module):
+    """The mean of a transition, as a function of the last state and control.
+
+    Args:
+        z_dim: Size of the state.
+        control_dim: Size of a control; 0 for none.
+    """
+
+    def __init__(self, z_dim: int, control_dim: int = 0) -> None:
+        super().__init__()
+        positive("z_dim", z_dim)
+        natural("control_dim", control_dim)
+        self.z_dim, self.control_dim = z_dim, control_dim
+
+    def forward(self, z: Tensor, u: Tensor | None) -> Tensor:
+        """The mean of the next state.
+
+        Args:
+            z: The last state, shape ``(*, z_dim)``.
+            u: The last control, shape ``(*, control_dim)``, or ``None`` where there is none.
+
+        Returns:
+            Shape ``(*, z_dim)``.
+        """
+        return self.linearise(z, u)[0]
+
+    def linearise(self, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mean of the next state, and the matrix that an extended Kalman filter multiplies the covariance with.
+
+        Args:
+            z: The last state, shape ``(*, z_dim)``.
+            u: The last control, shape ``(*, control_dim)``, or ``None``.
+
+        Returns:
+            Shapes ``(*, z_dim)`` and ``(*, z_dim, z_dim)``.
+        """
+        raise NotImplementedError
+
+
+class LocallyLinear(Dynamics):
+    r"""Neural linearisation: a mixture of base matrices whose weights depend on the state.
+
+    .. math:: z_t = z_{t-1} + A z_{t-1} + B u_{t-1}, \qquad A = \sum_k \alpha_k A_k,\; B = \sum_k \alpha_k B_k,\;
+              \alpha = \mathrm{softmax}\,\mathrm{NN}(z_{t-1}, u_{t-1})
+
+    The filter's matrix is :math:`I + A`; that the weights depend on the state as well is left out of it.
+
+    Args:
+        z_dim: Size of the state.
+        control_dim: Size of a control; 0 for none.
+        num_matrices: Number of base matrices, ``K``.
+        hidden_dim: Width of the hidden layer of the weights' network.
+        by_controls: Whether the weights depend on the control too.
+
+    Raises:
+        ValueError: If a size is not positive.
+
+    Reference:
+        Karl, Soelch, Bayer, van der Smagt. Deep Variational Bayes Filters. 2017. arXiv:1605.06432.
+
+    Example:
+        >>> dynamics = LocallyLinear(3, control_dim=1)
+        >>> mean, matrix = dynamics.linearise(torch.zeros(5, 3), torch.zeros(5, 1))
+        >>> mean.shape, matrix.shape
+        (torch.Size([5, 3]), torch.Size([5, 3, 3]))
+    """
+
+    def __init__(
+        self,
+        z_dim: int,
+        control_dim: int = 0,
+        *,
+        num_matrices: int = 16,
+        hidden_dim: int = 64,
+        by_controls: bool = True,
+    ) -> None:
+        check_types(LocallyLinear.__init__, locals())
+        super().__init__(z_dim, control_dim)
+        self.by_controls = by_controls
+        positive("num_matrices", num_matrices)
+        positive("hidden_dim", hidden_dim)
+        in_dim = z_dim + (control_dim if by_controls else 0)
+        self.weights = MLP(in_dim, (hidden_dim,), num_matrices, activation=nn.Tanh)
+        # One row of numbers for each base pair (A_k, B_k): the mixture is one matrix product.
+        self.base = nn.Parameter(0.1 * torch.randn(num_matrices, z_dim * (z_dim + control_dim)))
+
+    def linearise(self, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mean, and the matrix at the state."""
+        weights = torch.softmax(self.weights(join(z, u) if self.by_controls else z), dim=-1)
+        mixed = (weights @ self.base).unflatten(-1, (self.z_dim, self.z_dim + self.control_dim))
+        mean = z + torch.matmul(mixed, join(z, u).unsqueeze(-1)).squeeze(-1)
+        eye = torch.eye(self.z_dim, dtype=z.dtype, device=z.device)
+        return mean, mixed[..., : self.z_dim] + eye
+
+
+class Network(Dynamics):
+    r"""Any smooth function: :math:`z_t = z_{t-1} + \mathrm{MLP}(z_{t-1}, u_{t-1})`, linearised by its Jacobian.
+
+    Args:
+        z_dim: Size of the state.
+        control_dim: Size of a control; 0 for none.
+        hidden_dims: Widths of the hidden layers.
+
+    Raises:
+        ValueError: If a size is not positive.
+
+    Example:
+        >>> Network(3, hidden_dims=(8,)).linearise(torch.zeros(5, 3), None)[1].shape
+        torch.Size([5, 3, 3])
+    """
+
+    def __init__(self, z_dim: int, control_dim: int = 0, *, hidden_dims: Sequence[int] = (64, 64)) -> None:
+        super().__init__(z_dim, control_dim)
+        hidden_dims = positive_integers("hidden_dims", hidden_dims)
+        self.net = MLP(z_dim + control_dim, hidden_dims, z_dim, activation=nn.Tanh)
+
+    def forward(self, z: Tensor, u: Tensor | None) -> Tensor:
+        """The mean, without its slope."""
+        return z + self.net(join(z, u))
+
+    def linearise(self, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mean and its Jacobian with respect to the state."""
+        noise = torch.zeros(self.z_dim, self.z_dim, dtype=z.dtype, device=z.device)
+        controls = None if u is None else u.unsqueeze(-2)
+        found = by_jacobian(self.forward, noise, controls)(z, 0)
+        return found.mean, found.jacobian
+
+
+DYNAMICS: dict[str, Any] = {"locally-linear": LocallyLinear, "network": Network}

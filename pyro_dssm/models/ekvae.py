@@ -1,0 +1,122 @@
+"""The extended Kalman VAE."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import one_of
+from .._utils.types import check_types
+from ..kalman import Filtered, Linearised, extended_filter
+from ..nn.memories import States
+from ..programs.batch import Inputs
+from ..structure.structure import Structure
+from .codes import CodedState
+from .dynamics import DYNAMICS
+from .kalman_vae import KalmanVAE
+
+__all__ = ["EKVAE"]
+
+
+class EKVAE(KalmanVAE):
+    r"""Extended Kalman VAE.
+
+    .. math:: z_t \sim \mathcal{N}(f(z_{t-1}, u_{t-1}), Q), \qquad a_t \sim \mathcal{N}([I\; 0]\, z_t, R), \qquad
+              x_t \sim p(\cdot \mid a_t)
+
+    What one frame shows sits in the first components of the state, which the code sees; what only the change from
+    frame to frame shows, a velocity for example, can sit only in the others.
+
+    Args:
+        x_dim: Size of a frame.
+        state_dim: Size of the state.
+        code_dim: Size of the code, at most that of the state.
+        dynamics: ``"locally-linear"``, the neural linearisation, or ``"network"``, a perceptron whose Jacobian the
+            filter uses.
+        dynamics_options: Options of :class:`~pyro_dssm.models.LocallyLinear` or
+            :class:`~pyro_dssm.models.Network`.
+        state_noise: ``"constant"`` for one learned ``Q``, or ``"network"`` for one that depends on state and control.
+        **options: Options of :class:`KalmanVAE`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Reference:
+        After Klushyn, Kurle, Soelch, Cseke, van der Smagt. Latent Matters: Learning Deep State-Space Models. 2021.
+        arXiv:2602.23050. The start of the filter and the noise's parametrisation are choices of this library.
+
+    Example:
+        >>> import pyro_dssm as pd
+        >>> model = EKVAE(x_dim=256, state_dim=3, code_dim=2, control_dim=1)
+        >>> guide = pd.KalmanGuide(model)
+        >>> guide(torch.zeros(4, 10, 256), controls=torch.zeros(4, 10, 1)).shape
+        torch.Size([4, 10, 5])
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        state_dim: int = 3,
+        code_dim: int = 2,
+        *,
+        dynamics: Literal["locally-linear", "network"] = "locally-linear",
+        dynamics_options: dict[str, Any] | None = None,
+        state_noise: Literal["constant", "network"] = "constant",
+        **options: Any,
+    ) -> None:
+        one_of("dynamics", dynamics, tuple(DYNAMICS))
+        one_of("state_noise", state_noise, ("constant", "network"))
+        check_types(EKVAE.__init__, locals())
+        super().__init__(Structure("markov", "none", "markov", "none"), x_dim, state_dim, code_dim, **options)
+        if code_dim > state_dim:
+            raise ValueError(f"code_dim: expected at most state_dim = {state_dim}, got {code_dim}.")
+        try:
+            self.dynamics = DYNAMICS[dynamics](state_dim, self.control_dim, **(dynamics_options or {}))
+        except TypeError as error:
+            raise ValueError(f"dynamics_options: {dynamics!r} does not take {dynamics_options!r} ({error}).") from error
+        self.noise_net: nn.Linear | None = None
+        if state_noise == "network":
+            self.noise_net = nn.Linear(state_dim + self.control_dim, state_dim)
+            nn.init.zeros_(self.noise_net.weight)
+            nn.init.zeros_(self.noise_net.bias)
+
+    def noise_at(self, z: Tensor, u: Tensor | None) -> Tensor:
+        """Variances of the transition from a state, shape ``(state_dim,)`` or ``(*, state_dim)``."""
+        if self.noise_net is None:
+            return self.noise
+        # Bounded, so that no state is ever called noise altogether.
+        change = torch.tanh(self.noise_net(z if u is None else torch.cat([z, u.expand(*z.shape[:-1], -1)], dim=-1)))
+        return self.noise * torch.exp(2 * change)
+
+    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Any:
+        """The law of the next state and its code."""
+        assert z_past is not None
+        z = z_past[..., : self.state_dim]
+        return CodedState(self.dynamics(z, u), self.noise_at(z, u).sqrt(), self.code_noise.sqrt())
+
+    def slope(self, before: States, u: Tensor | None) -> Tensor:
+        """The dynamics' matrix."""
+        return self.dynamics.linearise(before["z"][..., : self.state_dim], u)[1]
+
+    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
+        """The extended Kalman filter, linearised at the filtered means."""
+        eye = torch.eye(self.state_dim, dtype=codes.dtype, device=codes.device)
+        controls = None if inputs.controls is None else inputs.controls.unbind(-2)
+        constant = torch.diag(self.noise)
+
+        def linearise(z: Tensor, t: int) -> Linearised:
+            u = None if controls is None else controls[t]
+            u = None if u is None else u.expand(*z.shape[:-1], -1)
+            mean, jacobian = self.dynamics.linearise(z, u)
+            if inputs.valid is not None:
+                # Nothing moves in the padding: dynamics that grow would overflow there, and spoil the gradient.
+                going = inputs.valid[..., t].unsqueeze(-1)
+                mean, jacobian = torch.where(going, mean, z), torch.where(going.unsqueeze(-1), jacobian, eye)
+            noise = constant if self.noise_net is None else torch.diag_embed(self.noise_at(z, u))
+            return Linearised(mean, jacobian, noise)
+
+        start = self.start(inputs, zeta, codes.shape[:-2])
+        r, root = torch.diag(self.code_noise), self.square_root
+        return extended_filter(codes, start, linearise, self.code_dim, r, mask=seen, square_root=root)

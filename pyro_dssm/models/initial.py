@@ -1,0 +1,106 @@
+"""Laws of the first latent variable, for models that do not start with a transition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from .._utils.checks import positive
+from ..nn.layers import MLP, SCALE_FLOOR, NormalHead, normal
+
+__all__ = ["INITIALS", "GaussianInitial", "HierarchicalInitial", "Initial", "fix_start"]
+
+
+class Initial(nn.Module):
+    r"""The law of :math:`z_1`, maybe given :math:`\zeta \sim \mathcal{N}(0, I)`.
+
+    Attributes:
+        zeta_dim: Size of :math:`\zeta`; 0 where there is none.
+    """
+
+    zeta_dim: int
+
+    def forward(self, zeta: Tensor | None = None) -> Any:
+        r"""The law of :math:`z_1`.
+
+        Args:
+            zeta: Shape ``(*, zeta_dim)``, or ``None`` where there is none.
+
+        Returns:
+            A diagonal Gaussian with event shape ``(z_dim,)``.
+        """
+        raise NotImplementedError
+
+
+class GaussianInitial(Initial):
+    r"""A learned diagonal Gaussian, :math:`z_1 \sim \mathcal{N}(\mu, \sigma^2)`.
+
+    Args:
+        z_dim: Size of the latent variable.
+
+    Example:
+        >>> GaussianInitial(3)().event_shape
+        torch.Size([3])
+    """
+
+    zeta_dim = 0
+
+    def __init__(self, z_dim: int) -> None:
+        super().__init__()
+        positive("z_dim", z_dim)
+        self.loc = nn.Parameter(torch.zeros(z_dim))
+        self.raw_scale = nn.Parameter(torch.full((z_dim,), 0.5413))  # softplus makes it 1
+
+    def forward(self, zeta: Tensor | None = None) -> Any:
+        """The Gaussian."""
+        return normal(self.loc, softplus(self.raw_scale) + SCALE_FLOOR)
+
+
+class HierarchicalInitial(Initial):
+    r"""An empirical-Bayes prior.
+
+    .. math:: p(z_1) = \int \mathcal{N}(z_1; \mu(\zeta), \sigma^2(\zeta))\, p(\zeta)\, d\zeta
+
+    Args:
+        z_dim: Size of the latent variable.
+        zeta_dim: Size of :math:`\zeta`; that of the latent variable by default.
+        hidden_dim: Width of the network's hidden layer.
+
+    Reference:
+        Klushyn, Chen, Kurle, Cseke, van der Smagt. Learning Hierarchical Priors in VAEs. 2019. arXiv:1905.04982.
+
+    Example:
+        >>> HierarchicalInitial(3)(torch.zeros(5, 3)).batch_shape
+        torch.Size([5])
+    """
+
+    def __init__(self, z_dim: int, zeta_dim: int | None = None, hidden_dim: int = 64) -> None:
+        super().__init__()
+        positive("z_dim", z_dim)
+        positive("hidden_dim", hidden_dim)
+        self.zeta_dim = z_dim if zeta_dim is None else zeta_dim
+        positive("zeta_dim", self.zeta_dim)
+        self.net = nn.Sequential(MLP(self.zeta_dim, (hidden_dim,), activation=nn.Tanh), NormalHead(hidden_dim, z_dim))
+
+    def forward(self, zeta: Tensor | None = None) -> Any:
+        """The Gaussian that belongs to a value of zeta."""
+        return self.net(zeta)
+
+
+def fix_start(memory: Any) -> None:
+    """Makes a memory's learned start a constant, where a law of the first step leaves it without effect.
+
+    It stays in the ``state_dict``, so that checkpoints keep their form.
+
+    Args:
+        memory: Has a parameter ``initial``.
+    """
+    start = memory.initial.detach()
+    del memory.initial
+    memory.register_buffer("initial", start)
+
+
+INITIALS: dict[str, type[Initial]] = {"gaussian": GaussianInitial, "hierarchical": HierarchicalInitial}

@@ -1,0 +1,296 @@
+r"""State-space models whose state is followed by a Kalman filter, through a code of each frame.
+
+.. math:: p(z_t \mid z_{t-1}, u_{t-1}), \quad a_t = H z_t + r_t, \quad p(x_t \mid a_t)
+
+Each frame has a state :math:`z_t` and a code :math:`a_t`. With path sites, one site ``z`` holds the pairs
+:math:`(z_t, a_t)` of a whole sequence; with step sites they are apart: ``z_1, a_1, x_1, z_2, ...``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from .._utils.checks import is_number, natural, one_of, positive, positive_integers, shown
+from .._utils.types import check_types
+from ..emissions import hide
+from ..kalman import Filtered, Gaussian
+from ..nn.layers import normal
+from ..nn.memories import States
+from ..programs.batch import Inputs
+from ..programs.path import PathLaw
+from ..structure.structure import Structure
+from .codes import CodedState
+from .dssm import DSSM, ModelPath, check_emission
+from .initial import INITIALS, Initial
+
+__all__ = ["CodePath", "KalmanVAE"]
+
+VARIANCE_FLOOR = 1e-6
+
+
+class KalmanVAE(DSSM):
+    r"""The common part of :class:`KVAE` and :class:`EKVAE`.
+
+    A subclass writes :meth:`transition`, the law of a state and its code given what came before; :meth:`filter` and
+    :meth:`slope`, the same for the filter; and, where :math:`H` is not :math:`[I\; 0]`, :meth:`matrix`.
+
+    Args:
+        structure: What the latents depend on.
+        x_dim: Size of a frame.
+        state_dim: Size of the state :math:`z_t`.
+        code_dim: Size of the code :math:`a_t`.
+        emission: Law of a frame given its code.
+        emission_options: Its options; a fixed ``scale`` by default.
+        mlp_dims: Widths of the emission's hidden layers.
+        initial: Law of :math:`z_1`.
+        noise: Variances that the learned noise of state and code starts with.
+        bound: ``"joint"`` scores the state under the nonlinear transition, a bound for the model itself;
+            ``"collapsed"`` integrates the state out with the filter: the evidence of the linearised model, with less
+            variance. It is used only in training mode, so that :func:`~pyro_dssm.evaluate` is always honest, and with
+            path sites.
+        square_root: Whether the filter, the smoother and the sampler keep square roots of the covariances: slower, and
+            exact in float32 also where codes are far sharper than the states are known.
+        control_dim: Size of a control.
+        **options: Other options of :class:`~pyro_dssm.DSSM`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    # Whether hidden codes must be drawn before the filter runs, since the transition depends on them.
+    fills = False
+
+    def __init__(
+        self,
+        structure: Structure,
+        x_dim: int,
+        state_dim: int,
+        code_dim: int,
+        *,
+        emission: str = "gaussian",
+        emission_options: dict[str, Any] | None = None,
+        mlp_dims: Sequence[int] = (128, 128),
+        initial: Literal["gaussian", "hierarchical"] = "gaussian",
+        noise: float = 1e-2,
+        bound: Literal["joint", "collapsed"] = "joint",
+        square_root: bool = False,
+        control_dim: int = 0,
+        **options: Any,
+    ) -> None:
+        positive("state_dim", state_dim)
+        positive("code_dim", code_dim)
+        mlp_dims = positive_integers("mlp_dims", mlp_dims)
+        one_of("initial", initial, tuple(INITIALS))
+        one_of("bound", bound, ("joint", "collapsed"))
+        check_emission(emission)
+        natural("control_dim", control_dim)
+        check_types(KalmanVAE.__init__, locals())
+        if not (is_number(noise) and noise > VARIANCE_FLOOR):
+            raise ValueError(f"noise: expected a variance above {VARIANCE_FLOOR}, got {shown(noise)}.")
+        self.__dict__["state_dim"], self.__dict__["code_dim"] = state_dim, code_dim
+        super().__init__(structure, x_dim, state_dim + code_dim, initial=initial, control_dim=control_dim, **options)
+        self.state_dim, self.code_dim, self.bound = state_dim, code_dim, bound
+        self.square_root = square_root
+        if emission == "gaussian":
+            emission_options = {"scale": 0.1, **(emission_options or {})}
+        self.emission_net = self._build_emission(emission, mlp_dims, 0.0, emission_options or {}, code_dim)
+        self.log_noise = nn.Parameter(torch.full((state_dim,), math.log(noise)))
+        self.log_code_noise = nn.Parameter(torch.full((code_dim,), math.log(noise)))
+
+    def _build_initial(self, kind: str) -> Initial:
+        return INITIALS[kind](self.state_dim)
+
+    @property
+    def noise(self) -> Tensor:
+        """Variances ``Q`` of the state's noise, shape ``(state_dim,)``."""
+        return self.log_noise.exp() + VARIANCE_FLOOR
+
+    @property
+    def code_noise(self) -> Tensor:
+        """Variances ``R`` of the code's noise, shape ``(code_dim,)``."""
+        return self.log_code_noise.exp() + VARIANCE_FLOOR
+
+    # The two parts of a latent variable.
+
+    def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """State and code of the values of site ``z``."""
+        state, code = z.split([self.state_dim, self.code_dim], dim=-1)
+        return state, code
+
+    def states(self, z: Tensor, inputs: Inputs) -> Tensor:
+        """The states alone, without the codes."""
+        return z[..., : self.state_dim]
+
+    def values_by_step(self, z: Tensor) -> list[dict[str, Tensor]]:
+        """The values of states and codes of every step, by the names of their sites, along a path."""
+        states, codes = self.split(z)
+        pairs = zip(states.unbind(-2), codes.unbind(-2), strict=True)
+        return [{f"z_{t}": state, f"a_{t}": code} for t, (state, code) in enumerate(pairs, start=1)]
+
+    def values_along(self, z: Tensor) -> dict[str, Tensor]:
+        """The values of all latent sites, in the current form of sites, along a path."""
+        values = super().values_along(z)
+        if self.collapses:
+            values["a"] = self.split(values.pop("z"))[1]
+        return values
+
+    @property
+    def collapses(self) -> bool:
+        """Whether the program at hand has the codes alone."""
+        return self.training and self.bound == "collapsed" and self.sites == "path"
+
+    # The program.
+
+    def matrix(self, z_past: Tensor | None) -> Tensor | None:
+        """The matrix ``H`` of a step, ``None`` for ``[I 0]``; at the first step ``z_past`` is ``None``."""
+        return None
+
+    def initial(self, zeta: Tensor | None) -> Any:
+        """The law of the first state and its code."""
+        fn = self.initial_net(zeta).base_dist  # type: ignore[misc]
+        return CodedState(fn.loc, fn.scale, self.code_noise.sqrt(), self.matrix(None))
+
+    def emission(self, z: Tensor, x_past: Tensor | None) -> Any:
+        """The law of a frame given its code."""
+        return self.emission_net(z[..., self.state_dim :])
+
+    def path(self, inputs: Inputs) -> StateAndCodePath:
+        """The distribution of states, codes and frames of a checked batch."""
+        return StateAndCodePath(self, inputs)
+
+    # The filter.
+
+    def start(self, inputs: Inputs, zeta: Tensor | None, batch: torch.Size) -> Gaussian:
+        """Where the filter starts, for a batch of paths of a shape."""
+        first = inputs.first
+        if first is not None:
+            fn = self.transition_from(first.memories, inputs.controls_at(0))
+        else:
+            fn = self.initial_net(zeta).base_dist  # type: ignore[misc]
+        loc = fn.loc.expand(*batch, self.state_dim)
+        cov = torch.diag_embed(fn.scale.square().expand(loc.shape))
+        if first is not None and first.covariance is not None:
+            # A chunk of a collapsed program resumes from the distribution of the last state, not from a value.
+            slope = self.slope(first.memories, inputs.controls_at(0))
+            cov = cov + slope @ first.covariance @ slope.mT
+        return Gaussian(loc, cov)
+
+    def slope(self, before: States, u: Tensor | None) -> Tensor:
+        """The matrix that the filter multiplies the covariance with, at the state that memories hold.
+
+        Args:
+            before: The states of the memories.
+            u: The control, shape ``(*, control_dim)``, or ``None``.
+
+        Returns:
+            Shape ``(*, state_dim, state_dim)``.
+        """
+        raise NotImplementedError
+
+    def carry(self, codes: Tensor, found: Filtered, inputs: Inputs) -> None:
+        """Keeps what the next chunk of a long sequence starts from, where the states are integrated out.
+
+        Args:
+            codes: Shape ``(*, B, T, code_dim)``.
+            found: What the filter found.
+            inputs: The checked batch of the chunk.
+        """
+        assert inputs.carry is not None
+        inputs.hand_on("z", torch.cat([found.mean[..., -1, :], codes[..., -1, :]], dim=-1))
+        inputs.carry.last.covariance = found.cov[..., -1, :, :]
+
+    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
+        """Filters the states given codes.
+
+        Args:
+            codes: Shape ``(*, B, T, code_dim)``.
+            inputs: The checked batch they belong to.
+            zeta: The hierarchical start's latent variable.
+            seen: Shape ``(*, B, T)``, True where a code counts; ``None`` for everywhere.
+
+        Returns:
+            What the filter found.
+        """
+        raise NotImplementedError
+
+    def fill(
+        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor, *, noise: bool = True
+    ) -> Tensor | None:
+        """Draws the codes of hidden frames given those before, where :attr:`fills` says that this is needed.
+
+        Args:
+            codes: Shape ``(*, B, T, code_dim)``.
+            inputs: The checked batch they belong to.
+            zeta: The hierarchical start's latent variable.
+            seen: Shape ``(*, B, T)``, True where a code is there already.
+            noise: ``False`` takes the means, and does not take them for observed.
+
+        Returns:
+            Shape ``(*, B, T, code_dim)``, or ``None`` where there is no need.
+        """
+        return None
+
+
+class StateAndCodePath(ModelPath):
+    """The distribution of states and codes under a :class:`KalmanVAE`; with path sites, maybe of the codes alone."""
+
+    model: KalmanVAE
+
+    def emit_path(self) -> Tensor:
+        """The sites ``z`` and ``x``; or ``a`` and ``x``, where the states are integrated out."""
+        model, inputs = self.model, self.inputs
+        if not model.collapses:
+            return super().emit_path()
+        a = pyro.sample("a", CodePath(model, inputs, self.zeta))
+        fn = model.frames_from(model.emission_net(a))
+        pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x)
+        return a
+
+    def emit_latent(self, fn: Any, t: int) -> Tensor:
+        """State and code, a site each."""
+        state: Any = normal(fn.loc, fn.scale.expand(fn.loc.shape))
+        z = pyro.sample(f"z_{t + 1}", state)
+        loc = fn.code_loc(z)
+        code: Any = normal(loc, fn.code_scale.expand(loc.shape))
+        a = pyro.sample(f"a_{t + 1}", code)
+        return torch.cat([z, a.expand(*z.shape[:-1], -1)], dim=-1)
+
+
+class CodePath(PathLaw):
+    r"""The law of the codes of a sequence with the states integrated out by the filter, :math:`p(a_{1:T})`.
+
+    For a linear transition this is exact; otherwise it is the evidence of the linearised model.
+    """
+
+    def __init__(self, model: KalmanVAE, inputs: Inputs, zeta: Tensor | None) -> None:
+        self.model, self.inputs, self.zeta = model, inputs, zeta
+        super().__init__(inputs.batch_shape, inputs.num_steps, model.code_dim, inputs.valid)
+
+    def log_prob_per_step(self, z: Tensor) -> Tensor:
+        """The innovations' log-densities; zero where a frame is hidden.
+
+        Where the transition depends on the codes of hidden frames, they have been drawn from this law, and the filter
+        takes them for observed; that their densities are left out here as in the guide changes no ratio.
+        """
+        model, inputs, shown = self.model, self.inputs, frames_seen(self.inputs)
+        seen = inputs.valid if model.fills else shown
+        found = model.filter(z, inputs, self.zeta, None if seen is None else seen.expand(z.shape[:-1]))
+        if inputs.carry is not None:
+            model.carry(z, found, inputs)
+        terms = found.log_likelihood
+        return self._masked(terms if shown is None else torch.where(shown, terms, 0.0))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Not available: the states are needed to draw codes."""
+        raise NotImplementedError('bound: the collapsed program can only be scored; use bound="joint" to draw from it.')
+
+
+def frames_seen(inputs: Inputs) -> Tensor | None:
+    """Which frames show anything, shape ``(*, B, T)``; ``None`` where all do."""
+    return None if inputs.observed is None else inputs.observed.any(-1)

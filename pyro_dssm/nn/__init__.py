@@ -1,0 +1,27 @@
+"""Networks: heads, combiners, memories of the past, encoders and decoders of images."""
+
+from .images import ConvDecoder, ConvEncoder, check_image_shape, frame_decoder, frame_encoder
+from .layers import MLP, Combiner, GatedTransition, NormalHead, join, reverse, shift
+from .memories import CELLS, Cell, Last, Memories, Memory, Recurrent, States
+
+__all__ = [
+    "CELLS",
+    "Cell",
+    "Combiner",
+    "ConvDecoder",
+    "ConvEncoder",
+    "GatedTransition",
+    "Last",
+    "MLP",
+    "Memories",
+    "Memory",
+    "NormalHead",
+    "Recurrent",
+    "States",
+    "check_image_shape",
+    "frame_decoder",
+    "frame_encoder",
+    "join",
+    "reverse",
+    "shift",
+]

@@ -1,0 +1,156 @@
+"""What a guide and a model share while latent paths are drawn and scored: a Pyro handler, and what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .batch import Inputs
+
+__all__ = ["Carry", "GuideStates", "ModelStates", "Shared", "States"]
+
+States = dict[str, Tensor]  # of a model's memories, by name
+
+
+@dataclass
+class ModelStates:
+    """Where the model stands between two chunks of long sequences.
+
+    Attributes:
+        memories: The states of its memories, by name.
+        control: The control before the next step, shape ``(B, control_dim)``.
+        covariance: Of the state, shape ``(B, n, n)``, where states are integrated out.
+    """
+
+    memories: States = field(default_factory=dict)
+    control: Tensor | None = None
+    covariance: Tensor | None = None
+
+    def rows(self, index: Tensor) -> ModelStates:
+        """Those of some sequences, without gradients."""
+        memories = {name: state.detach()[index] for name, state in self.memories.items()}
+        return ModelStates(memories, _rows(self.control, index), _rows(self.covariance, index))
+
+
+@dataclass
+class GuideStates:
+    """Where a guide stands between two chunks of long sequences.
+
+    Attributes:
+        latents: The state of its own memory of the latents.
+        forward: The state of its forward RNN over the frames.
+        backward: That of its backward RNN, which has read all frames still to come.
+        frame: The last frame as it reads it.
+    """
+
+    latents: Tensor | None = None
+    forward: Tensor | None = None
+    backward: Tensor | None = None
+    frame: Tensor | None = None
+
+    def rows(self, index: Tensor) -> GuideStates:
+        """Those of some sequences, without gradients."""
+        return replace(self, **{f.name: _rows(getattr(self, f.name), index) for f in fields(self)})
+
+
+def _rows(value: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if value is None else value.detach()[index]
+
+
+@dataclass
+class Carry:
+    """What a chunk of long sequences starts from, and what it leaves for the next.
+
+    Attributes:
+        model: The model that runs over the chunk.
+        whole: The checked batch of whole sequences.
+        first: Where the model starts; ``None`` in the first chunk, which has a start of its own.
+        guide_first: Where the guide starts.
+        last: Where the model ends, filled in by its run over the chunk.
+        guide_last: Where the guide ends.
+    """
+
+    model: Any
+    whole: Inputs
+    first: ModelStates | None = None
+    guide_first: GuideStates = field(default_factory=GuideStates)
+    last: ModelStates = field(default_factory=ModelStates)
+    guide_last: GuideStates = field(default_factory=GuideStates)
+
+
+@dataclass(frozen=True)
+class _Left:
+    model: Any
+    arguments: tuple[Any, ...]
+    batch: Inputs
+    grad: bool
+    training: bool
+
+
+class Shared(Messenger):
+    """Lets the model take over what the guide has computed of the same batch.
+
+    It lives for one particle: guide and model are called once each within it, with the same tensors and weights. What
+    the guide leaves (the checked batch, with the states of the model's RNNs over x and along the path that it has
+    drawn) is taken once. :class:`~pyro_dssm.RecordingELBO` and :func:`~pyro_dssm.evaluate` install it; a step of
+    Pyro's ``SVI`` with any other loss serves as well. Elsewhere, nothing is shared.
+
+    Args:
+        carry: Of a chunk of long sequences.
+
+    Example:
+        >>> import pyro_dssm as pd
+        >>> from pyro import poutine
+        >>> model = pd.ArSSM(x_dim=3, z_dim=2)
+        >>> guide, x = pd.FullAlignment(model), torch.zeros(4, 5, 3)
+        >>> with Shared():
+        ...     trace = poutine.trace(guide).get_trace(x)
+        ...     path = poutine.replay(model, trace)(x)  # its RNNs over x and z need not run again
+    """
+
+    def __init__(self, carry: Carry | None = None) -> None:
+        super().__init__()
+        self.carry = carry
+        self._left: _Left | None = None
+
+    def leave(self, model: Any, arguments: tuple[Any, ...], batch: Inputs) -> None:
+        """Leaves a checked batch for the model."""
+        self._left = _Left(model, arguments, batch, torch.is_grad_enabled(), model.training)
+
+    def take(self, model: Any, arguments: tuple[Any, ...]) -> Inputs | None:
+        """What has been left for a call with these very arguments, once."""
+        left, self._left = self._left, None
+        if left is None or left.model is not model:
+            return None
+        same = all(a is b for a, b in zip(left.arguments, arguments, strict=True))
+        return left.batch if same and (left.grad, left.training) == (torch.is_grad_enabled(), model.training) else None
+
+
+# A step of SVI runs under a handler of its own, which ends with the step.
+_STEPS: WeakKeyDictionary[TraceMessenger, Shared] = WeakKeyDictionary()
+
+
+def sharing() -> Shared | None:
+    """The innermost handler under which guide and model share, if there is one."""
+    for handler in reversed(_PYRO_STACK):
+        if isinstance(handler, Shared):
+            return handler
+        if isinstance(handler, TraceMessenger) and handler.param_only:
+            return _STEPS.setdefault(handler, Shared())
+    return None
+
+
+def carry_of(model: Any) -> Carry | None:
+    """The chunk of long sequences that a model is run over, if it is."""
+    for handler in reversed(_PYRO_STACK):
+        if isinstance(handler, Shared) and handler.carry is not None:
+            return handler.carry if handler.carry.model is model else None
+    return None

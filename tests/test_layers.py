@@ -1,0 +1,55 @@
+"""The plan of the package: what a wing may import, and how many doors there are."""
+
+from pathlib import Path
+
+import plan
+import pytest
+
+PACKAGE = Path(plan.__file__).parents[1] / "pyro_dssm"
+# An entry imports from entries above it alone.
+LISTING = (
+    "_utils",  # checks, devices, extras, files: knows nobody
+    "structure",
+    "kalman",
+    "data",
+    "programs",  # program, batch, latent path, what guide and model share
+    "nn",  # networks, memories, images
+    "emissions",
+    "particles",  # conditional particle filters
+    "models",
+    "guides",
+    "objectives",  # the bound, schedules, constraints
+    "evaluation",
+    "speech",
+    "saving",
+    "training",
+    "testing",
+    "plots",
+)
+
+
+@pytest.fixture(scope="module")
+def files():
+    return plan.sources(PACKAGE)
+
+
+def test_the_listing_is_the_package(files):
+    assert set(plan.arrows(files)) == set(LISTING)
+    assert len(LISTING) <= 20
+
+
+def test_an_entry_imports_from_entries_above_it(files):
+    place = {name: i for i, name in enumerate(LISTING)}
+    up = [f"{a} imports {b}" for a, below in plan.arrows(files).items() for b in below if place[b] >= place[a]]
+    assert up == []
+
+
+def test_no_circle(files):
+    assert plan.circles(plan.arrows(files)) == []
+
+
+def test_a_circle_and_an_arrow_up_are_noticed():
+    """Negative control."""
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
+    assert plan.circles(graph) == [["a", "b", "c"]]
+    assert plan.floors(graph)["d"] == 2
