@@ -157,10 +157,12 @@ class FromNumbers(TorchFunctionMode):
 def calls(folder, *, everything):
     """The library's entry points by name, each a function without arguments."""
     import pyro_dssm as pd
-    from pyro_dssm import constraints, kalman, metrics, testing
+    from pyro_dssm import kalman, testing
     from pyro_dssm.evaluation.identification import identification, latent_states, system_identification
     from pyro_dssm.evaluation.imputation import coverage, imputation
     from pyro_dssm.evaluation.prediction import open_loop
+    from pyro_dssm.objectives import constraints
+    from pyro_dssm.speech import metrics
     from pyro_dssm.speech.audio import Spectrogram, griffin_lim
 
     x, mask = torch.randn(4, 5, 3), torch.rand(4, 5) < 0.7

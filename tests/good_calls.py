@@ -38,43 +38,22 @@ from wrong_calls import (
 )
 
 import pyro_dssm as pd
-from pyro_dssm import (
-    audio,
-    checkpoints,
-    emissions,
-    evaluation,
-    identification,
-    images,
-    imputation,
-    kalman,
-    metrics,
-    nn,
-    optim,
-    plots,
-    prediction,
-    resynthesis,
-    testing,
-)
-from pyro_dssm.data import (
-    ball,
-    chorales,
-    fetch,
-    midi,
-    mocap,
-    music,
-    reacher,
-    rolls,
-    sequences,
-    speech,
-    synthetic,
-    transpose,
-)
+from pyro_dssm import emissions, kalman, plots, testing
+from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, synthetic, transpose
 from pyro_dssm.data import pendulum as pendulums
+from pyro_dssm.evaluation import identification, imputation, prediction
+from pyro_dssm.evaluation import likelihood as evaluation
 from pyro_dssm.models.dvbf import StateMemory
 from pyro_dssm.models.dynamics import LocallyLinear, Network
 from pyro_dssm.models.initial import GaussianInitial, HierarchicalInitial
 from pyro_dssm.models.standardise import Affine, AffineNormal
+from pyro_dssm.nn import images
+from pyro_dssm.nn import layers as nn
 from pyro_dssm.nn.memories import Last, Memories, Recurrent
+from pyro_dssm.saving import pairs as checkpoints
+from pyro_dssm.speech import audio, metrics, resynthesis
+from pyro_dssm.speech import recordings as speech
+from pyro_dssm.training import optim
 
 B, T, D, Z = 3, 5, 2, 2
 GATES = {"mlp_dims": (4,)}

@@ -18,7 +18,8 @@ from runs import RUNS, train, waves, weights, without_seconds
 from stopping import Stop
 
 import pyro_dssm as pd
-from pyro_dssm import _files, identification, imputation, prediction
+from pyro_dssm._utils import files as _files
+from pyro_dssm.evaluation import identification, imputation, prediction
 from pyro_dssm.saving.pairs import read_tensors
 
 

@@ -16,7 +16,7 @@ from runs import train, without_seconds
 from safetensors import safe_open
 
 import pyro_dssm as pd
-from pyro_dssm import _files
+from pyro_dssm._utils import files as _files
 from pyro_dssm.saving.pairs import read_tensors
 
 # Where in a write it may die: with half of the bytes, before or after they have their name.

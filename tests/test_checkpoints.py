@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import pyro_dssm as pd
-from pyro_dssm import checkpoints
+from pyro_dssm.saving import pairs as checkpoints
 from pyro_dssm.saving.pairs import read_tensors, write_tensors
 
 

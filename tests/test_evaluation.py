@@ -7,7 +7,7 @@ import torch
 from linear_gaussian import ExactGuide, LinearGaussian
 
 import pyro_dssm as pd
-from pyro_dssm import evaluation
+from pyro_dssm.evaluation import likelihood as evaluation
 from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.testing import FORMS, run_as
 

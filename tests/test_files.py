@@ -19,7 +19,7 @@ from test_pairs import PAIRS
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm import _tensorfile as tensorfile
+from pyro_dssm.saving import _tensorfile as tensorfile
 from pyro_dssm.saving._building import Bounded, Excess, Sizes
 from pyro_dssm.saving.pairs import build, describe, read_run, read_tensors, write_tensors
 from pyro_dssm.speech.audio import Spectrogram

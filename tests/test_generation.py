@@ -8,7 +8,7 @@ import torch
 from linear_gaussian import ExactGuide, LinearGaussian
 
 import pyro_dssm as pd
-from pyro_dssm import generation
+from pyro_dssm.models import generation
 from pyro_dssm.testing import random_batch
 
 B, T, D, Z, H = 3, 5, 2, 2, 4

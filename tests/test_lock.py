@@ -14,7 +14,7 @@ import torch
 from stopping import RaiseAt
 
 import pyro_dssm as pd
-from pyro_dssm import _files
+from pyro_dssm._utils import files as _files
 from pyro_dssm._utils.files import FolderLock
 
 

@@ -17,7 +17,7 @@ from pystoi import stoi
 from scipy import stats
 from torch.testing import assert_close
 
-from pyro_dssm import metrics
+from pyro_dssm.speech import metrics
 from pyro_dssm.speech.metrics import METRICS, Scores, estoi, pesq, score_speech, si_sdr
 
 RATE = 16000

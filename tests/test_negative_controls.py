@@ -242,7 +242,7 @@ def looking_ahead():
     return Ahead(), None
 
 
-class DrawsWidely(pd.paths.Path):
+class DrawsWidely(pd.programs.path.Path):
     """Passes on a path, but for its draws."""
 
     def __init__(self, path):

@@ -11,8 +11,8 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm import _run
 from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.training import _run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Encountered NaN")
 

@@ -523,7 +523,7 @@ def test_a_state_that_is_malformed(name, tmp_path):
     programs = pair()
     came = [p.clone() for p in programs[0].parameters()]
     for wrong in ({}, [], None):
-        pd.checkpoints.write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, name: wrong})
+        pd.saving.pairs.write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, name: wrong})
         with pytest.raises(ValueError, match=r"^(checkpoint|path|state): expected "):
             fit(tmp_path, programs=programs, kl=pd.GECO(0.1))
         assert all(map(torch.equal, came, programs[0].parameters()))
@@ -545,7 +545,7 @@ def test_another_device_is_warned_of(tmp_path, monkeypatch):
     fit(tmp_path)
     tensors, metadata = read_tensors(tmp_path / "last.safetensors")
     metadata["plan"]["device"] = "cuda"
-    pd.checkpoints.write_tensors(tmp_path / "last.safetensors", tensors, metadata)
+    pd.saving.pairs.write_tensors(tmp_path / "last.safetensors", tensors, metadata)
     with pytest.warns(UserWarning, match="was begun on cuda, whose noise is another than that of cpu"):
         fit(tmp_path)
 

@@ -9,8 +9,8 @@ from linear_gaussian import ExactGuide, LinearGaussian, condition
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm import prediction
 from pyro_dssm._utils.gaps import interpolate, last_seen
+from pyro_dssm.evaluation import prediction
 from pyro_dssm.evaluation.imputation import coverage, imputation
 from pyro_dssm.evaluation.prediction import ByHorizon, open_loop
 from pyro_dssm.nn.layers import normal

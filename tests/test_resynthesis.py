@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyro_dssm as pd
-from pyro_dssm import resynthesis
+from pyro_dssm.speech import resynthesis
 from pyro_dssm.speech.audio import Spectrogram, write_audio
 from pyro_dssm.speech.metrics import si_sdr
 from pyro_dssm.speech.recordings import load_recordings

@@ -10,9 +10,9 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pyro_dssm as pd
-from pyro_dssm import calibration
 from pyro_dssm.evaluation.imputation import coverage, imputation, varying_entries
 from pyro_dssm.nn.layers import normal
+from pyro_dssm.training import calibration
 from pyro_dssm.training.calibration import _factors, _score, _shrunk
 
 # Few rounds are enough to see that what is drawn is the same.

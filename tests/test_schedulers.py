@@ -12,7 +12,7 @@ from stopping import RaiseAt, Stop
 from torch.optim import lr_scheduler as schedulers
 
 import pyro_dssm as pd
-from pyro_dssm import evaluation
+from pyro_dssm.evaluation import likelihood as evaluation
 from pyro_dssm.objectives.constraints import GECO, Lagrangian
 from pyro_dssm.saving.pairs import read_tensors
 from pyro_dssm.training._fresh import remembering

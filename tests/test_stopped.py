@@ -10,7 +10,7 @@ from interrupting import CALLS, STOPS, stopped_call, stopped_run
 from runs import RUNS, train, weights, without_seconds
 from stopping import RaiseAt, Stop
 
-from pyro_dssm import _files
+from pyro_dssm._utils import files as _files
 from pyro_dssm._utils.interrupts import uninterrupted
 from pyro_dssm.saving.pairs import read_tensors
 

@@ -24,7 +24,7 @@ import pytest
 import torch
 from readers import FORMATS, READERS, SMALL, Reader, check_recordings, write_recording
 
-from pyro_dssm.data import _speech_frames
+from pyro_dssm.speech import _frames as _speech_frames
 from pyro_dssm.speech.audio import read_audio
 from pyro_dssm.speech.recordings import load_recordings
 

@@ -20,8 +20,8 @@ import torch
 from pair_files import MAKERS, run, write_pair
 
 import pyro_dssm as pd
-from pyro_dssm import _tensorfile as tensorfile
 from pyro_dssm.programs._parts import Parts
+from pyro_dssm.saving import _tensorfile as tensorfile
 from pyro_dssm.saving.pairs import describe
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on memory are of Linux")

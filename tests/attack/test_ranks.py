@@ -268,13 +268,13 @@ def in_network(rank, _):
 
 
 def in_validation(rank, _):
-    kept = pd._run.bounds
+    kept = pd.training._run.bounds
     if rank == 1:
-        pd._run.bounds = lambda *_, **__: raising(RuntimeError("of a bound"))
+        pd.training._run.bounds = lambda *_, **__: raising(RuntimeError("of a bound"))
     try:
         return fit(valid=waves((4, 5)))
     finally:
-        pd._run.bounds = kept
+        pd.training._run.bounds = kept
 
 
 def in_callback(when):
@@ -295,7 +295,7 @@ def full_disk(rank, folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if rank == 0:
-        pd._run.write_tensors = no_space
+        pd.training._run.write_tensors = no_space
     return fit(checkpoint=folder / "run", epochs=3)
 
 

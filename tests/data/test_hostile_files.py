@@ -27,12 +27,13 @@ from readers import READERS, SMALL, check_roll, splits, write_mocap, write_npz, 
 
 import pyro_dssm
 from pyro_dssm._utils.reading import contents
-from pyro_dssm.data import _npz, _speech_frames, mocap
+from pyro_dssm.data import _npz, mocap
 from pyro_dssm.data.chorales import read_chorale
 from pyro_dssm.data.midi import read_midi, write_midi
 from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.rolls import read_mat, read_packed, write_packed
 from pyro_dssm.data.trajectories import Trajectories
+from pyro_dssm.speech import _frames as _speech_frames
 from pyro_dssm.speech.audio import read_audio
 from pyro_dssm.speech.recordings import find_recordings, load_recordings, load_speech
 
