@@ -67,8 +67,6 @@ def to_wave(
     """
     check_types(to_wave, locals())
     spectrogram._check_bins("power", floats("power", power, "*", "T", "F"))
-    if (power < 0).any():
-        raise ValueError("power: expected numbers of at least 0, got others.")
     number("level", level, above=0)
     check_seed(seed)
     if phase is not None and not (phase.is_complex() and phase.shape[-2:] == power.shape[-2:]):
