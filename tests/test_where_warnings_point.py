@@ -5,9 +5,9 @@ import warnings
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_dssm.particles.sweep.filling import r_hat
 
 import pyro_dssm as pd
-from pyro_dssm.particles.filling import r_hat
 
 
 class Growing(pd.DSSM):
@@ -47,7 +47,7 @@ def test_warnings_point_at_the_call(name, monkeypatch):
         guide = pd.MeanField(model, rnn_dim=3)
     else:
         monkeypatch.setattr(
-            pd.particles.filling._Limits, "of", classmethod(lambda cls, *_: cls((0.0, -1.0), (0.0, -1.0)))
+            pd.particles.sweep.filling._Limits, "of", classmethod(lambda cls, *_: cls((0.0, -1.0), (0.0, -1.0)))
         )
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -66,7 +66,7 @@ def test_r_hat_at_the_edges():
             r_hat(torch.randn(count, 1))
 
 
-@pytest.mark.parametrize("call", [pd.evaluate, pd.evaluation.imputation.imputation, pd.calibrate])
+@pytest.mark.parametrize("call", [pd.evaluate, pd.evaluation.imputation, pd.calibrate])
 @pytest.mark.parametrize("seed", [0.5, "1", None])
 def test_seeds_that_are_none(call, seed):
     model, guide = small()

@@ -134,13 +134,6 @@ def _check_options(model: DSSM, guide: BaseGuide, options: dict[str, Any]) -> No
         )
 
 
-def _check_time(name: str, value: object) -> None:
-    """Raises ``ValueError`` unless this is a time of at least 0, which may be infinite."""
-    real(name, value)
-    if not value >= 0:  # type: ignore[operator]
-        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}.")
-
-
 def fit(
     model: DSSM,
     guide: BaseGuide,
@@ -283,6 +276,7 @@ def fit(
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """
+<<<<<<< HEAD:pyro_dssm/training/fitting.py
     with together():
         check_pair(model, guide)
         rule = next((name for name, known in LR_SCHEDULES.items() if known is lr_schedule), lr_schedule)
@@ -321,6 +315,58 @@ def fit(
             "rates": rates if optimizer is None else {},
         }
         runs: list[Run] = []
+=======
+    check_pair(model, guide)
+    if isinstance(lr_schedule, str):
+        if lr_schedule not in LR_SCHEDULES:
+            raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
+        lr_schedule = LR_SCHEDULES[lr_schedule]
+    for name, seconds in (("checkpoint_seconds", checkpoint_seconds), ("max_seconds", max_seconds)):
+        # A time that is over already, or never, is one too.
+        if seconds is not None or name == "checkpoint_seconds":
+            real(name, seconds)
+            if seconds != seconds:
+                raise ValueError(f"{name}: expected a number, got {seconds!r}.")
+    adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
+    options: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "valid": valid,
+        "valid_every": valid_every,
+        "valid_particles": valid_particles,
+        "patience": patience,
+        "truncate": truncate,
+        "averaging": averaging,
+        "optimizer": adam if optimizer is None else optimizer,
+        "loss": RecordingELBO() if loss is None else loss,
+        "kl": ConstantKL() if kl is None else kl,
+        "lr_schedule": lr_schedule,
+        "seed": seed,
+        "num_workers": num_workers,
+    }
+    _check_options(model, guide, {**options, "train": train})
+    check_types(fit, locals())
+    if model.calibrated:
+        model.uncalibrate()
+        warnings.warn("fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=2)
+    if model.standardise is not None and not model.standardise.fitted:
+        with data_named("train"):
+            model.standardise.fit(train)
+    _check_estimator(model, guide, options["loss"], train, augment)
+    run = Run(
+        model,
+        guide,
+        train,
+        lr=lr if optimizer is None else None,
+        folder=None if checkpoint is None else Path(checkpoint),
+        checkpoint_seconds=checkpoint_seconds,
+        augment=augment,
+        **options,
+    )
+    if run.rank == 0:
+        warn_of_scale(model, train)
+    with _left_alone(run), generators_kept(model._like.device):
+>>>>>>> wip-calls:pyro_dssm/training.py
         try:
             # A Ctrl-C reaches the run itself, not what comes before and after it.
             with uninterrupted() as held, _prepared(model, train, runs):

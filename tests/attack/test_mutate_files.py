@@ -222,7 +222,7 @@ TARGETS = {
     "matlab rolls": Target(READERS["data.rolls.read_mat"], in_mat, tuple(range(6))),
     "trajectories": Target(READERS["data.trajectories.Trajectories.load_npz"], in_archive, tuple(range(6))),
     "motion capture": Target(READERS["data.mocap.load_mocap"], in_archive),
-    "recordings": Target(READERS["audio.read_audio"], seeds=tuple(range(len(FORMATS)))),
+    "recordings": Target(READERS["speech.audio.read_audio"], seeds=tuple(range(len(FORMATS)))),
     "index of spectra": Target(cache("json"), in_index, (0,)),
     "spectra": Target(cache("npy"), seeds=(0,)),
     "scores": Target(READERS["data.chorales.read_chorale"], in_score),
