@@ -276,7 +276,6 @@ def fit(
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """
-<<<<<<< HEAD:pyro_dssm/training/fitting.py
     with together():
         check_pair(model, guide)
         rule = next((name for name, known in LR_SCHEDULES.items() if known is lr_schedule), lr_schedule)
@@ -284,9 +283,12 @@ def fit(
             if lr_schedule not in LR_SCHEDULES:
                 raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
             lr_schedule = LR_SCHEDULES[lr_schedule]
-        _check_time("checkpoint_seconds", checkpoint_seconds)
-        if max_seconds is not None:
-            _check_time("max_seconds", max_seconds)
+        for name, seconds in (("checkpoint_seconds", checkpoint_seconds), ("max_seconds", max_seconds)):
+            # Infinite or over already, but not NaN.
+            if seconds is not None or name == "checkpoint_seconds":
+                real(name, seconds)
+                if seconds != seconds:
+                    raise ValueError(f"{name}: expected a number, got {seconds!r}.")
         adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
         rates = {"lr": lr, "lr_schedule": rule, "weight_decay": weight_decay, "clip_norm": clip_norm}
         options: dict[str, Any] = {
@@ -315,58 +317,6 @@ def fit(
             "rates": rates if optimizer is None else {},
         }
         runs: list[Run] = []
-=======
-    check_pair(model, guide)
-    if isinstance(lr_schedule, str):
-        if lr_schedule not in LR_SCHEDULES:
-            raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
-        lr_schedule = LR_SCHEDULES[lr_schedule]
-    for name, seconds in (("checkpoint_seconds", checkpoint_seconds), ("max_seconds", max_seconds)):
-        # A time that is over already, or never, is one too.
-        if seconds is not None or name == "checkpoint_seconds":
-            real(name, seconds)
-            if seconds != seconds:
-                raise ValueError(f"{name}: expected a number, got {seconds!r}.")
-    adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
-    options: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "valid": valid,
-        "valid_every": valid_every,
-        "valid_particles": valid_particles,
-        "patience": patience,
-        "truncate": truncate,
-        "averaging": averaging,
-        "optimizer": adam if optimizer is None else optimizer,
-        "loss": RecordingELBO() if loss is None else loss,
-        "kl": ConstantKL() if kl is None else kl,
-        "lr_schedule": lr_schedule,
-        "seed": seed,
-        "num_workers": num_workers,
-    }
-    _check_options(model, guide, {**options, "train": train})
-    check_types(fit, locals())
-    if model.calibrated:
-        model.uncalibrate()
-        warnings.warn("fit: the calibrated scale is of other weights, and dropped; call calibrate again.", stacklevel=2)
-    if model.standardise is not None and not model.standardise.fitted:
-        with data_named("train"):
-            model.standardise.fit(train)
-    _check_estimator(model, guide, options["loss"], train, augment)
-    run = Run(
-        model,
-        guide,
-        train,
-        lr=lr if optimizer is None else None,
-        folder=None if checkpoint is None else Path(checkpoint),
-        checkpoint_seconds=checkpoint_seconds,
-        augment=augment,
-        **options,
-    )
-    if run.rank == 0:
-        warn_of_scale(model, train)
-    with _left_alone(run), generators_kept(model._like.device):
->>>>>>> wip-calls:pyro_dssm/training.py
         try:
             # A Ctrl-C reaches the run itself, not what comes before and after it.
             with uninterrupted() as held, _prepared(model, train, runs):
