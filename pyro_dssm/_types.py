@@ -64,6 +64,7 @@ def checked(*optional: str) -> Callable[[T], T]:
         A decorator of the class.
 
     Example:
+        >>> from typing import NamedTuple
         >>> @checked()
         ... class Pair(NamedTuple):
         ...     first: Tensor

@@ -134,13 +134,6 @@ def _check_options(model: DSSM, guide: Guide, options: dict[str, Any]) -> None:
         )
 
 
-def _check_time(name: str, value: object) -> None:
-    """Raises ``ValueError`` unless this is a time of at least 0, which may be infinite."""
-    real(name, value)
-    if not value >= 0:  # type: ignore[operator]
-        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}.")
-
-
 def fit(
     model: DSSM,
     guide: Guide,
@@ -289,9 +282,12 @@ def fit(
             if lr_schedule not in LR_SCHEDULES:
                 raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
             lr_schedule = LR_SCHEDULES[lr_schedule]
-        _check_time("checkpoint_seconds", checkpoint_seconds)
-        if max_seconds is not None:
-            _check_time("max_seconds", max_seconds)
+        for name, seconds in (("checkpoint_seconds", checkpoint_seconds), ("max_seconds", max_seconds)):
+            # Infinite or over already, but not NaN.
+            if seconds is not None or name == "checkpoint_seconds":
+                real(name, seconds)
+                if seconds != seconds:
+                    raise ValueError(f"{name}: expected a number, got {seconds!r}.")
         adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
         rates = {"lr": lr, "lr_schedule": rule, "weight_decay": weight_decay, "clip_norm": clip_norm}
         options: dict[str, Any] = {

@@ -34,7 +34,6 @@ _LIBRISPEECH = re.compile(r"(\d+)-\d+-\d{4}")
 _PARTS = {"train": ("train",), "valid": ("valid", "dev"), "test": ("test",)}
 
 
-@checked()
 class Recording(NamedTuple):
     """An audio file and who speaks."""
 

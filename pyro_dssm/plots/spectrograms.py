@@ -103,9 +103,11 @@ def plot_mel(
         ('time (s)', 'frequency (kHz)')
     """
     for name, value in (("wave", wave), ("reference", wave if reference is None else reference)):
-        if not isinstance(value, Tensor) or value.dim() != 1 or not value.is_floating_point():
-            got = shown(value) if isinstance(value, Tensor) else kind_of(value)
+        if not isinstance(value, Tensor) or value.dim() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
             raise ValueError(f"{name}: expected a tensor of shape (N,), got {got}.")
+        if not value.is_floating_point():
+            raise ValueError(f"{name}: expected a tensor of real floating-point numbers, got {value.dtype}.")
     check_types(plot_mel, locals())
     if reference is not None and not reference.isfinite().all():
         raise ValueError("reference: expected finite samples, got some that are not.")
