@@ -16,7 +16,7 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-examples: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow tests/test_examples.py tests/test_notebooks.py tests/test_distributed.py
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow tests/test_examples.py tests/test_notebooks.py tests/test_distributed.py tests/test_readme.py tests/test_devices.py
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/attack

@@ -26,7 +26,8 @@ def run(*options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("options", [(), pytest.param(("--everything",), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--everything",)])
 def test_nothing_on_the_device_is_float64_and_generators_stay(options):
     found = run(*options)
     assert {name: amiss for name, amiss in found["calls"].items() if amiss} == {}

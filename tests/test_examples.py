@@ -39,7 +39,7 @@ FIGURES |= {"custom_guide": ["GatedGuide.png"], "distributed": ["forecast.png"],
 FIGURES |= {"speech": ["mel.png", "packets.png", "continuation.png", "curves.png"], "reproduce_speech": []}
 SPEECH = ["soundfile", "librosa", "pesq", "pystoi"]  # what two of them need in addition
 EXAMPLES = list(FILES)
-LONG = {"custom_guide", "distributed", "reproduce_speech", "system_identification", "taxonomy"}
+LONG = {"custom_guide", "distributed", "pendulum", "reproduce_speech", "speech", "system_identification", "taxonomy"}
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +210,7 @@ def test_taxonomy_covers_all_36(smoke):
         assert row["name"] in done.stdout
 
 
+@pytest.mark.slow
 def test_custom_guide_is_compared(smoke):
     done, folder = smoke("custom_guide")
     found = metrics(folder)

@@ -54,6 +54,7 @@ def test_the_blocks_of_the_readme_run_in_order(tmp_path, monkeypatch):
     assert names["future"].shape == (100, 1, 20, 88)
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_how_tos_run_in_order(tmp_path, monkeypatch, capsys, examples):
     monkeypatch.chdir(tmp_path)
     examples("support.speech").make_recordings(tmp_path / "recordings")

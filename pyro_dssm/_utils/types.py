@@ -87,7 +87,7 @@ def checked(*optional: str) -> Callable[[T], T]:
             return self
 
         own: Any = cls
-        own.__new__ = new
+        own.__new__ = staticmethod(new)
         return cls
 
     return change
