@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from linear_gaussian import DrawsOnly, LinearGaussian, StepGuide
-from pyro_dssm.particles.sweep.filling import r_hat
+from pyro_dssm.particles.filling import r_hat
 from torch import nn
 
 import pyro_dssm as pd

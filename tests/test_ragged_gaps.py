@@ -3,8 +3,8 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_dssm.particles.sweep.filling import _guided
-from pyro_dssm.particles.sweep.sweep import Paths, sweep
+from pyro_dssm.particles.filling import _guided
+from pyro_dssm.particles.sweep import Paths, sweep
 
 import pyro_dssm as pd
 

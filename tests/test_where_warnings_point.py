@@ -5,7 +5,7 @@ import warnings
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_dssm.particles.sweep.filling import r_hat
+from pyro_dssm.particles.filling import r_hat
 
 import pyro_dssm as pd
 
@@ -47,7 +47,7 @@ def test_warnings_point_at_the_call(name, monkeypatch):
         guide = pd.MeanField(model, rnn_dim=3)
     else:
         monkeypatch.setattr(
-            pd.particles.sweep.filling._Limits, "of", classmethod(lambda cls, *_: cls((0.0, -1.0), (0.0, -1.0)))
+            pd.particles.filling._Limits, "of", classmethod(lambda cls, *_: cls((0.0, -1.0), (0.0, -1.0)))
         )
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
