@@ -7,13 +7,13 @@ import warnings
 import pytest
 import torch
 from linear_gaussian import DrawsOnly, LinearGaussian, StepGuide
-from pyro_dssm.particles.filling import r_hat
 from torch import nn
 
 import pyro_dssm as pd
 from pyro_dssm.evaluation.imputation import coverage
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.particles import filling
+from pyro_dssm.particles.filling import r_hat
 
 T, D, S = 10, 2, 400
 frames = torch.arange(T)

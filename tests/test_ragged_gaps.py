@@ -3,10 +3,10 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_dssm.particles.filling import _guided
-from pyro_dssm.particles.sweep import Paths, sweep
 
 import pyro_dssm as pd
+from pyro_dssm.particles.filling import _guided
+from pyro_dssm.particles.sweep import Paths, sweep
 
 FACTOR, NOISE = 0.95, 0.3
 

@@ -5,9 +5,9 @@ import warnings
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_dssm.particles.filling import r_hat
 
 import pyro_dssm as pd
+from pyro_dssm.particles.filling import r_hat
 
 
 class Growing(pd.DSSM):
