@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as distributed
@@ -31,7 +32,8 @@ def processes() -> Iterator[tuple[int, str]]:
     if own_gpu:
         torch.cuda.set_device(local)
     if "RANK" in os.environ:
-        distributed.init_process_group("nccl" if own_gpu else "gloo")
+        # How long the others wait for a process that stands still; one that fails or is killed they notice at once.
+        distributed.init_process_group("nccl" if own_gpu else "gloo", timeout=timedelta(minutes=5))
     try:
         yield int(os.environ.get("RANK", 0)), f"cuda:{local}" if own_gpu else "cpu"
         if distributed.is_initialized():

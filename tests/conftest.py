@@ -1,6 +1,8 @@
 """Every test starts from the same seed and an empty parameter store, and leaves the default dtype alone."""
 
 import itertools
+import signal
+import threading
 import zlib
 
 import pyro
@@ -10,6 +12,10 @@ import torch
 torch.set_num_threads(1)
 
 pytest_plugins = ["attack_table"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    # A shell that runs the tests in the background lets them ignore Ctrl-C, which some of them raise themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,8 +13,8 @@ import warnings
 import numpy as np
 import pyro
 import torch
+from kinds_of_runs import RUNS, train, waves, weights, without_seconds
 from pyro.poutine.runtime import _PYRO_STACK
-from runs import RUNS, train, waves, weights, without_seconds
 from stopping import Stop
 
 import pyro_dssm as pd

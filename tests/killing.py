@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from runs import train, without_seconds
+from kinds_of_runs import train, without_seconds
 from safetensors import safe_open
 
 import pyro_dssm as pd

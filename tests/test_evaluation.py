@@ -188,6 +188,7 @@ def test_double_data_with_a_single_model():
     assert score.elbo.nats.dtype == torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_long_sequences(form):
     model, guide = make("RSSM")

@@ -39,7 +39,16 @@ FIGURES |= {"custom_guide": ["GatedGuide.png"], "distributed": ["forecast.png"],
 FIGURES |= {"speech": ["mel.png", "packets.png", "continuation.png", "curves.png"], "reproduce_speech": []}
 SPEECH = ["soundfile", "librosa", "pesq", "pystoi"]  # what two of them need in addition
 EXAMPLES = list(FILES)
-LONG = {"custom_guide", "distributed", "pendulum", "reproduce_speech", "speech", "system_identification", "taxonomy"}
+LONG = {
+    "custom_guide",
+    "distributed",
+    "music",
+    "pendulum",
+    "reproduce_speech",
+    "speech",
+    "system_identification",
+    "taxonomy",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -396,6 +396,7 @@ def test_bad_input(call, message):
         call()
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif("PYRO_DSSM_DATA" not in os.environ, reason="PYRO_DSSM_DATA names no data folder")
 def test_real_recordings_score_as_in_the_packages():

@@ -26,7 +26,7 @@ def test_it_is_stored_without_outputs(name):
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
-@pytest.mark.parametrize("name", sampled(NOTEBOOKS, fast=["quickstart.ipynb"]))
+@pytest.mark.parametrize("name", sampled(NOTEBOOKS, fast=[]))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_it_runs(name, tmp_path, monkeypatch):
     for module in SPEECH if name == "speech.ipynb" else ():

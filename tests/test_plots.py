@@ -61,6 +61,13 @@ def labels(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 40])
+def test_epochs_are_whole_numbers(count):
+    records = [{"epoch": n, "reconstruction": 5 / n, "kl": 1.0} for n in range(1, count + 1)]
+    for ax in plot_curves(pd.History(records, best_epoch=count)):
+        assert all(tick == round(tick) for tick in ax.get_xticks())
+
+
 def test_a_roll_shows_each_note_at_its_pitch_and_time(ax):
     roll = torch.zeros(8, 88)
     roll[3, 60 - 21] = 1

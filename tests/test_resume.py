@@ -102,6 +102,7 @@ def test_stopped_within_an_epoch(name, tmp_path):
     assert_same_end(found, expected, (tmp_path / "a", tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_processes_that_load_change_nothing(tmp_path):
     expected = run(tmp_path / "a")
     whole = run(tmp_path / "b", num_workers=2)

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from interrupting import CALLS, STOPS, stopped_call, stopped_run
-from runs import RUNS, train, weights, without_seconds
+from kinds_of_runs import RUNS, train, weights, without_seconds
 from stopping import RaiseAt, Stop
 
 from pyro_dssm._utils import files as _files

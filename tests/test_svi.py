@@ -197,7 +197,7 @@ def test_predictive(form):
     assert parallel[latent].shape == draws[latent].shape
 
 
-@pytest.mark.sample(6)
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("form", FORMS)
 def test_particles_agree_in_expectation(form):

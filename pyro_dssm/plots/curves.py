@@ -67,9 +67,8 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
     right.set_ylim(low - 0.08 * (high - low), high)
     right.set_title("Bound (smaller is better)", loc="left", fontsize="medium")
     for ax in (left, right):
-        ax.set_xlabel("epoch")
+        _epochs(ax, epochs)
         ax.set_ylabel("nats per frame")
-        ax.set_xlim(0, max(epochs[-1] if epochs else 1, 1) * 1.02)
         if ax.lines:
             ax.legend(frameon=False, fontsize="small")
         plain(ax)
@@ -85,6 +84,13 @@ def _line(ax: Axes, x: Sequence[float], y: np.ndarray, colour: str, label: str) 
     if seen.any():
         marker = "." if seen.sum() < 15 else ""
         ax.plot(np.asarray(x)[seen], y[seen], color=colour, label=label, marker=marker, linewidth=1.4)
+
+
+def _epochs(ax: Axes, epochs: Sequence[int]) -> None:
+    """The axis of the epochs, with whole numbers however few they are."""
+    ax.set_xlabel("epoch")
+    ax.set_xlim(0, max(epochs[-1] if epochs else 1, 1) * 1.02)
+    ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
 
 
 def _zoom(ax: Axes, values: np.ndarray) -> None:
@@ -145,7 +151,6 @@ def plot_multiplier(history: History, axes: Sequence[Axes] | None = None) -> Seq
     right.set_title("Constraint (met below the bound)", loc="left", fontsize="medium")
     right.legend(frameon=False, fontsize="small")
     for ax in (left, right):
-        ax.set_xlabel("epoch")
-        ax.set_xlim(0, max(epochs[-1], 1) * 1.02)
+        _epochs(ax, epochs)
         plain(ax)
     return left, right

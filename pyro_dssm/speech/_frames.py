@@ -31,7 +31,7 @@ __all__ = ["Found", "Options", "load_frames"]
 _log = logging.getLogger(__name__)
 
 FLOOR = 1e-6  # of the relative power: 60 dB below the level
-_VERSION = 2  # of what is computed and kept; another one makes every cache be computed anew
+_VERSION = 2  # of what is computed and kept; with another one, every cache is computed again
 _ABANDONED = 3600.0  # seconds without a change after which a half-written file is that of a killed process
 _HEADER = 128  # bytes before the numbers of an .npy file
 _ENTRY_BYTES = 1 << 16  # of the index, for a file at most

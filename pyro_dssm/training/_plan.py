@@ -27,6 +27,7 @@ from ..objectives.elbo import KLSchedule, RecordingELBO
 from ..programs._program import Program
 from ..structure.structure import Structure
 from ._fresh import MEMORY
+from ._ranks import ABSENT, leaves_of
 from .optim import ClippedNormAdam
 
 __all__ = ["Description", "content", "differences"]
@@ -393,8 +394,6 @@ def _globals_of(code: types.CodeType) -> tuple[set[str], set[str]]:
 
 # Two plans.
 
-ABSENT = "nothing"
-
 
 def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two plans, one sentence each.
@@ -410,7 +409,7 @@ def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         >>> differences({"lr": 0.01, "kl": {"start": 0.2, "end": 1.0}}, {"lr": 1.0, "kl": {"start": 0.2, "end": 2.0}})
         ['lr: 0.01 in the checkpoint, 1.0 now', 'kl.end: 1.0 in the checkpoint, 2.0 now']
     """
-    before, after = dict(_leaves(kept)), dict(_leaves(now))
+    before, after = dict(leaves_of(kept)), dict(leaves_of(now))
     found = {
         name: f"{name}: {_short(before, name)} in the checkpoint, {_short(after, name)} now"
         for name in {**after, **before}
@@ -425,15 +424,6 @@ def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if any(key.startswith(f"{name}.") for key in found):
             found = {key: words for key, words in found.items() if not key.startswith(f"parts of {name}.")}
     return [words.removeprefix("parts of ") for words in found.values()]
-
-
-def _leaves(plan: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in plan.items():
-        name = f"{path}.{key}" if path else key
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, name)
-        else:
-            yield name, value
 
 
 def _short(leaves: Mapping[str, Any], name: str) -> str:

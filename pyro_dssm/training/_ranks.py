@@ -28,6 +28,7 @@ __all__ = [
     "broadcast",
     "compare",
     "finish",
+    "leaves_of",
     "note",
     "of_first",
     "together",
@@ -390,7 +391,7 @@ def unequal(parts: Mapping[int, Mapping[str, Any]]) -> list[str]:
         >>> unequal({0: {"seed": 0, "kl": {"start": 0.1}}, 1: {"seed": 1, "kl": {"start": 0.1}}})
         ['seed: expected the same on every rank, got 0 on rank 0 and 1 on rank 1.']
     """
-    leaves = {rank: dict(_leaves(mine)) for rank, mine in parts.items()}
+    leaves = {rank: dict(leaves_of(mine)) for rank, mine in parts.items()}
     every = {name: None for mine in leaves.values() for name in mine}
     differ = [name for name in every if len({_word(mine, name) for mine in leaves.values()}) > 1]
     names = [name for name in differ if not _implied(name, differ)]
@@ -398,11 +399,17 @@ def unequal(parts: Mapping[int, Mapping[str, Any]]) -> list[str]:
     return [*sentences, f"So do {len(names) - 3} more: {', '.join(names[3:8])}."] if len(names) > 3 else sentences
 
 
-def _leaves(parts: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves_of(parts: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dictionaries hold, each with its names joined by dots.
+
+    Example:
+        >>> list(leaves_of({"lr": 0.1, "kl": {"start": 0.2}}))
+        [('lr', 0.1), ('kl.start', 0.2)]
+    """
     for key, value in parts.items():
         name = f"{path}.{key}" if path else key
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, name)
+            yield from leaves_of(value, name)
         else:
             yield name, value
 

@@ -2,7 +2,7 @@
 
 import pytest
 from interrupting import CALLS, STOPS, count, stopped_call, stopped_run
-from runs import RUNS
+from kinds_of_runs import RUNS
 
 # Python itself drops what is raised while it clears up a generator.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]

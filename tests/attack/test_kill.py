@@ -2,7 +2,7 @@
 
 import pytest
 from killing import Forked, Fresh, kill_and_go_on
-from runs import RUNS
+from kinds_of_runs import RUNS
 
 KILLS = 200
 # Of these few, in processes that import everything anew.

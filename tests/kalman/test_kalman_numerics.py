@@ -129,7 +129,7 @@ def rotation(steps):
     return y, Gaussian(torch.zeros(2), 1e4 * torch.eye(2)), f, 1e-6 * torch.eye(2), 1, 1e-4 * torch.eye(1)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("square_root", [False, True])
 def test_single_precision_over_4096_steps(square_root):
     """Finite, positive semidefinite to rounding, and near the result in double precision."""
