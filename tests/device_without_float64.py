@@ -156,7 +156,7 @@ class FromNumbers(TorchFunctionMode):
 
 def calls(folder, *, everything):
     """The library's entry points by name, each a function without arguments."""
-    import pyro_dssm as pd
+    import pyro_dssm as dssm
     from pyro_dssm import kalman, testing
     from pyro_dssm.evaluation.identification import identification, latent_states, system_identification
     from pyro_dssm.evaluation.imputation import coverage, imputation
@@ -167,23 +167,23 @@ def calls(folder, *, everything):
 
     x, mask = torch.randn(4, 5, 3), torch.rand(4, 5) < 0.7
     mask[:, 0] = True
-    data = pd.SequenceDataset(x, mask)
-    whole = pd.SequenceDataset(x)
-    stays = pd.SequenceDataset(x.to(DEVICE), mask.to(DEVICE))
-    model = pd.DMM(3, 2, emission="gaussian", mlp_dims=(16,)).to(DEVICE)
-    guide = pd.PartialAlignment(model, rnn_dim=4).to(DEVICE)
+    data = dssm.SequenceDataset(x, mask)
+    whole = dssm.SequenceDataset(x)
+    stays = dssm.SequenceDataset(x.to(DEVICE), mask.to(DEVICE))
+    model = dssm.DMM(3, 2, emission="gaussian", mlp_dims=(16,)).to(DEVICE)
+    guide = dssm.PartialAlignment(model, rnn_dim=4).to(DEVICE)
     there, hidden = x.to(DEVICE), mask.to(DEVICE)
     quick = {"epochs": 1, "batch_size": 4, "progress": False}
     found = {
-        "fit": lambda: pd.fit(model, guide, data, **quick),
-        "fit with a validation set": lambda: pd.fit(model, guide, data, data, **quick),
-        "fit on data of the device": lambda: pd.fit(model, guide, stays, stays, **quick),
-        "fit with averaging": lambda: pd.fit(model, guide, data, data, averaging=0.9, **quick),
-        "fit in chunks": lambda: pd.fit(model, guide, data, truncate=4, **quick),
-        "fit under GECO": lambda: pd.fit(model, guide, data, kl=pd.GECO(0.1), **quick),
-        "fit under a Lagrangian": lambda: pd.fit(model, guide, data, data, kl=pd.Lagrangian(0.1), **quick),
+        "fit": lambda: dssm.fit(model, guide, data, **quick),
+        "fit with a validation set": lambda: dssm.fit(model, guide, data, data, **quick),
+        "fit on data of the device": lambda: dssm.fit(model, guide, stays, stays, **quick),
+        "fit with averaging": lambda: dssm.fit(model, guide, data, data, averaging=0.9, **quick),
+        "fit in chunks": lambda: dssm.fit(model, guide, data, truncate=4, **quick),
+        "fit under GECO": lambda: dssm.fit(model, guide, data, kl=dssm.GECO(0.1), **quick),
+        "fit under a Lagrangian": lambda: dssm.fit(model, guide, data, data, kl=dssm.Lagrangian(0.1), **quick),
         "fit, and resume": lambda: [
-            pd.fit(
+            dssm.fit(
                 model,
                 guide,
                 data,
@@ -195,8 +195,8 @@ def calls(folder, *, everything):
             )
             for n in (1, 2)
         ],
-        "save and load": lambda: (pd.save(f"{folder}/pair", model, guide), pd.load(f"{folder}/pair")),
-        "evaluate": lambda: str(pd.evaluate(model, guide, data, num_particles=2)),
+        "save and load": lambda: (dssm.save(f"{folder}/pair", model, guide), dssm.load(f"{folder}/pair")),
+        "evaluate": lambda: str(dssm.evaluate(model, guide, data, num_particles=2)),
         "sample": lambda: model.sample(2, 4),
         "forecast": lambda: model.forecast(guide, there, 3, 4),
         "reconstruct": lambda: model.reconstruct(guide, there),
@@ -212,21 +212,21 @@ def calls(folder, *, everything):
         "si_sdr": lambda: metrics.si_sdr(torch.randn(4000, device=DEVICE), torch.randn(4000, device=DEVICE)),
         "griffin_lim": lambda: griffin_lim(torch.rand(5, 129, device=DEVICE), Spectrogram(256, 128), num_rounds=2),
     }
-    found |= _of_kalman(pd, kalman, data, quick, there, hidden, everything=everything)
-    zoo = pd.ZOO if everything else ("VRNN",)
-    found |= {f"the zoo's {name}": lambda name=name: _of_the_zoo(pd, testing, name, quick) for name in zoo}
+    found |= _of_kalman(dssm, kalman, data, quick, there, hidden, everything=everything)
+    zoo = dssm.ZOO if everything else ("VRNN",)
+    found |= {f"the zoo's {name}": lambda name=name: _of_the_zoo(dssm, testing, name, quick) for name in zoo}
     if everything:
         found["imputation"] = lambda: str(imputation(model, guide, whole, 0.5, num_samples=40, num_rounds=2))
-        found["calibrate"] = lambda: pd.calibrate(model, guide, data)
+        found["calibrate"] = lambda: dssm.calibrate(model, guide, data)
         found["forecast, hidden frames"] = lambda: model.forecast(guide, there, 3, 4, mask=hidden)
         found["impute"] = lambda: model.impute(guide, there, mask=hidden)
         found["reconstruct, hidden frames"] = lambda: model.reconstruct(guide, there, mask=hidden)
-        found |= _of_speech(pd, folder)
+        found |= _of_speech(dssm, folder)
         found["check_pair"] = lambda: testing.check_pair(model, guide, there[:2])
     return found
 
 
-def _of_kalman(pd, kalman, data, quick, there, hidden, *, everything):
+def _of_kalman(dssm, kalman, data, quick, there, hidden, *, everything):
     eye = torch.eye(2, device=DEVICE)
     y, initial = there[..., :2], kalman.Gaussian(torch.zeros(2, device=DEVICE), eye)
 
@@ -253,28 +253,30 @@ def _of_kalman(pd, kalman, data, quick, there, hidden, *, everything):
 
     def fit(cls, kind, square_root):
         model = cls(3, 3, 2, square_root=square_root).to(DEVICE)
-        guide = pd.KalmanGuide(model, kind=kind, encoder_dims=(4,)).to(DEVICE)
-        pd.fit(model, guide, data, data, **quick)
+        guide = dssm.KalmanGuide(model, kind=kind, encoder_dims=(4,)).to(DEVICE)
+        dssm.fit(model, guide, data, data, **quick)
 
-    pairs = list(product((pd.EKVAE, pd.KVAE), ("smoothing", "filtering"), (False, True)))
+    pairs = list(product((dssm.EKVAE, dssm.KVAE), ("smoothing", "filtering"), (False, True)))
     if not everything:
-        pairs = [(pd.EKVAE, "smoothing", True)]
+        pairs = [(dssm.EKVAE, "smoothing", True)]
     for cls, kind, square_root in pairs:
         name = f"the fit of {cls.__name__}, {kind}, square_root={square_root}"
         found[name] = lambda cls=cls, kind=kind, k=square_root: fit(cls, kind, k)
     return found
 
 
-def _of_the_zoo(pd, testing, name, quick):
-    cls, options = pd.ZOO[name], {"rnn_dim": 4, "mlp_dims": (4,), "emission": "gaussian"}
-    model = (cls(3, **options) if cls is pd.RNN else cls(3, 2, **options)).to(DEVICE)
-    guide = pd.NoLatents(model) if cls is pd.RNN else pd.PartialAlignment(model, rnn_dim=4, hidden_dim=4).to(DEVICE)
+def _of_the_zoo(dssm, testing, name, quick):
+    cls, options = dssm.ZOO[name], {"rnn_dim": 4, "mlp_dims": (4,), "emission": "gaussian"}
+    model = (cls(3, **options) if cls is dssm.RNN else cls(3, 2, **options)).to(DEVICE)
+    guide = (
+        dssm.NoLatents(model) if cls is dssm.RNN else dssm.PartialAlignment(model, rnn_dim=4, hidden_dim=4).to(DEVICE)
+    )
     batch = testing.random_batch(model)
-    data = pd.SequenceDataset(batch.x.cpu())
-    pd.fit(model, guide, data, data, **quick)
+    data = dssm.SequenceDataset(batch.x.cpu())
+    dssm.fit(model, guide, data, data, **quick)
 
 
-def _of_speech(pd, folder):
+def _of_speech(dssm, folder):
     from pyro_dssm.speech.audio import Spectrogram, write_audio
     from pyro_dssm.speech.metrics import score_speech
     from pyro_dssm.speech.recordings import load_recordings
@@ -284,8 +286,8 @@ def _of_speech(pd, folder):
     wave = 0.1 * torch.randn(900)
     write_audio(f"{folder}/noise.wav", wave, 8000)
     spoken = load_recordings(folder, spectrogram=spectrogram)
-    model = pd.DMM(spoken.dim, 2, emission="gamma", mlp_dims=(4,)).to(DEVICE)
-    guide = pd.PartialAlignment(model, rnn_dim=4).to(DEVICE)
+    model = dssm.DMM(spoken.dim, 2, emission="gamma", mlp_dims=(4,)).to(DEVICE)
+    guide = dssm.PartialAlignment(model, rnn_dim=4).to(DEVICE)
     lost = torch.zeros(900, dtype=torch.bool)
     lost[200:300] = True
     return {

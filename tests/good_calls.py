@@ -37,7 +37,7 @@ from wrong_calls import (
     text,
 )
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm import emissions, kalman, plots, testing
 from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, synthetic, transpose
 from pyro_dssm.data import pendulum as pendulums
@@ -66,39 +66,39 @@ def world():
     pyro.clear_param_store()
     w = SimpleNamespace()
     w.folder = Path(_FOLDER.name)
-    w.model = pd.DMM(D, Z, emission="gaussian", **GATES)
-    w.guide = pd.PartialAlignment(w.model, **SMALL)
-    w.other = pd.DMM(D, Z, emission="gaussian", **GATES)
-    w.other_guide = pd.PartialAlignment(w.other, **SMALL)
-    w.driven = pd.DMM(D, Z, emission="gaussian", control_dim=1, **GATES)
-    w.driven_guide = pd.PartialAlignment(w.driven, **SMALL)
-    w.steered = pd.EKVAE(4, 3, 2, control_dim=1, mlp_dims=(4,), dynamics_options={"num_matrices": 2, "hidden_dim": 4})
-    w.kalman_guide = pd.KalmanGuide(w.steered, encoder_dims=(4,))
+    w.model = dssm.DMM(D, Z, emission="gaussian", **GATES)
+    w.guide = dssm.PartialAlignment(w.model, **SMALL)
+    w.other = dssm.DMM(D, Z, emission="gaussian", **GATES)
+    w.other_guide = dssm.PartialAlignment(w.other, **SMALL)
+    w.driven = dssm.DMM(D, Z, emission="gaussian", control_dim=1, **GATES)
+    w.driven_guide = dssm.PartialAlignment(w.driven, **SMALL)
+    w.steered = dssm.EKVAE(4, 3, 2, control_dim=1, mlp_dims=(4,), dynamics_options={"num_matrices": 2, "hidden_dim": 4})
+    w.kalman_guide = dssm.KalmanGuide(w.steered, encoder_dims=(4,))
     w.x = torch.randn(B, T, D)
     w.lengths = torch.tensor([5, 3, 4])
     w.mask = torch.ones(B, T, dtype=torch.bool)
     w.mask[0, 1] = False
     w.controls = torch.randn(B, T, 1)
-    w.data = pd.SequenceDataset(w.x)
-    w.steered_data = pd.SequenceDataset(torch.randn(B, T, 4), controls=w.controls)
-    w.narrow = pd.SequenceDataset(torch.randn(B, T, D + 1))
-    w.holed = pd.SequenceDataset(replaced(w.x, (0, 0, 0), math.nan))
-    w.with_controls = pd.SequenceDataset(w.x, controls=w.controls)
-    w.batch = pd.Batch(w.x, w.lengths)
-    w.standardise = pd.Standardise(D).fit(w.data)
-    w.constraint = pd.GECO(0.1)
-    w.trajectories = pd.Trajectories.from_arrays(torch.rand(6, T, 4, 4), torch.zeros(6, T, 1), torch.randn(6, T, 2))
-    w.rolls = pd.SequenceDataset([torch.eye(88), torch.zeros(3, 88)])
-    w.splits = pd.Splits(w.rolls, w.rolls, w.rolls)
+    w.data = dssm.SequenceDataset(w.x)
+    w.steered_data = dssm.SequenceDataset(torch.randn(B, T, 4), controls=w.controls)
+    w.narrow = dssm.SequenceDataset(torch.randn(B, T, D + 1))
+    w.holed = dssm.SequenceDataset(replaced(w.x, (0, 0, 0), math.nan))
+    w.with_controls = dssm.SequenceDataset(w.x, controls=w.controls)
+    w.batch = dssm.Batch(w.x, w.lengths)
+    w.standardise = dssm.Standardise(D).fit(w.data)
+    w.constraint = dssm.GECO(0.1)
+    w.trajectories = dssm.Trajectories.from_arrays(torch.rand(6, T, 4, 4), torch.zeros(6, T, 1), torch.randn(6, T, 2))
+    w.rolls = dssm.SequenceDataset([torch.eye(88), torch.zeros(3, 88)])
+    w.splits = dssm.Splits(w.rolls, w.rolls, w.rolls)
     w.spectrogram = audio.Spectrogram(window=32, hop=16, rate=16000)
     w.wave = 0.1 * torch.randn(2048)
-    w.speaker = pd.DMM(w.spectrogram.num_bins, Z, emission="gamma", **GATES)
-    w.listener = pd.PartialAlignment(w.speaker, **SMALL)
+    w.speaker = dssm.DMM(w.spectrogram.num_bins, Z, emission="gamma", **GATES)
+    w.listener = dssm.PartialAlignment(w.speaker, **SMALL)
     w.spectrum = w.spectrogram.analyse(w.wave)
     w.power = w.spectrogram.power(w.wave)
     w.recordings = [speech.Recording(w.folder / f"{name}.wav", name) for name in ("a", "b")]
     w.speech = speech.SpeechDataset([w.power + 1e-3, w.power + 1e-3], w.recordings, [0.1, 0.2], w.spectrogram)
-    w.history = pd.History(
+    w.history = dssm.History(
         [
             {
                 "epoch": n,
@@ -131,17 +131,17 @@ def _files():
     folder = Path(_FOLDER.name)
     if (folder / "pair.safetensors").exists():
         return
-    model = pd.DMM(D, Z, emission="gaussian", **GATES)
-    pd.save(folder / "pair.safetensors", model, pd.PartialAlignment(model, **SMALL))
+    model = dssm.DMM(D, Z, emission="gaussian", **GATES)
+    dssm.save(folder / "pair.safetensors", model, dssm.PartialAlignment(model, **SMALL))
     for name in ("a", "b"):
         audio.write_audio(folder / f"{name}.wav", 0.1 * torch.randn(2048), 16000)
     speakers = folder / "speakers"
     for name in ("1-1-0000", "2-2-0000", "3-3-0000"):
         audio.write_audio(speakers / f"{name}.wav", 0.1 * torch.randn(4000), 16000)
-    roll = pd.SequenceDataset([torch.eye(88), torch.zeros(3, 88)])
-    rolls.write_packed(folder / "rolls.npz", pd.Splits(roll, roll, roll))
+    roll = dssm.SequenceDataset([torch.eye(88), torch.zeros(3, 88)])
+    rolls.write_packed(folder / "rolls.npz", dssm.Splits(roll, roll, roll))
     midi.write_midi(folder / "scale.mid", torch.eye(88))
-    pd.Trajectories.from_arrays(torch.rand(3, 4, 2)).save_npz(folder / "trajectories.npz")
+    dssm.Trajectories.from_arrays(torch.rand(3, 4, 2)).save_npz(folder / "trajectories.npz")
 
 
 _AXES = []
@@ -267,7 +267,7 @@ def levels():
 
 
 def models(w):
-    def dssm(good):
+    def structured(good):
         return {
             "x_dim": count(D),
             "z_dim": count(Z, low=0),
@@ -286,15 +286,15 @@ def models(w):
 
     rnn = {"rnn_dim": kind(4, {"integer"}, lambda: {"three": (1, 2, 3), "10**18": 10**18}), "rnn": choice("gru")}
     edges = {"shared": flag(False)}
-    structure = instance(pd.Structure.named("VRNN"))
-    yield Call("DSSM", pd.DSSM, {"structure": structure, **dssm({**rnn, **edges})})
-    for name, cls in pd.ZOO.items():
+    structure = instance(dssm.Structure.named("VRNN"))
+    yield Call("DSSM", dssm.DSSM, {"structure": structure, **structured({**rnn, **edges})})
+    for name, cls in dssm.ZOO.items():
         if name == "RNN":
             yield Call(
-                "RNN", pd.RNN, {"x_dim": count(D), "rnn_dim": rnn["rnn_dim"], "mlp_dims": sizes(4)}, unknown=True
+                "RNN", dssm.RNN, {"x_dim": count(D), "rnn_dim": rnn["rnn_dim"], "mlp_dims": sizes(4)}, unknown=True
             )
             continue
-        yield Call(cls.__name__, cls, dssm({}), unknown=True)
+        yield Call(cls.__name__, cls, structured({}), unknown=True)
     of_filters = {
         "x_dim": count(4),
         "state_dim": count(3),
@@ -315,9 +315,9 @@ def models(w):
         "dynamics_options": mapping({"num_matrices": 2, "hidden_dim": 4}, optional=True),
         "state_noise": choice("constant"),
     }
-    yield Call("EKVAE", pd.EKVAE, {**of_filters, **of_states}, unknown=True)
+    yield Call("EKVAE", dssm.EKVAE, {**of_filters, **of_states}, unknown=True)
     undriven = {name: value for name, value in of_filters.items() if name != "control_dim"}
-    yield Call("KVAE", pd.KVAE, {**undriven, "num_matrices": count(2), "rnn_dim": count(3)}, unknown=True)
+    yield Call("KVAE", dssm.KVAE, {**undriven, "num_matrices": count(2), "rnn_dim": count(3)}, unknown=True)
     shared = {
         "x_dim": count(D),
         "control_dim": count(1, low=0),
@@ -328,27 +328,27 @@ def models(w):
         "mlp_dims": sizes(4),
         "dropout": number(0.0, least=0, below=1),
     }
-    yield Call("DVBF", pd.DVBF, {**shared, "state_dim": count(3), "noise_dim": count(2, optional=True)}, unknown=True)
+    yield Call("DVBF", dssm.DVBF, {**shared, "state_dim": count(3), "noise_dim": count(2, optional=True)}, unknown=True)
     yield Call(
         "LocallyLinearSSM",
-        pd.LocallyLinearSSM,
+        dssm.LocallyLinearSSM,
         {**shared, "z_dim": count(3), "noise": number(0.01, above=0)},
         unknown=True,
     )
     edge = {"z_from_z": "markov", "z_from_x": "none", "x_from_z": "markov", "x_from_x": "none"}
-    yield Call("Structure", pd.Structure, {name: choice(good) for name, good in edge.items()})
-    yield Call("Structure.named", pd.Structure.named, {"name": choice("VRNN", right={"numeric text"})})
-    yield Call("Structure.all", lambda chain: pd.Structure.all(chain=chain), {"chain": flag(True)})
-    s = pd.Structure()
+    yield Call("Structure", dssm.Structure, {name: choice(good) for name, good in edge.items()})
+    yield Call("Structure.named", dssm.Structure.named, {"name": choice("VRNN", right={"numeric text"})})
+    yield Call("Structure.all", lambda chain: dssm.Structure.all(chain=chain), {"chain": flag(True)})
+    s = dssm.Structure()
     yield Call("Structure.arrows", s.arrows, {"steps": count(3)})
     yield Call("Structure.draw", s.draw, {"steps": count(3)})
     yield Call("Structure.parents_of_x", s.parents_of_x, {"t": count(2)})
     yield Call("Structure.parents_of_z", s.parents_of_z, {"t": count(2)})
     yield Call("Structure.plot", _cleared(s.plot), {"ax": instance(w.ax[0], optional=True), "steps": count(3)})
-    yield Call("Standardise", pd.Standardise, {"x_dim": count(D), "shared": flag(False)})
+    yield Call("Standardise", dssm.Standardise, {"x_dim": count(D), "shared": flag(False)})
     yield Call(
         "Standardise.fit",
-        pd.Standardise(D).fit,
+        dssm.Standardise(D).fit,
         {"data": instance(w.data, w.model, w.x, w.narrow, w.holed), "refit": flag(True)},
     )
     yield Call(
@@ -392,15 +392,15 @@ def programs(w):
     yield Call("BaseGuide.forward with controls", w.driven_guide, given(w))
     yield Call("DSSM.forward of an EKVAE", w.steered, given(w, x=torch.randn(B, T, 4)))
     yield Call("BaseGuide.forward of a KalmanGuide", w.kalman_guide, given(w, x=torch.randn(B, T, 4)))
-    for name, loss in (("Trace_ELBO", Trace_ELBO()), ("RecordingELBO", pd.RecordingELBO())):
+    for name, loss in (("Trace_ELBO", Trace_ELBO()), ("RecordingELBO", dssm.RecordingELBO())):
         yield Call(f"RecordingELBO.loss of {name}", _loss(loss.loss, w.driven, w.driven_guide), given(w))
     yield Call(
         "RecordingELBO.differentiable_loss",
-        _loss(pd.RecordingELBO().differentiable_loss, w.driven, w.driven_guide),
+        _loss(dssm.RecordingELBO().differentiable_loss, w.driven, w.driven_guide),
         given(w),
     )
     yield Call(
-        "RecordingELBO.loss_and_grads", _loss(pd.RecordingELBO().loss_and_grads, w.driven, w.driven_guide), given(w)
+        "RecordingELBO.loss_and_grads", _loss(dssm.RecordingELBO().loss_and_grads, w.driven, w.driven_guide), given(w)
     )
     yield Call("DSSM.observe", w.driven.observe, given(w))
     divergence = {"on_divergence": on_divergence()}
@@ -485,17 +485,17 @@ def guides(w):
     }
     model = instance(w.model, w.guide, w.data)
     for name in ("ApproachA", "ApproachB", "ApproachC", "FullAlignment", "PartialAlignment"):
-        yield Call(name, getattr(pd, name), {"model": model, **options}, unknown=True)
-    yield Call("Filtering", pd.Filtering, {"model": model, **options, "latents": choice("last")}, unknown=True)
-    yield Call("MeanField", pd.MeanField, {"model": model, **options, "direction": choice("both")}, unknown=True)
+        yield Call(name, getattr(dssm, name), {"model": model, **options}, unknown=True)
+    yield Call("Filtering", dssm.Filtering, {"model": model, **options, "latents": choice("last")}, unknown=True)
+    yield Call("MeanField", dssm.MeanField, {"model": model, **options, "direction": choice("both")}, unknown=True)
     sources = {"latents": choice("last"), "past": choice("own"), "future": flag(True)}
-    picture = pd.DMM(16, Z, emission="gaussian", **GATES)
+    picture = dssm.DMM(16, Z, emission="gaussian", **GATES)
     convolutions = {
         "image_shape": Argument((1, 4, 4), _without(image(1, 4, 4).wrong, "None")),
         "channels": items((2,), count(2), least=1),
     }
     yield Call(
-        "GaussianGuide", pd.GaussianGuide, {**options, "model": instance(picture, w.guide), **sources, **convolutions}
+        "GaussianGuide", dssm.GaussianGuide, {**options, "model": instance(picture, w.guide), **sources, **convolutions}
     )
     base = {name: options[name] for name in ("rnn_dim", "rnn", "encoder_dims", "skip", "reads_mask")}
     yield Call(
@@ -509,16 +509,18 @@ def guides(w):
             "start_frames": count(2, optional=True, big=False),
         },
     )
-    hierarchical = pd.DMM(D, Z, emission="gaussian", initial="hierarchical", **GATES)
+    hierarchical = dssm.DMM(D, Z, emission="gaussian", initial="hierarchical", **GATES)
     yield Call(
         "Guide of a hierarchical start",
         _Mine,
         {"model": instance(hierarchical, w.guide), **sources, "start_frames": count(2, optional=True)},
     )
-    yield Call("NoLatents", pd.NoLatents, {"model": instance(pd.RNN(D, rnn_dim=4, mlp_dims=(4,)), w.model, w.guide)})
+    yield Call(
+        "NoLatents", dssm.NoLatents, {"model": instance(dssm.RNN(D, rnn_dim=4, mlp_dims=(4,)), w.model, w.guide)}
+    )
     yield Call(
         "FlowGuide",
-        pd.FlowGuide,
+        dssm.FlowGuide,
         {
             "guide": instance(w.other_guide, w.model, w.data, w.kalman_guide),
             "num_flows": count(1, big=False),
@@ -528,7 +530,7 @@ def guides(w):
     )
     yield Call(
         "KalmanGuide",
-        pd.KalmanGuide,
+        dssm.KalmanGuide,
         {
             "model": instance(w.steered, w.model, w.kalman_guide),
             "kind": choice("smoothing"),
@@ -537,10 +539,10 @@ def guides(w):
             "reads_mask": flag(False),
         },
     )
-    linear = pd.LocallyLinearSSM(D, 3, mlp_dims=(4,), emission="gaussian", hidden_dim=4, num_matrices=2)
+    linear = dssm.LocallyLinearSSM(D, 3, mlp_dims=(4,), emission="gaussian", hidden_dim=4, num_matrices=2)
     yield Call(
         "FusionGuide",
-        pd.FusionGuide,
+        dssm.FusionGuide,
         {
             "model": instance(linear, w.guide),
             "hidden_dim": count(4),
@@ -550,10 +552,10 @@ def guides(w):
         },
         unknown=True,
     )
-    dvbf = pd.DVBF(D, 3, mlp_dims=(4,), emission="gaussian", hidden_dim=4, num_matrices=2)
+    dvbf = dssm.DVBF(D, 3, mlp_dims=(4,), emission="gaussian", hidden_dim=4, num_matrices=2)
     yield Call(
         "NoiseGuide",
-        pd.NoiseGuide,
+        dssm.NoiseGuide,
         {
             "model": instance(dvbf, w.model, w.guide),
             "rnn_dim": count(4),
@@ -564,10 +566,10 @@ def guides(w):
         },
         unknown=True,
     )
-    yield Call("check_pair", pd.guides.check_pair, {"model": a_model(w), "guide": a_guide(w)})
+    yield Call("check_pair", dssm.guides.check_pair, {"model": a_model(w), "guide": a_guide(w)})
 
 
-class _Mine(pd.Guide):
+class _Mine(dssm.Guide):
     def __init__(self, model, **options):
         super().__init__(model, **options)
         self.head = nn.NormalHead(self.past_dim + self.context_dim, model.z_dim)
@@ -580,7 +582,7 @@ def training(w):
     callbacks = {"callback": function(None, optional=True), "augment": function(None, optional=True)}
     yield Call(
         "fit",
-        pd.fit,
+        dssm.fit,
         {
             "model": a_model(w),
             "guide": a_guide(w),
@@ -592,9 +594,9 @@ def training(w):
             "lr_schedule": choice("constant", right={"function", "class", "layer"}),
             "weight_decay": number(0.0, least=0),
             "clip_norm": number(10.0, above=0, optional=True),
-            "kl": instance(pd.LinearKL(), 0.5, optional=True),
+            "kl": instance(dssm.LinearKL(), 0.5, optional=True),
             "optimizer": instance(None, torch.optim.Adam, optional=True),
-            "loss": instance(pd.RecordingELBO(), pd.RecordingELBO, optional=True),
+            "loss": instance(dssm.RecordingELBO(), dssm.RecordingELBO, optional=True),
             "averaging": number(0.0, least=0, below=1),
             **callbacks,
             "truncate": count(2, optional=True, big=False),
@@ -613,20 +615,20 @@ def training(w):
     )
     yield Call(
         "fit with a constraint",
-        pd.fit,
+        dssm.fit,
         {
             "model": a_model(w),
             "guide": a_guide(w),
             "train": a_dataset(w),
-            "kl": instance(pd.GECO(0.1), 0.5, pd.GECO, optional=True),
-            "loss": instance(pd.RecordingELBO(), Trace_ELBO(), pd.RecordingELBO, optional=True),
+            "kl": instance(dssm.GECO(0.1), 0.5, dssm.GECO, optional=True),
+            "loss": instance(dssm.RecordingELBO(), Trace_ELBO(), dssm.RecordingELBO, optional=True),
             "epochs": count(1, big=False),
             "progress": flag(False),
         },
     )
     yield Call(
         "fit with an optimiser",
-        pd.fit,
+        dssm.fit,
         {
             "model": a_model(w),
             "guide": a_guide(w),
@@ -638,7 +640,7 @@ def training(w):
     )
     yield Call(
         "chunks",
-        _used(pd.chunks),
+        _used(dssm.chunks),
         {
             "model": a_model(w),
             "guide": a_guide(w),
@@ -648,7 +650,7 @@ def training(w):
     )
     yield Call(
         "History",
-        pd.History,
+        dssm.History,
         {
             "epochs": items([{"epoch": 1}], mapping({"epoch": 1})),
             "best_epoch": count(0, low=0, big=False),
@@ -657,17 +659,17 @@ def training(w):
         },
     )
     weight = {"least": 0}
-    yield Call("ConstantKL", pd.ConstantKL, {"value": number(1.0, **weight)})
+    yield Call("ConstantKL", dssm.ConstantKL, {"value": number(1.0, **weight)})
     cycle = {"start": number(0.0, **weight), "end": number(1.0, **weight), "epochs": number(10, above=0)}
-    yield Call("LinearKL", pd.LinearKL, cycle)
-    yield Call("CyclicKL", pd.CyclicKL, {**cycle, "rise": number(0.5, above=0, most=1)})
-    for schedule in (pd.ConstantKL(), pd.LinearKL(), pd.CyclicKL(), pd.GECO(0.1)):
-        owner = "Constraint" if isinstance(schedule, pd.Constraint) else type(schedule).__name__
+    yield Call("LinearKL", dssm.LinearKL, cycle)
+    yield Call("CyclicKL", dssm.CyclicKL, {**cycle, "rise": number(0.5, above=0, most=1)})
+    for schedule in (dssm.ConstantKL(), dssm.LinearKL(), dssm.CyclicKL(), dssm.GECO(0.1)):
+        owner = "Constraint" if isinstance(schedule, dssm.Constraint) else type(schedule).__name__
         yield Call(f"{owner}.weight", schedule.weight, {"epoch": number(0.5, least=0)})
-    yield Call("kl_weight", pd.kl_weight, {"weight": number(0.5, **weight)})
+    yield Call("kl_weight", dssm.kl_weight, {"weight": number(0.5, **weight)})
     yield Call(
         "ClippedNormAdam",
-        pd.ClippedNormAdam,
+        dssm.ClippedNormAdam,
         {
             "options": mapping(
                 {"lr": 0.1},
@@ -689,8 +691,8 @@ def training(w):
         "eps": number(1e-8, least=0),
         "betas": kind((0.9, 0.99), (), lambda: {"one": (0.9,), "too large": (0.9, 1.0), "texts": ("a", "b")}),
     }
-    yield Call("ClippedNormAdam with options", lambda **options: pd.ClippedNormAdam(options), adam, unknown=True)
-    yield Call("ClippedNormAdam.set_state", pd.ClippedNormAdam().set_state, {"state_dict": kind({"a": {}})})
+    yield Call("ClippedNormAdam with options", lambda **options: dssm.ClippedNormAdam(options), adam, unknown=True)
+    yield Call("ClippedNormAdam.set_state", dssm.ClippedNormAdam().set_state, {"state_dict": kind({"a": {}})})
     yield Call("plain_name", optim.plain_name, {"name": text("DMM_3.net.weight")})
     constrained = {
         "bound": number(0.1, above=0),
@@ -707,17 +709,17 @@ def training(w):
         "floor": flag(False),
     }
     yield Call("Constraint", _Constraint, constrained)
-    yield Call("GECO", pd.GECO, {**constrained, "rate": number(0.1, above=0)}, unknown=True)
+    yield Call("GECO", dssm.GECO, {**constrained, "rate": number(0.1, above=0)}, unknown=True)
     rates = {"rate": number(0.1, above=0), "slope": number(100.0, above=0)}
-    yield Call("Lagrangian", pd.Lagrangian, {**constrained, **rates}, unknown=True)
-    yield Call("Lagrangian.published", pd.Lagrangian.published, {"bound": number(0.1)}, unknown=True)
+    yield Call("Lagrangian", dssm.Lagrangian, {**constrained, **rates}, unknown=True)
+    yield Call("Lagrangian.published", dssm.Lagrangian.published, {"bound": number(0.1)}, unknown=True)
     measured = {"reconstruction": number(1.0), "kl": number(1.0), "squared_error": number(0.1)}
     yield Call("Constraint.observe", w.constraint.observe, {k: kind(a.good, NUMERIC) for k, a in measured.items()})
     yield Call("Constraint.check", w.constraint.check, {"model": instance(w.model, w.data)})
     yield Call("Constraint.load_state_dict", w.constraint.load_state_dict, {"state": kind(w.constraint.state_dict())})
     yield Call(
         "autoencoder_error",
-        pd.autoencoder_error,
+        dssm.autoencoder_error,
         {
             "model": a_model(w),
             "guide": a_guide(w),
@@ -733,14 +735,14 @@ def training(w):
     of_data = {
         "train": instance(w.data, w.model, w.x, w.holed),
         "standardise": instance(
-            w.standardise, True, pd.Standardise(D + 1).fit(w.narrow), optional=True, also=("train",)
+            w.standardise, True, dssm.Standardise(D + 1).fit(w.narrow), optional=True, also=("train",)
         ),
     }
-    yield Call("error_bound", pd.error_bound, {**of_data, "share": number(0.1, above=0)})
-    yield Call("moderate_scale", pd.moderate_scale, {**of_data, "nats": number(2.0, above=0)})
+    yield Call("error_bound", dssm.error_bound, {**of_data, "share": number(0.1, above=0)})
+    yield Call("moderate_scale", dssm.moderate_scale, {**of_data, "nats": number(2.0, above=0)})
     yield Call(
         "first_multiplier",
-        pd.first_multiplier,
+        dssm.first_multiplier,
         {**of_data, "nats": number(2.0, above=0), "scale": number(0.1, above=0)},
     )
 
@@ -748,7 +750,7 @@ def training(w):
 NUMERIC = {"integer", "float", "nan", "inf", "-inf", "-1", "0"}
 
 
-class _Constraint(pd.Constraint):
+class _Constraint(dssm.Constraint):
     def exponent(self, multiplier, delta):
         return 0.0
 
@@ -757,7 +759,7 @@ def measuring(w):
     pair = {"model": a_model(w), "guide": a_guide(w)}
     drawn = {"batch_size": count(3, big=False), "seed": integer(0)}
     data = {"data": a_dataset(w)}
-    for name, fn in (("evaluate", pd.evaluate), ("bounds", evaluation.bounds)):
+    for name, fn in (("evaluate", dssm.evaluate), ("bounds", evaluation.bounds)):
         yield Call(name, fn, {**pair, **data, "num_particles": count(1), **drawn, "calibrated": kind(False, {"0"})})
     yield Call(
         "log_weights",
@@ -767,7 +769,7 @@ def measuring(w):
     vector = tensor(torch.ones(B), tied=False, finite=False, device=False, empty=False, lead=False, ints=True)
     yield Call(
         "Bound",
-        pd.Bound,
+        dssm.Bound,
         {
             "nats": vector,
             "lengths": vector,
@@ -776,7 +778,7 @@ def measuring(w):
     )
     yield Call(
         "calibrate",
-        pd.calibrate,
+        dssm.calibrate,
         {
             **pair,
             "valid": a_dataset(w),
@@ -912,9 +914,9 @@ def measuring(w):
             **drawn,
         },
     )
-    bound = instance(pd.Bound(torch.ones(2), torch.ones(2)))
+    bound = instance(dssm.Bound(torch.ones(2), torch.ones(2)))
     of_score = {"num_particles": count(1, big=False), "calibrated": kind(None, {"None", "True"})}
-    yield Call("Score", pd.Score, {"elbo": bound, "iwae": bound, **of_score})
+    yield Call("Score", dssm.Score, {"elbo": bound, "iwae": bound, **of_score})
     record = tensor(torch.ones(2), finite=False, tied=False, device=False, ints=True, complex_=True, empty=False)
     loose = Argument(record.good, _without(record.wrong, "a scalar", "a dimension too few", "a dimension too many"))
     found = imputation.coverage(torch.randn(39, 4, 2), torch.randn(4, 2))
@@ -922,7 +924,7 @@ def measuring(w):
     yield Call("Coverage", imputation.Coverage, {"levels": levels(), **of_coverage})
     covered = instance(found, torch.rand(3))
     of_calibration = {name: loose for name in ("factor", "counts", "too_wide")}
-    yield Call("Calibration", pd.Calibration, {"before": covered, "after": covered, **of_calibration})
+    yield Call("Calibration", dssm.Calibration, {"before": covered, "after": covered, **of_calibration})
     by_name = kind({"model": torch.ones(2)}, (), lambda: {"numbers": {"model": 1.0}})
     yield Call(
         "Imputation",
@@ -1083,10 +1085,10 @@ def data(w):
     )
     any_tensor = kind(torch.zeros(2), {"tensor", "meta tensor", "half"})
     maybe = kind(torch.zeros(2), {"tensor", "meta tensor", "half"}, optional=True)
-    yield Call("Batch", pd.Batch, {"x": any_tensor, "lengths": maybe, "mask": maybe, "controls": maybe})
+    yield Call("Batch", dssm.Batch, {"x": any_tensor, "lengths": maybe, "mask": maybe, "controls": maybe})
     yield Call("Item", sequences.Item, {"x": any_tensor, "mask": maybe, "controls": maybe})
     parts = ("train", "valid", "test")
-    yield Call("Splits", pd.Splits, {name: any_dataset(w) for name in parts})
+    yield Call("Splits", dssm.Splits, {name: any_dataset(w) for name in parts})
     sets = instance(w.trajectories, w.data)
     yield Call("TrajectorySplits", type(w.trajectories.split()), {name: sets for name in parts})
     yield Call(
@@ -1108,7 +1110,7 @@ def data(w):
     lead = tensor(torch.zeros(3, 1), dims=2, sizes=(0,), tied=False, finite=False, device=False)
     yield Call(
         "SequenceDataset",
-        pd.SequenceDataset,
+        dssm.SequenceDataset,
         {
             "sequences": items([row.good, row.good], row, least=1, right=()),
             "masks": items([mark.good, mark.good], mark, least=1, optional=True, more=lambda: {"one": [mark.good]}),
@@ -1145,13 +1147,13 @@ def data(w):
     )
     yield Call(
         "RandomGaps",
-        pd.RandomGaps,
+        dssm.RandomGaps,
         {"fraction": number(0.3, above=0, below=1), "length": count(3, big=False), "whole": flag(True)},
     )
     yield Call(
-        "RandomGaps of a batch", pd.RandomGaps(0.3, 3), {"batch": instance(w.batch, w.x, w.data, (w.x, w.lengths))}
+        "RandomGaps of a batch", dssm.RandomGaps(0.3, 3), {"batch": instance(w.batch, w.x, w.data, (w.x, w.lengths))}
     )
-    notes = pd.Batch(torch.eye(88)[:1].expand(5, 2, 88), torch.full((5,), 2))
+    notes = dssm.Batch(torch.eye(88)[:1].expand(5, 2, 88), torch.full((5,), 2))
     yield Call(
         "RandomTransposition",
         transpose.RandomTransposition,
@@ -1176,10 +1178,10 @@ def data(w):
         "mask": truths,
         "lengths": long,
     }
-    yield Call("Trajectories.from_arrays", pd.Trajectories.from_arrays, {**from_arrays, "state_names": names})
+    yield Call("Trajectories.from_arrays", dssm.Trajectories.from_arrays, {**from_arrays, "state_names": names})
     yield Call(
         "Trajectories.from_arrays of images",
-        pd.Trajectories.from_arrays,
+        dssm.Trajectories.from_arrays,
         {
             "x": tensor(torch.randn(4, 3, 1, 6, 6), dims=3, lead=True, **array),
             "channels": choice("first", optional=True),
@@ -1197,7 +1199,7 @@ def data(w):
         "lengths": lengths(torch.tensor([3, 2, 3, 1]), 3),
     }
     fields = {k: Argument(a.good, _without(a.wrong, "device"), a.also) for k, a in fields.items()}
-    yield Call("Trajectories", pd.Trajectories, fields)
+    yield Call("Trajectories", dssm.Trajectories, fields)
     yield Call(
         "Trajectories.windows",
         w.trajectories.windows,
@@ -1207,7 +1209,7 @@ def data(w):
     yield Call("Trajectories.save_npz", w.trajectories.save_npz, {"path": path(w.folder / "saved.npz", right=TEXTS)})
     yield Call(
         "Trajectories.load_npz",
-        pd.Trajectories.load_npz,
+        dssm.Trajectories.load_npz,
         {
             "path": path(w.folder / "trajectories.npz"),
             "ignore": items(["more"], text("a")),
@@ -1231,10 +1233,12 @@ def reading(w):
     folder = w.folder
     here = {"right": TEXTS}
     yield Call(
-        "save", pd.save, {"path": path(folder / "other.safetensors", **here), "model": a_model(w), "guide": a_guide(w)}
+        "save",
+        dssm.save,
+        {"path": path(folder / "other.safetensors", **here), "model": a_model(w), "guide": a_guide(w)},
     )
-    yield Call("load", pd.load, {"path": path(folder / "pair.safetensors")})
-    yield Call("inspect", pd.inspect, {"path": path(folder / "pair.safetensors")})
+    yield Call("load", dssm.load, {"path": path(folder / "pair.safetensors")})
+    yield Call("inspect", dssm.inspect, {"path": path(folder / "pair.safetensors")})
     yield Call("read_tensors", checkpoints.read_tensors, {"path": path(folder / "pair.safetensors")})
     named = {"a": torch.zeros(2)}
     yield Call(
@@ -1270,7 +1274,7 @@ def reading(w):
         },
     )
     yield Call("read_packed", rolls.read_packed, {"path": path(folder / "rolls.npz")})
-    of_rolls = instance(w.splits, w.rolls, pd.Splits(w.data, w.data, w.data))
+    of_rolls = instance(w.splits, w.rolls, dssm.Splits(w.data, w.data, w.data))
     yield Call("write_packed", rolls.write_packed, {"path": path(folder / "others.npz", **here), "splits": of_rolls})
     yield Call("content_hash", rolls.content_hash, {"splits": of_rolls})
     yield Call(
@@ -1996,7 +2000,7 @@ def networks(w):
         "Memories",
         Memories,
         {
-            "structure": instance(pd.Structure.named("VRNN")),
+            "structure": instance(dssm.Structure.named("VRNN")),
             "x_dim": count(3),
             "z_dim": count(2, low=0),
             "control_dim": count(0, low=0),
@@ -2125,9 +2129,9 @@ def kit(w):
     yield Call(
         "check_parents",
         testing.check_parents,
-        {"model": instance(w.model, w.guide), "structure": instance(pd.Structure(), optional=True), **steps},
+        {"model": instance(w.model, w.guide), "structure": instance(dssm.Structure(), optional=True), **steps},
     )
-    flow = pd.FlowGuide(pd.PartialAlignment(w.other, **SMALL), 1, 4)
+    flow = dssm.FlowGuide(dssm.PartialAlignment(w.other, **SMALL), 1, 4)
     yield Call(
         "check_wrapper_keeps_parents",
         testing.check_wrapper_keeps_parents,

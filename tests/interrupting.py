@@ -17,7 +17,7 @@ from kinds_of_runs import RUNS, train, waves, weights, without_seconds
 from pyro.poutine.runtime import _PYRO_STACK
 from stopping import Stop
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm._utils import files as _files
 from pyro_dssm.evaluation import identification, imputation, prediction
 from pyro_dssm.saving.pairs import read_tensors
@@ -262,7 +262,7 @@ def wrong_files(folder, programs, came, history, *, full=False):
     wrong = [f"leftover {path.name}" for path in folder.glob(".*")]
     best, log, found = folder / "best.safetensors", folder / "log.jsonl", weights(programs)
     if best.exists():
-        kept = weights(pd.load(best))
+        kept = weights(dssm.load(best))
         if not full and any(not torch.equal(kept[k], found[k]) for k in found):
             wrong.append("best is not in place")
     elif not full and any(not torch.equal(came[k], found[k]) and not came[k].isnan().any() for k in found):
@@ -287,7 +287,7 @@ def frames(model):
 
 
 def films(seed, steps=8):
-    return pd.SequenceDataset(torch.randn(3, steps, 2, generator=torch.Generator().manual_seed(seed)))
+    return dssm.SequenceDataset(torch.randn(3, steps, 2, generator=torch.Generator().manual_seed(seed)))
 
 
 FEW = {"num_samples": 3, "num_rounds": 1, "levels": (0.5,)}
@@ -300,13 +300,13 @@ CALLS = {
     "forecast": lambda m, g: m.forecast(g, frames(m)[:1], 2, num_samples=2),
     "reconstruct": lambda m, g: m.reconstruct(g, frames(m), mask=SHOWN),
     "impute": lambda m, g: m.impute(g, frames(m), mask=SHOWN, num_samples=3, num_rounds=1),
-    "evaluate": lambda m, g: pd.evaluate(m, g, waves(3, 1), num_particles=2),
-    "calibrate": lambda m, g: pd.calibrate(m, g, films(1, 4), num_sequences=1, **FEW),
+    "evaluate": lambda m, g: dssm.evaluate(m, g, waves(3, 1), num_particles=2),
+    "calibrate": lambda m, g: dssm.calibrate(m, g, films(1, 4), num_sequences=1, **FEW),
     "latent_states": lambda m, g: identification.latent_states(m, g, waves(3, 1), num_samples=2),
     "system_identification": identified,
     "open_loop": lambda m, g: prediction.open_loop(m, g, films(2), known=3, horizon=2, num_samples=2),
     "imputation": lambda m, g: imputation.imputation(m, g, films(3), **FEW),
-    "autoencoder_error": lambda m, g: pd.autoencoder_error(m, g, waves(3, 1), epochs=1),
+    "autoencoder_error": lambda m, g: dssm.autoencoder_error(m, g, waves(3, 1), epochs=1),
 }
 
 

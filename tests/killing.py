@@ -15,7 +15,7 @@ import torch
 from kinds_of_runs import train, without_seconds
 from safetensors import safe_open
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm._utils import files as _files
 from pyro_dssm.saving.pairs import read_tensors
 
@@ -48,7 +48,7 @@ def work(name, folder, epochs, place="", write="0"):
     if place:
         die(place, int(write))
     programs, history = train(name, folder, int(epochs), checkpoint_seconds=0)
-    pd.save(f"{folder} end/end.safetensors", *programs)
+    dssm.save(f"{folder} end/end.safetensors", *programs)
     Path(f"{folder} end", "end.json").write_text(json.dumps(without_seconds(history)))
 
 
@@ -131,7 +131,7 @@ def check_whole(folder):
                 file.get_tensor(key)
         read_tensors(path)
     if (folder / "best.safetensors").exists():
-        pd.load(folder / "best.safetensors")
+        dssm.load(folder / "best.safetensors")
     if (folder / "log.jsonl").exists():
         records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         assert [record["epoch"] for record in records] == list(range(1, len(records) + 1))

@@ -3,35 +3,35 @@
 import pyro
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.gaps import RandomGaps
 
 
 def waves(count=9, seed=0):
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 8, (count,), generator=g).tolist()
-    return pd.SequenceDataset([torch.randn(n, 2, generator=g).cumsum(0) for n in lengths])
+    return dssm.SequenceDataset([torch.randn(n, 2, generator=g).cumsum(0) for n in lengths])
 
 
-def pair(guide=pd.PartialAlignment, model=pd.ArSSM, seed=0, **options):
+def pair(guide=dssm.PartialAlignment, model=dssm.ArSSM, seed=0, **options):
     torch.manual_seed(seed)
     made = model(2, 2, **{"mlp_dims": (6,), "emission": "gaussian", "dropout": 0.1, **options})
     return made, guide(made, rnn_dim=4, hidden_dim=6)
 
 
-def recurrent(guide=pd.FullAlignment, **options):
+def recurrent(guide=dssm.FullAlignment, **options):
     return pair(guide, rnn_dim=4, **options)
 
 
 def flows():
     model, base = recurrent()
-    return model, pd.FlowGuide(base, num_flows=2, hidden_dim=4)
+    return model, dssm.FlowGuide(base, num_flows=2, hidden_dim=4)
 
 
-def kalman(model=pd.EKVAE, **options):
+def kalman(model=dssm.EKVAE, **options):
     torch.manual_seed(0)
     made = model(2, 2, **options)
-    return made, pd.KalmanGuide(made, encoder_dims=(6,))
+    return made, dssm.KalmanGuide(made, encoder_dims=(6,))
 
 
 def doubled(programs):
@@ -51,39 +51,39 @@ def halving(progress):
 RUNS = {
     "plain": lambda: (recurrent(), {}),
     "schedules": lambda: (
-        pair(model=pd.DMM),
-        {"kl": pd.CyclicKL(0.0, 1.0, epochs=2), "lr_schedule": "one-cycle", "weight_decay": 0.1},
+        pair(model=dssm.DMM),
+        {"kl": dssm.CyclicKL(0.0, 1.0, epochs=2), "lr_schedule": "one-cycle", "weight_decay": 0.1},
     ),
-    "own schedule": lambda: (pair(model=pd.DMM), {"kl": pd.LinearKL(0.2, 1.0, epochs=2), "lr_schedule": halving}),
+    "own schedule": lambda: (pair(model=dssm.DMM), {"kl": dssm.LinearKL(0.2, 1.0, epochs=2), "lr_schedule": halving}),
     "averaging": lambda: (recurrent(), {"averaging": 0.9}),
-    "without validation": lambda: (pair(model=pd.DMM), {"valid": None, "averaging": 0.5}),
+    "without validation": lambda: (pair(model=dssm.DMM), {"valid": None, "averaging": 0.5}),
     "truncation": lambda: (recurrent(), {"truncate": 3}),
     "truncation, averaging and a constraint": lambda: (
-        pair(model=pd.DMM, emission_options={"scale": 0.5}),
-        {"truncate": 2, "averaging": 0.8, "kl": pd.Lagrangian(0.5, start=0.1)},
+        pair(model=dssm.DMM, emission_options={"scale": 0.5}),
+        {"truncate": 2, "averaging": 0.8, "kl": dssm.Lagrangian(0.5, start=0.1)},
     ),
-    "Lagrangian": lambda: (pair(model=pd.DMM), {"kl": pd.Lagrangian(0.3, start=0.05, factors=(0.9, 1.1))}),
-    "GECO": lambda: (pair(model=pd.DMM), {"kl": pd.GECO(3.0, initial="reconstruction", every=2)}),
-    "workers": lambda: (pair(model=pd.DMM), {"num_workers": 2}),
+    "Lagrangian": lambda: (pair(model=dssm.DMM), {"kl": dssm.Lagrangian(0.3, start=0.05, factors=(0.9, 1.1))}),
+    "GECO": lambda: (pair(model=dssm.DMM), {"kl": dssm.GECO(3.0, initial="reconstruction", every=2)}),
+    "workers": lambda: (pair(model=dssm.DMM), {"num_workers": 2}),
     "flows": lambda: (flows(), {}),
     "EKVAE": lambda: (kalman(), {}),
-    "KVAE with gaps": lambda: (kalman(pd.KVAE), {"augment": RandomGaps(0.3, 2)}),
+    "KVAE with gaps": lambda: (kalman(dssm.KVAE), {"augment": RandomGaps(0.3, 2)}),
     "particles": lambda: (
-        pair(model=pd.DMM),
-        {"loss": pd.RecordingELBO(num_particles=2, vectorize_particles=True), "valid_particles": 2},
+        pair(model=dssm.DMM),
+        {"loss": dssm.RecordingELBO(num_particles=2, vectorize_particles=True), "valid_particles": 2},
     ),
     "another bound": lambda: (
-        pair(model=pd.DMM),
+        pair(model=dssm.DMM),
         {"loss": pyro.infer.Trace_ELBO(num_particles=2, vectorize_particles=True)},
     ),
     "another optimiser": lambda: (recurrent(), {"optimizer": pyro.optim.ClippedAdam({"lr": 2e-2, "lrd": 0.9})}),
-    "scheduler": lambda: (pair(model=pd.DMM), {"optimizer": scheduled("ExponentialLR", gamma=0.8)}),
+    "scheduler": lambda: (pair(model=dssm.DMM), {"optimizer": scheduled("ExponentialLR", gamma=0.8)}),
     "plateau": lambda: (
-        pair(model=pd.DMM),
+        pair(model=dssm.DMM),
         {"optimizer": scheduled("ReduceLROnPlateau", patience=0), "valid_every": 2, "patience": 4},
     ),
-    "float64, standardised": lambda: (doubled(pair(model=pd.DMM, standardise=True)), {"lr_schedule": "cosine"}),
-    "step sites": lambda: (pair(model=pd.DMM, sites="step"), {}),
+    "float64, standardised": lambda: (doubled(pair(model=dssm.DMM, standardise=True)), {"lr_schedule": "cosine"}),
+    "step sites": lambda: (pair(model=dssm.DMM, sites="step"), {}),
     "frozen": lambda: (frozen(recurrent()), {}),
 }
 
@@ -105,7 +105,7 @@ def train(name, folder, epochs=3, *, made=None, **options):
         "checkpoint": folder,
         "valid": waves(3, 1),
     }
-    return programs, pd.fit(*programs, waves(), **{**usual, **own, **options})
+    return programs, dssm.fit(*programs, waves(), **{**usual, **own, **options})
 
 
 def weights(programs):

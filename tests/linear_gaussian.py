@@ -4,16 +4,16 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.nn.layers import normal
 
 
-class LinearGaussian(pd.DSSM):
+class LinearGaussian(dssm.DSSM):
     """z_t = A z_{t-1} + G x_{t-1} + a + noise, x_t = C z_t + H x_{t-1} + c + noise; G and H where the edges are."""
 
     def __init__(self, x_dim=2, z_dim=2, *, autoregressive=False):
         edge = "markov" if autoregressive else "none"
-        super().__init__(pd.Structure("markov", edge, "markov", edge), x_dim, z_dim)
+        super().__init__(dssm.Structure("markov", edge, "markov", edge), x_dim, z_dim)
         self.autoregressive = autoregressive
         self.A = nn.Parameter(0.8 * torch.eye(z_dim) + 0.2 * torch.randn(z_dim, z_dim))
         self.a = nn.Parameter(0.3 * torch.randn(z_dim))
@@ -92,7 +92,7 @@ def condition(mean, cov, of, given, value):
     return mean[of] + gain @ (value - mean[given]), cov[of, of] - gain @ cov[given, of]
 
 
-class ExactGuide(pd.Guide):
+class ExactGuide(dssm.Guide):
     """p(z_t | z_{t-1}, x_{1:T}) of a linear-Gaussian model, from its joint Gaussian; off by a shift if asked."""
 
     def __init__(self, model, shift=0.0):

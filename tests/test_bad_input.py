@@ -6,7 +6,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.sequences import batch_indices
 from pyro_dssm.emissions import AutoregressiveBernoulliEmission, GaussianEmission, ItakuraSaitoEmission, hide
 from pyro_dssm.nn.memories import Recurrent
@@ -15,12 +15,12 @@ B, T, D, Z = 3, 5, 2, 2
 
 
 def model(**options):
-    return pd.DMM(D, Z, **{"mlp_dims": (4,), "emission": "gaussian", **options})
+    return dssm.DMM(D, Z, **{"mlp_dims": (4,), "emission": "gaussian", **options})
 
 
 def pair(**options):
     m = model(**options)
-    return m, pd.PartialAlignment(m, rnn_dim=4, hidden_dim=4)
+    return m, dssm.PartialAlignment(m, rnn_dim=4, hidden_dim=4)
 
 
 def x(*shape):
@@ -131,25 +131,25 @@ def test_entries_cannot_be_hidden_from_dependent_ones():
         hide(law, torch.tensor([True, False]))
 
 
-S = pd.Structure()
-FULL = pd.Structure("full", "full", "full", "full")
+S = dssm.Structure()
+FULL = dssm.Structure("full", "full", "full", "full")
 STATE = torch.zeros(B, T, D)
 
 # Everything else: what to do, message.
 OTHERS = {
     # Models.
-    "structure": (lambda: pd.DSSM("VRNN", D, Z), "structure: expected a Structure, got str"),
-    "edge": (lambda: pd.Structure("second"), "z_from_z: expected 'none' or 'markov' or 'full'.*got 'second'"),
-    "emission edge": (lambda: pd.Structure(x_from_z="none"), "x_from_z: expected 'markov' or 'full'.*got 'none'"),
-    "structure name": (lambda: pd.Structure.named("LSTM"), "name: expected one of .*; got 'LSTM'"),
+    "structure": (lambda: dssm.DSSM("VRNN", D, Z), "structure: expected a Structure, got str"),
+    "edge": (lambda: dssm.Structure("second"), "z_from_z: expected 'none' or 'markov' or 'full'.*got 'second'"),
+    "emission edge": (lambda: dssm.Structure(x_from_z="none"), "x_from_z: expected 'markov' or 'full'.*got 'none'"),
+    "structure name": (lambda: dssm.Structure.named("LSTM"), "name: expected one of .*; got 'LSTM'"),
     "steps": (lambda: S.parents_of_z(0), "t: expected an integer of at least 1; got 0"),
-    "x_dim": (lambda: pd.DSSM(S, 0, Z), "x_dim: expected an integer of at least 1, got 0"),
-    "x_dim float": (lambda: pd.DSSM(S, 2.0, Z), "x_dim: expected an integer of at least 1, got 2.0"),
-    "z_dim": (lambda: pd.DSSM(S, D, -1), "z_dim: expected an integer of at least 0, got -1"),
-    "z_dim bool": (lambda: pd.DSSM(S, D, True), "z_dim: expected an integer of at least 0, got True"),
-    "rnn_dim": (lambda: pd.DSSM(S, D, Z, rnn_dim=0), "rnn_dim: expected a positive integer or two of them, got 0"),
+    "x_dim": (lambda: dssm.DSSM(S, 0, Z), "x_dim: expected an integer of at least 1, got 0"),
+    "x_dim float": (lambda: dssm.DSSM(S, 2.0, Z), "x_dim: expected an integer of at least 1, got 2.0"),
+    "z_dim": (lambda: dssm.DSSM(S, D, -1), "z_dim: expected an integer of at least 0, got -1"),
+    "z_dim bool": (lambda: dssm.DSSM(S, D, True), "z_dim: expected an integer of at least 0, got True"),
+    "rnn_dim": (lambda: dssm.DSSM(S, D, Z, rnn_dim=0), "rnn_dim: expected a positive integer or two of them, got 0"),
     **{
-        f"rnn_dim {value!r}": (lambda value=value: pd.DSSM(FULL, D, Z, rnn_dim=value), "rnn_dim: expected a positive")
+        f"rnn_dim {value!r}": (lambda value=value: dssm.DSSM(FULL, D, Z, rnn_dim=value), "rnn_dim: expected a positive")
         for value in (-1, True, 2.0, None, "16", "ab", (), (4,), (4, 5, 6), (4, 0), (4, 2.0), (True, 4), {4, 5}, "44")
     },
     "control_dim": (lambda: model(control_dim=-1), "control_dim: expected an integer of at least 0, got -1"),
@@ -157,19 +157,19 @@ OTHERS = {
     "mlp_dims number": (lambda: model(mlp_dims=4), "mlp_dims: expected positive integers, got 4"),
     "dropout": (lambda: model(dropout=1.0), "dropout: expected a probability from 0 to below 1, got 1.0"),
     "dropout string": (lambda: model(dropout="a"), "dropout: expected a probability from 0 to below 1, got 'a'"),
-    "shared": (lambda: pd.DSSM(S, D, Z, shared=True), "shared: .* needs a structure .*, got Structure"),
-    "rnn": (lambda: pd.DSSM(FULL, D, Z, rnn="lru"), "rnn: expected 'gru', 'lstm' or 'rnn', got 'lru'"),
-    "rnn unused": (lambda: pd.DSSM(S, D, Z, rnn="lru"), "rnn: expected 'gru', .*, got 'lru'"),
+    "shared": (lambda: dssm.DSSM(S, D, Z, shared=True), "shared: .* needs a structure .*, got Structure"),
+    "rnn": (lambda: dssm.DSSM(FULL, D, Z, rnn="lru"), "rnn: expected 'gru', 'lstm' or 'rnn', got 'lru'"),
+    "rnn unused": (lambda: dssm.DSSM(S, D, Z, rnn="lru"), "rnn: expected 'gru', .*, got 'lru'"),
     "memory cell": (lambda: Recurrent(2, 3, "mamba"), "cell: expected 'gru', .*, got 'mamba'"),
     "transition_net": (lambda: model(transition_net="cnn"), "transition_net: expected 'mlp' or 'gated', got 'cnn'"),
-    "transition_net unused": (lambda: pd.FrameVAE(D, Z, transition_net="cnn"), "transition_net: expected 'mlp' or"),
+    "transition_net unused": (lambda: dssm.FrameVAE(D, Z, transition_net="cnn"), "transition_net: expected 'mlp' or"),
     "emission": (lambda: model(emission="poisson"), r"emission: expected one of \['autoregressive', .*'poisson'"),
     "emission option": (
         lambda: model(emission_options={"rate": 1}),
         r"emission_options: 'gaussian' does not take \{'rate': 1\}",
     ),
     "residual": (
-        lambda: pd.ARHMM(D, Z, emission="gamma", emission_options={"residual": 1}),
+        lambda: dssm.ARHMM(D, Z, emission="gamma", emission_options={"residual": 1}),
         "residual: expected True or False, got 1",
     ),
     "residual module": (
@@ -177,7 +177,7 @@ OTHERS = {
         "residual: expected True or False, got 'yes'",
     ),
     "residual gaussian": (
-        lambda: pd.ARHMM(D, Z, emission="gaussian", emission_options={"residual": True}),
+        lambda: dssm.ARHMM(D, Z, emission="gaussian", emission_options={"residual": True}),
         r"emission_options: 'gaussian' does not take \{'residual': True\}",
     ),
     "residual without last": (
@@ -197,50 +197,50 @@ OTHERS = {
         "conditioner_dim: expected a positive integer, got 0",
     ),
     # Guides.
-    "guide of nothing": (lambda: pd.FullAlignment(None), "model: expected a DSSM, got NoneType"),
-    "partial of nothing": (lambda: pd.PartialAlignment("DMM"), "model: expected a DSSM, got str"),
-    "latents": (lambda: pd.Filtering(model(), latents="all"), "latents: expected one of .*, got 'all'"),
+    "guide of nothing": (lambda: dssm.FullAlignment(None), "model: expected a DSSM, got NoneType"),
+    "partial of nothing": (lambda: dssm.PartialAlignment("DMM"), "model: expected a DSSM, got str"),
+    "latents": (lambda: dssm.Filtering(model(), latents="all"), "latents: expected one of .*, got 'all'"),
     "past": (
-        lambda: pd.GaussianGuide(model(), latents="last", past="all", future=True),
+        lambda: dssm.GaussianGuide(model(), latents="last", past="all", future=True),
         "past: expected one of .*, got 'all'",
     ),
     "reads nothing": (
-        lambda: pd.GaussianGuide(model(), latents="last", past="none", future=False),
+        lambda: dssm.GaussianGuide(model(), latents="last", past="none", future=False),
         "past, future: expected a guide that reads something of x, got neither",
     ),
-    "direction": (lambda: pd.MeanField(model(), direction="up"), "direction: expected .*, got 'up'"),
-    "guide rnn_dim": (lambda: pd.ApproachB(model(), rnn_dim=0), "rnn_dim: expected a positive integer, got 0"),
-    "guide rnn": (lambda: pd.ApproachB(model(), rnn="lru"), "rnn: expected 'gru', .*, got 'lru'"),
-    "guide skip": (lambda: pd.ApproachB(model(), skip=1), "skip: expected True or False, got 1"),
-    "guide skip none": (lambda: pd.FullAlignment(model(), skip=None), "skip: expected True or False, got None"),
-    "hidden_dim": (lambda: pd.ApproachB(model(), hidden_dim=-3), "hidden_dim: expected a positive integer, got -3"),
-    "guide dropout": (lambda: pd.ApproachB(model(), dropout=1.5), "dropout: expected a probability .*, got 1.5"),
-    "flow of nothing": (lambda: pd.FlowGuide(model()), "guide: expected a Guide, got DMM"),
-    "num_flows": (lambda: pd.FlowGuide(pair()[1], 0), "num_flows: expected a positive integer, got 0"),
-    "flow hidden_dim": (lambda: pd.FlowGuide(pair()[1], 1, 1.5), "hidden_dim: expected a positive integer, got 1.5"),
+    "direction": (lambda: dssm.MeanField(model(), direction="up"), "direction: expected .*, got 'up'"),
+    "guide rnn_dim": (lambda: dssm.ApproachB(model(), rnn_dim=0), "rnn_dim: expected a positive integer, got 0"),
+    "guide rnn": (lambda: dssm.ApproachB(model(), rnn="lru"), "rnn: expected 'gru', .*, got 'lru'"),
+    "guide skip": (lambda: dssm.ApproachB(model(), skip=1), "skip: expected True or False, got 1"),
+    "guide skip none": (lambda: dssm.FullAlignment(model(), skip=None), "skip: expected True or False, got None"),
+    "hidden_dim": (lambda: dssm.ApproachB(model(), hidden_dim=-3), "hidden_dim: expected a positive integer, got -3"),
+    "guide dropout": (lambda: dssm.ApproachB(model(), dropout=1.5), "dropout: expected a probability .*, got 1.5"),
+    "flow of nothing": (lambda: dssm.FlowGuide(model()), "guide: expected a Guide, got DMM"),
+    "num_flows": (lambda: dssm.FlowGuide(pair()[1], 0), "num_flows: expected a positive integer, got 0"),
+    "flow hidden_dim": (lambda: dssm.FlowGuide(pair()[1], 1, 1.5), "hidden_dim: expected a positive integer, got 1.5"),
     "flow of one": (
-        lambda: pd.FlowGuide(pd.PartialAlignment(pd.DMM(D, 1))),
+        lambda: dssm.FlowGuide(dssm.PartialAlignment(dssm.DMM(D, 1))),
         "guide: expected a model with z_dim of at least 2, got 1",
     ),
     "flow too late": (
-        lambda: (g := pair()[1])(x()) is None or pd.FlowGuide(g),
+        lambda: (g := pair()[1])(x()) is None or dssm.FlowGuide(g),
         "guide: expected a guide that has not been called yet",
     ),
-    "no latents": (lambda: pd.NoLatents(model()), "model: expected one with z_dim=0, got z_dim=2"),
+    "no latents": (lambda: dssm.NoLatents(model()), "model: expected one with z_dim=0, got z_dim=2"),
     # Objectives and optimiser.
-    "kl_weight": (lambda: pd.kl_weight(-0.1), "weight: expected a finite number of at least 0, got -0.1"),
-    "kl_weight nan": (lambda: pd.kl_weight(NAN), "weight: expected a finite number of at least 0, got nan"),
-    "kl_weight inf": (lambda: pd.kl_weight(math.inf), "weight: expected a finite number .*, got inf"),
-    "constant": (lambda: pd.ConstantKL(-1), "value: expected a finite number of at least 0, got -1"),
-    "linear start": (lambda: pd.LinearKL(-0.2), "start: expected a finite number of at least 0, got -0.2"),
-    "linear end": (lambda: pd.LinearKL(0.2, NAN), "end: expected a finite number of at least 0, got nan"),
-    "linear epochs": (lambda: pd.LinearKL(epochs=0), "epochs: expected a positive number, got 0"),
-    "linear type": (lambda: pd.LinearKL("0"), "start: expected a finite number of at least 0, got '0'"),
-    "cyclic rise": (lambda: pd.CyclicKL(rise=0.0), "rise: expected a share from above 0 to 1, got 0.0"),
-    "cyclic epochs": (lambda: pd.CyclicKL(epochs=-5), "epochs: expected a positive number, got -5"),
-    "lr": (lambda: pd.ClippedNormAdam({"lr": 0.0}), "lr: expected a positive number, got 0.0"),
-    "clip_norm": (lambda: pd.ClippedNormAdam({"clip_norm": -1}), "clip_norm: expected a positive number .*, got -1"),
-    "optimiser option": (lambda: pd.ClippedNormAdam({"momentum": 1}), r"options: expected lr.*got \['momentum'\]"),
+    "kl_weight": (lambda: dssm.kl_weight(-0.1), "weight: expected a finite number of at least 0, got -0.1"),
+    "kl_weight nan": (lambda: dssm.kl_weight(NAN), "weight: expected a finite number of at least 0, got nan"),
+    "kl_weight inf": (lambda: dssm.kl_weight(math.inf), "weight: expected a finite number .*, got inf"),
+    "constant": (lambda: dssm.ConstantKL(-1), "value: expected a finite number of at least 0, got -1"),
+    "linear start": (lambda: dssm.LinearKL(-0.2), "start: expected a finite number of at least 0, got -0.2"),
+    "linear end": (lambda: dssm.LinearKL(0.2, NAN), "end: expected a finite number of at least 0, got nan"),
+    "linear epochs": (lambda: dssm.LinearKL(epochs=0), "epochs: expected a positive number, got 0"),
+    "linear type": (lambda: dssm.LinearKL("0"), "start: expected a finite number of at least 0, got '0'"),
+    "cyclic rise": (lambda: dssm.CyclicKL(rise=0.0), "rise: expected a share from above 0 to 1, got 0.0"),
+    "cyclic epochs": (lambda: dssm.CyclicKL(epochs=-5), "epochs: expected a positive number, got -5"),
+    "lr": (lambda: dssm.ClippedNormAdam({"lr": 0.0}), "lr: expected a positive number, got 0.0"),
+    "clip_norm": (lambda: dssm.ClippedNormAdam({"clip_norm": -1}), "clip_norm: expected a positive number .*, got -1"),
+    "optimiser option": (lambda: dssm.ClippedNormAdam({"momentum": 1}), r"options: expected lr.*got \['momentum'\]"),
     # Generation.
     "num_sequences": (lambda: model().sample(0, 5), "num_sequences: expected a positive integer, got 0"),
     "length": (lambda: model().sample(1, 2.5), "length: expected a positive integer, got 2.5"),
@@ -296,70 +296,75 @@ OTHERS = {
     "reconstruct nan": (lambda: (p := pair())[0].reconstruct(p[1], with_value(NAN)), "x: expected finite values"),
     "reconstruct guide": (lambda: model().reconstruct(model(), x()), "guide: expected a Guide of this model, got DMM"),
     # Data and evaluation.
-    "no sequences": (lambda: pd.SequenceDataset([]), "sequences: expected at least one tensor .*, got list"),
-    "sequences": (lambda: pd.SequenceDataset("bach"), r"sequences.*: expected"),
-    "sequence rank": (lambda: pd.SequenceDataset([torch.zeros(3)]), r"sequences\[0\]: expected shape .*, got \(3,\)"),
+    "no sequences": (lambda: dssm.SequenceDataset([]), "sequences: expected at least one tensor .*, got list"),
+    "sequences": (lambda: dssm.SequenceDataset("bach"), r"sequences.*: expected"),
+    "sequence rank": (lambda: dssm.SequenceDataset([torch.zeros(3)]), r"sequences\[0\]: expected shape .*, got \(3,\)"),
     "sequence dim": (
-        lambda: pd.SequenceDataset([torch.zeros(3, 2), torch.zeros(3, 1)]),
+        lambda: dssm.SequenceDataset([torch.zeros(3, 2), torch.zeros(3, 1)]),
         r"sequences\[1\]: expected shape \(T, 2\) with T >= 1, got \(3, 1\)",
     ),
-    "sequence empty": (lambda: pd.SequenceDataset([torch.zeros(0, 2)]), r"sequences\[0\]: expected shape .*\(0, 2\)"),
+    "sequence empty": (lambda: dssm.SequenceDataset([torch.zeros(0, 2)]), r"sequences\[0\]: expected shape .*\(0, 2\)"),
     "sequence dtype": (
-        lambda: pd.SequenceDataset([torch.zeros(3, 2).long()]),
+        lambda: dssm.SequenceDataset([torch.zeros(3, 2).long()]),
         r"sequences\[0\]: expected a floating-point tensor, got torch.int64",
     ),
-    "masks number": (lambda: pd.SequenceDataset(x(), masks=[holes()[0]]), "masks: expected 3 of them, got 1"),
+    "masks number": (lambda: dssm.SequenceDataset(x(), masks=[holes()[0]]), "masks: expected 3 of them, got 1"),
     "masks length": (
-        lambda: pd.SequenceDataset(x(1, T, D), masks=[torch.ones(4).bool()]),
+        lambda: dssm.SequenceDataset(x(1, T, D), masks=[torch.ones(4).bool()]),
         r"masks\[0\]: expected 5 frames, got 4",
     ),
     "masks dtype": (
-        lambda: pd.SequenceDataset(x(1, T, D), masks=[torch.ones(5)]),
+        lambda: dssm.SequenceDataset(x(1, T, D), masks=[torch.ones(5)]),
         r"masks\[0\]: expected dtype torch.bool, got torch.float32",
     ),
     "masks type": (
-        lambda: pd.SequenceDataset(x(1, T, D), masks=[None]),
+        lambda: dssm.SequenceDataset(x(1, T, D), masks=[None]),
         r"masks\[0\]: expected dtype torch.bool, got NoneType",
     ),
     "masks shape": (
-        lambda: pd.SequenceDataset(x(1, T, D), masks=[torch.ones(5, 3).bool()]),
+        lambda: dssm.SequenceDataset(x(1, T, D), masks=[torch.ones(5, 3).bool()]),
         r"masks\[0\]: expected shape \(5,\) or \(5, 2\), got \(5, 3\)",
     ),
     "controls length": (
-        lambda: pd.SequenceDataset(x(1, T, D), controls=[torch.zeros(4, 1)]),
+        lambda: dssm.SequenceDataset(x(1, T, D), controls=[torch.zeros(4, 1)]),
         r"controls\[0\]: expected 5 frames, got 4",
     ),
     "batch size": (lambda: batch_indices([1, 2], 0), "batch_size: expected a positive integer, got 0"),
     "evaluate particles": (
-        lambda: pd.evaluate(*pair(), pd.SequenceDataset(x()), num_particles=0),
+        lambda: dssm.evaluate(*pair(), dssm.SequenceDataset(x()), num_particles=0),
         "num_particles: expected a positive integer, got 0",
     ),
     "evaluate batch size": (
-        lambda: pd.evaluate(*pair(), pd.SequenceDataset(x()), batch_size=True),
+        lambda: dssm.evaluate(*pair(), dssm.SequenceDataset(x()), batch_size=True),
         "batch_size: expected a positive integer, got True",
     ),
-    "evaluate data": (lambda: pd.evaluate(*pair(), x()), "data: expected a SequenceDataset, got Tensor"),
+    "evaluate data": (lambda: dssm.evaluate(*pair(), x()), "data: expected a SequenceDataset, got Tensor"),
     "evaluate dim": (
-        lambda: pd.evaluate(*pair(), pd.SequenceDataset(x(B, T, 3))),
+        lambda: dssm.evaluate(*pair(), dssm.SequenceDataset(x(B, T, 3))),
         "data: expected frames of size 2 like the model, got 3",
     ),
-    "evaluate nan": (lambda: pd.evaluate(*pair(), pd.SequenceDataset(with_value(NAN))), "x: expected finite values"),
+    "evaluate nan": (
+        lambda: dssm.evaluate(*pair(), dssm.SequenceDataset(with_value(NAN))),
+        "x: expected finite values",
+    ),
     "evaluate controls": (
-        lambda: pd.evaluate(*pair(), pd.SequenceDataset(x(), controls=x(B, T, 1))),
+        lambda: dssm.evaluate(*pair(), dssm.SequenceDataset(x(), controls=x(B, T, 1))),
         "controls: expected None",
     ),
     # Truncation and training.
     "chunk length": (
-        lambda: next(pd.chunks(*pair(), pd.Batch(x(), torch.full((B,), T)), 0)),
+        lambda: next(dssm.chunks(*pair(), dssm.Batch(x(), torch.full((B,), T)), 0)),
         "length: expected a positive integer, got 0",
     ),
     "chunk sites": (
-        lambda: next(pd.chunks(*pair(sites="step"), pd.Batch(x(), torch.full((B,), T)), 2)),
+        lambda: next(dssm.chunks(*pair(sites="step"), dssm.Batch(x(), torch.full((B,), T)), 2)),
         "model: expected path sites .*, got 'step'",
     ),
     **{
         f"fit {name}={value!r}": (
-            lambda name=name, value=value: pd.fit(*pair(), pd.SequenceDataset(x()), progress=False, **{name: value}),
+            lambda name=name, value=value: dssm.fit(
+                *pair(), dssm.SequenceDataset(x()), progress=False, **{name: value}
+            ),
             message,
         )
         for name, value, message in (
@@ -398,7 +403,7 @@ def test_good_input_is_taken():
     assert math.isfinite(Trace_ELBO().loss(m, g, x(1, 1, D)))
 
 
-class Scalar(pd.Guide):
+class Scalar(dssm.Guide):
     def __init__(self, model):
         super().__init__(model, latents="last", past="none", future=True)
 
@@ -406,13 +411,13 @@ class Scalar(pd.Guide):
         return torch.distributions.Normal(past, 1.0)
 
 
-class ScalarEmission(pd.DMM):
+class ScalarEmission(dssm.DMM):
     def emission(self, z, x_past):
         return torch.distributions.Normal(z, 1.0)
 
 
 def test_a_method_that_forgets_the_event_dimension():
-    model = pd.DMM(2, 2, emission="gaussian")
+    model = dssm.DMM(2, 2, emission="gaussian")
     with pytest.raises(ValueError, match=r"step: expected to return .* \(2,\), got .* \(\); did it forget"):
         Scalar(model)(torch.zeros(1, 3, 2))
     with pytest.raises(ValueError, match=r"emission: expected to return .* did it forget `.to_event\(1\)`"):
@@ -421,20 +426,20 @@ def test_a_method_that_forgets_the_event_dimension():
 
 def test_a_guide_without_its_method():
     with pytest.raises(TypeError, match="must override `step`"):
-        pd.Guide(pd.DMM(2, 2), latents="last", past="none", future=True)
+        dssm.Guide(dssm.DMM(2, 2), latents="last", past="none", future=True)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pd.kl_weight("a"), "weight: expected a finite number of at least 0, got 'a'"),
-        (lambda: pd.CyclicKL(rise="a"), "rise: expected a share from above 0 to 1, got 'a'"),
-        (lambda: pd.ClippedNormAdam("a"), "options: expected a dictionary or None, got 'a'"),
-        (lambda: pd.ClippedNormAdam({"lr": "a"}), "lr: expected a positive number, got 'a'"),
-        (lambda: pd.ClippedNormAdam({"clip_norm": "a"}), "clip_norm: expected a positive number or None, got 'a'"),
-        (lambda: pd.ClippedNormAdam({"weight_decay": -1}), "weight_decay: expected a number of at least 0, got -1"),
-        (lambda: pd.DMM(2, 2, emission=["a"]), "emission: expected one of .*, got \\['a'\\]"),
-        (lambda: pd.DMM(2, 2, emission_options={"dropout": 0.1}), "emission_options: expected no dropout"),
+        (lambda: dssm.kl_weight("a"), "weight: expected a finite number of at least 0, got 'a'"),
+        (lambda: dssm.CyclicKL(rise="a"), "rise: expected a share from above 0 to 1, got 'a'"),
+        (lambda: dssm.ClippedNormAdam("a"), "options: expected a dictionary or None, got 'a'"),
+        (lambda: dssm.ClippedNormAdam({"lr": "a"}), "lr: expected a positive number, got 'a'"),
+        (lambda: dssm.ClippedNormAdam({"clip_norm": "a"}), "clip_norm: expected a positive number or None, got 'a'"),
+        (lambda: dssm.ClippedNormAdam({"weight_decay": -1}), "weight_decay: expected a number of at least 0, got -1"),
+        (lambda: dssm.DMM(2, 2, emission=["a"]), "emission: expected one of .*, got \\['a'\\]"),
+        (lambda: dssm.DMM(2, 2, emission_options={"dropout": 0.1}), "emission_options: expected no dropout"),
     ],
 )
 def test_values_that_are_no_numbers(call, message):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.sequences import Batch
 from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.models.codes import CodedState
@@ -80,7 +80,7 @@ def test_state_given_its_code_is_bayes_rule(double, matrix, hidden):
 @pytest.mark.sample(6)
 @pytest.mark.parametrize("square_root", [False, True])
 @pytest.mark.parametrize("kind", ["smoothing", "filtering"])
-@pytest.mark.parametrize("make", [pd.EKVAE, pd.KVAE])
+@pytest.mark.parametrize("make", [dssm.EKVAE, dssm.KVAE])
 @pytest.mark.parametrize("wide", [1.0, 6.0])
 def test_bounds_with_sharp_codes(make, kind, square_root, wide):
     """Codes of variance 1e-6 under a start of deviation 1.3 or 6: finite in float32, and near float64."""
@@ -88,7 +88,7 @@ def test_bounds_with_sharp_codes(make, kind, square_root, wide):
     for dtype in (torch.float64, torch.float32):
         torch.manual_seed(0)
         model = make(4, 3, 2, mlp_dims=(6,), square_root=square_root)
-        guide = pd.KalmanGuide(model, kind=kind, encoder_dims=(6,))
+        guide = dssm.KalmanGuide(model, kind=kind, encoder_dims=(6,))
         with torch.no_grad():
             model.initial_net.raw_scale.fill_(wide)
             model.log_code_noise.fill_(-20.0)
@@ -104,14 +104,14 @@ def test_bounds_with_sharp_codes(make, kind, square_root, wide):
     assert ((near.mean(0) - exact.mean(0)).abs() < 5 * error + 1e-3 * exact.mean(0).abs()).all()
 
 
-@pytest.mark.parametrize("make", [pd.EKVAE, pd.KVAE])
+@pytest.mark.parametrize("make", [dssm.EKVAE, dssm.KVAE])
 def test_square_roots_change_nothing_but_rounding(double, make):
     """Bounds, gradients, filled-in codes and smoothed states are the same."""
     found = []
     for square_root in (False, True):
         torch.manual_seed(0)
         model = make(4, 3, 2, mlp_dims=(6,), square_root=square_root)
-        guide = pd.KalmanGuide(model, encoder_dims=(6,))
+        guide = dssm.KalmanGuide(model, encoder_dims=(6,))
         batch = Batch(
             torch.randn(2, 5, 4), torch.tensor([5, 3]), torch.tensor([[True] * 5, [True, False, True] + [False] * 2])
         )
@@ -128,10 +128,10 @@ def test_square_roots_change_nothing_but_rounding(double, make):
 
 def test_square_root_is_true_or_false():
     with pytest.raises(ValueError, match=r"^square_root: expected True or False, got 1"):
-        pd.EKVAE(4, square_root=1)
+        dssm.EKVAE(4, square_root=1)
 
 
 def test_square_root_is_kept_in_the_pair_file(tmp_path):
-    model = pd.EKVAE(4, 3, 2, square_root=True)
-    pd.save(tmp_path / "pair", model, pd.KalmanGuide(model))
-    assert pd.load(tmp_path / "pair")[0].square_root
+    model = dssm.EKVAE(4, 3, 2, square_root=True)
+    dssm.save(tmp_path / "pair", model, dssm.KalmanGuide(model))
+    assert dssm.load(tmp_path / "pair")[0].square_root

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.nn.layers import Combiner
 from pyro_dssm.testing import check_pair, random_batch
 
@@ -29,18 +29,18 @@ def mixed(guide):
 
 
 def dvbf(**options):
-    return pd.DVBF(4, 3, emission="gaussian", mlp_dims=(5,), control_dim=1, **options)
+    return dssm.DVBF(4, 3, emission="gaussian", mlp_dims=(5,), control_dim=1, **options)
 
 
 def test_the_noise_guide_is_one_perceptron_of_state_frame_and_control():
-    guide = pd.NoiseGuide(dvbf(), **SIZES)
+    guide = dssm.NoiseGuide(dvbf(), **SIZES)
     for entries in mixed(guide):
         assert entries.min() > 1e-5, "every entry of frame, control and future acts together with the state"
     assert guide.combiner.joint is True
 
 
 def test_frame_and_control_act_together():
-    guide = pd.NoiseGuide(dvbf(), **SIZES)
+    guide = dssm.NoiseGuide(dvbf(), **SIZES)
     past = torch.randn(guide.past_dim)
 
     def value(c):
@@ -53,9 +53,9 @@ def test_frame_and_control_act_together():
 @pytest.mark.parametrize(
     "guide",
     [
-        lambda: pd.NoiseGuide(dvbf(), combiner="additive", **SIZES),
-        lambda: pd.FullAlignment(pd.DMM(4, 3), **SIZES),
-        lambda: pd.Filtering(pd.RSSM(4, 3), **SIZES),
+        lambda: dssm.NoiseGuide(dvbf(), combiner="additive", **SIZES),
+        lambda: dssm.FullAlignment(dssm.DMM(4, 3), **SIZES),
+        lambda: dssm.Filtering(dssm.RSSM(4, 3), **SIZES),
     ],
 )
 def test_the_published_form_adds(guide):
@@ -65,7 +65,7 @@ def test_the_published_form_adds(guide):
 
 
 def test_any_alignment_may_be_joint():
-    guide = pd.PartialAlignment(pd.ArSSM(4, 3), combiner="joint", **SIZES)
+    guide = dssm.PartialAlignment(dssm.ArSSM(4, 3), combiner="joint", **SIZES)
     for entries in mixed(guide):
         assert entries.min() > 1e-6
 
@@ -95,22 +95,22 @@ def test_all_steps_at_once_are_each_step(past_dim, gated, direct_dim):
 @pytest.mark.parametrize("combiner", ["additive", "joint"])
 def test_everything_holds(combiner):
     model = dvbf()
-    guide = pd.NoiseGuide(model, combiner=combiner, **SIZES)
+    guide = dssm.NoiseGuide(model, combiner=combiner, **SIZES)
     batch = random_batch(model, 3, 4)
     check_pair(model, guide, *batch[:3], controls=batch.controls)
 
 
 @pytest.mark.parametrize("combiner", ["additive", "joint"])
 def test_files_say_which(combiner, tmp_path):
-    model = pd.DVBF(4, 3, emission="gaussian", mlp_dims=(5,))
-    guide = pd.NoiseGuide(model, combiner=combiner, **SIZES)
-    pd.save(tmp_path / "pair", model, guide)
-    assert pd.load(tmp_path / "pair")[1].combiner.joint is (combiner == "joint")
+    model = dssm.DVBF(4, 3, emission="gaussian", mlp_dims=(5,))
+    guide = dssm.NoiseGuide(model, combiner=combiner, **SIZES)
+    dssm.save(tmp_path / "pair", model, guide)
+    assert dssm.load(tmp_path / "pair")[1].combiner.joint is (combiner == "joint")
 
 
 @pytest.mark.parametrize("wrong", ["sum", None, True])
 def test_bad_combiner(wrong):
     with pytest.raises(ValueError, match="^combiner: expected 'additive' or 'joint', got"):
-        pd.NoiseGuide(dvbf(), combiner=wrong)
+        dssm.NoiseGuide(dvbf(), combiner=wrong)
     with pytest.raises(ValueError, match="^combiner: expected 'additive' or 'joint', got"):
-        pd.PartialAlignment(pd.DMM(4, 3), combiner=wrong)
+        dssm.PartialAlignment(dssm.DMM(4, 3), combiner=wrong)

@@ -17,7 +17,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from stopping import RaiseAt, Stop
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.synthetic import oscillator
 from pyro_dssm.objectives.constraints import GECO, Constraint, ConstraintWarning, Lagrangian, error_bound
 from pyro_dssm.saving.pairs import read_tensors, write_tensors
@@ -28,11 +28,11 @@ T, D, Z = 5, 2, 3
 LENGTHS = torch.tensor([5, 3, 4])
 
 
-def pair(model=pd.DMM, guide=pd.PartialAlignment, seed=0, **options):
+def pair(model=dssm.DMM, guide=dssm.PartialAlignment, seed=0, **options):
     torch.manual_seed(seed)
     options = {"rnn_dim": 4, "mlp_dims": (6,), "emission": "gaussian", **options}
-    model = model(D, **options) if model is pd.RNN else model(D, Z, **options)
-    return model, pd.NoLatents(model) if isinstance(model, pd.RNN) else guide(model, rnn_dim=4, hidden_dim=6)
+    model = model(D, **options) if model is dssm.RNN else model(D, Z, **options)
+    return model, dssm.NoLatents(model) if isinstance(model, dssm.RNN) else guide(model, rnn_dim=4, hidden_dim=6)
 
 
 def weights(programs):
@@ -44,7 +44,7 @@ def same(a, b):
 
 
 def fit(programs, data, **options):
-    return pd.fit(*programs, data, **{"epochs": 2, "batch_size": 4, "progress": False, **options})
+    return dssm.fit(*programs, data, **{"epochs": 2, "batch_size": 4, "progress": False, **options})
 
 
 def tell(constraint, *errors):
@@ -252,7 +252,7 @@ def test_resumes_to_the_bit(make, truncate, tmp_path):
 def test_another_schedule_is_refused(tmp_path):
     data = oscillator(4, 5)
     fit(pair(), data, kl=Lagrangian(0.5), checkpoint=tmp_path, epochs=1)
-    for other in (Lagrangian(0.6), GECO(0.5), pd.ConstantKL()):
+    for other in (Lagrangian(0.6), GECO(0.5), dssm.ConstantKL()):
         with pytest.raises(ValueError, match=r"\(kl\.\w+: .* in the checkpoint, .* now"):
             fit(pair(), data, kl=other, checkpoint=tmp_path)
     constraint = Lagrangian(0.5)
@@ -262,7 +262,7 @@ def test_another_schedule_is_refused(tmp_path):
 
 def test_older_checkpoints_go_on(tmp_path):
     data = oscillator(4, 5)
-    fit(pair(), data, kl=pd.LinearKL(epochs=1), checkpoint=tmp_path, epochs=1)
+    fit(pair(), data, kl=dssm.LinearKL(epochs=1), checkpoint=tmp_path, epochs=1)
     tensors, metadata = read_tensors(tmp_path / "last.safetensors")
     # What they say of a run; of its schedule, at most the name.
     said = {"batch_size": metadata["plan"]["batch_size"], "seed": 0, "sequences": 4, "frames": data.num_frames}
@@ -270,13 +270,13 @@ def test_older_checkpoints_go_on(tmp_path):
         plan = {**said, **kl, "truncate": None, "optimizer": "ClippedNormAdam"}
         write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, "plan": plan})
         with pytest.raises(ValueError, match="seed: 0 in the checkpoint, 1 now"):
-            fit(pair(), data, kl=pd.LinearKL(epochs=2), checkpoint=tmp_path, epochs=2, seed=1)
+            fit(pair(), data, kl=dssm.LinearKL(epochs=2), checkpoint=tmp_path, epochs=2, seed=1)
         with pytest.warns(UserWarning, match="is of version 0.1, which did not say what the data were"):
-            history = fit(pair(), data, kl=pd.LinearKL(epochs=2), checkpoint=tmp_path, epochs=2)
+            history = fit(pair(), data, kl=dssm.LinearKL(epochs=2), checkpoint=tmp_path, epochs=2)
         assert len(history.epochs) == 2
     # From here on, it is known.
     with pytest.raises(ValueError, match="kl.epochs: 2.0 in the checkpoint, 3.0 now"):
-        fit(pair(), data, kl=pd.LinearKL(epochs=3), checkpoint=tmp_path, epochs=2)
+        fit(pair(), data, kl=dssm.LinearKL(epochs=3), checkpoint=tmp_path, epochs=2)
 
 
 def test_records(tmp_path):
@@ -304,11 +304,11 @@ def test_tensorboard(tmp_path):
 # What it is told.
 
 
-class Deterministic(pd.DSSM):
+class Deterministic(dssm.DSSM):
     """Frames around a fixed mean: their squared error is known, whatever the path."""
 
     def __init__(self, law, **options):
-        super().__init__(pd.Structure(), D, Z, **options)
+        super().__init__(dssm.Structure(), D, Z, **options)
         self.law = law
         self.loc = nn.Parameter(torch.tensor([0.3, 0.6]))
 
@@ -331,7 +331,7 @@ LAWS = {
 @pytest.mark.parametrize("law", LAWS)
 def test_squared_error_by_hand(law, masked, sites):
     model = Deterministic(LAWS[law], sites=sites)
-    guide = pd.MeanField(model, rnn_dim=4, hidden_dim=5)
+    guide = dssm.MeanField(model, rnn_dim=4, hidden_dim=5)
     x = (torch.rand(3, T, D) > 0.5).double()
     observed = (torch.arange(T) < LENGTHS.unsqueeze(-1)).unsqueeze(-1).expand(3, T, D)
     mask = None
@@ -341,7 +341,7 @@ def test_squared_error_by_hand(law, masked, sites):
     expected = ((x - torch.tensor([0.3, 0.6])).square() * observed).sum() / observed.sum()
     assert 0 < observed.sum() < observed.numel()
     for options in ({}, {"num_particles": 2}, {"num_particles": 3, "vectorize_particles": True}):
-        elbo = pd.RecordingELBO(**options)
+        elbo = dssm.RecordingELBO(**options)
         assert math.isnan(elbo.squared_error)
         elbo.loss_and_grads(model, guide, x, LENGTHS, mask)
         assert elbo.squared_error == pytest.approx(float(expected), rel=1e-12)
@@ -351,8 +351,8 @@ def test_squared_error_by_hand(law, masked, sites):
 @pytest.mark.usefixtures("double")
 def test_squared_error_follows_the_path():
     """With particles, it is the mean over them; both forms of the sites agree."""
-    model, guide = pair(pd.ArSSM, pd.FullAlignment, emission_options={"scale": 0.5})
-    x, elbo = torch.randn(3, T, D), pd.RecordingELBO(num_particles=50, vectorize_particles=True)
+    model, guide = pair(dssm.ArSSM, dssm.FullAlignment, emission_options={"scale": 0.5})
+    x, elbo = torch.randn(3, T, D), dssm.RecordingELBO(num_particles=50, vectorize_particles=True)
     found = []
     for sites in ("path", "step"):
         model.sites = sites
@@ -366,24 +366,24 @@ def test_squared_error_follows_the_path():
 
 def test_squared_error_of_laws_without_a_mean():
     model, guide = pair(emission="autoregressive", emission_options={"conditioner_dim": 4})
-    elbo = pd.RecordingELBO()
+    elbo = dssm.RecordingELBO()
     elbo.loss(model, guide, torch.ones(2, T, D))
     assert math.isnan(elbo.squared_error)
     with pytest.raises(ValueError, match="measure: expected a finite squared_error, got nan"):
-        fit((model, guide), pd.SequenceDataset(torch.ones(3, T, D)), kl=Lagrangian(0.1))
-    fit((model, guide), pd.SequenceDataset(torch.ones(3, T, D)), kl=Lagrangian(0.1, measure="nats"))
+        fit((model, guide), dssm.SequenceDataset(torch.ones(3, T, D)), kl=Lagrangian(0.1))
+    fit((model, guide), dssm.SequenceDataset(torch.ones(3, T, D)), kl=Lagrangian(0.1, measure="nats"))
 
 
 def test_hidden_batches_are_passed_over():
     masks = [torch.zeros(T, dtype=torch.bool), torch.ones(T, dtype=torch.bool)]
-    data = pd.SequenceDataset(torch.randn(2, T, D), masks)
+    data = dssm.SequenceDataset(torch.randn(2, T, D), masks)
     constraint = Lagrangian(0.1)
     fit(pair(), data, kl=constraint, batch_size=1, epochs=3)
     assert constraint.state_dict()["steps"] == 3
 
 
 def test_squared_error_of_factors():
-    elbo = pd.RecordingELBO()
+    elbo = dssm.RecordingELBO()
     elbo.loss(lambda: pyro.factor("f", torch.tensor(2.0)), lambda: None)
     assert (elbo.reconstruction, math.isnan(elbo.squared_error), math.isnan(elbo.entries)) == (2.0, True, True)
     x = torch.tensor([1.0, 2.0])
@@ -402,7 +402,7 @@ def test_squared_error_of_factors():
 
 def test_at_one_it_is_the_elbo():
     data, results = oscillator(8, 6), []
-    for kl in (pd.ConstantKL(), Lagrangian(1e6, start=1.0), Lagrangian(1e6, start=0.5)):
+    for kl in (dssm.ConstantKL(), Lagrangian(1e6, start=1.0), Lagrangian(1e6, start=0.5)):
         programs = pair()
         history = fit(programs, data, kl=kl, lr=1e-2)
         results.append((weights(programs), history["reconstruction"], history["kl"]))
@@ -421,10 +421,10 @@ def test_gradient_of_a_step(multiplier, monkeypatch):
 
     monkeypatch.setattr("torch.distributions.normal._standard_normal", zeros)
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
-    programs, data = pair(), pd.SequenceDataset(torch.randn(3, T, D))
+    programs, data = pair(), dssm.SequenceDataset(torch.randn(3, T, D))
     x, terms = data.sequences[0].new_tensor(torch.stack(data.sequences).tolist()), []
     for weight in (0.0, 1.0):
-        with pd.kl_weight(weight):
+        with dssm.kl_weight(weight):
             terms.append(TraceMeanField_ELBO().differentiable_loss(*programs, x) / (3 * T))
     distortion, rate = terms[0], terms[1] - terms[0]
     loss = multiplier * distortion + rate if multiplier < 1 else distortion + rate / multiplier
@@ -450,9 +450,9 @@ def test_bound_that_binds_is_met():
         ("bound", Lagrangian(bound, start=1.0, factors=(0.95, 1.01))),
     ):
         torch.manual_seed(0)
-        model = pd.DMM(x_dim=2, **options)
-        guide = pd.MeanField(model, rnn_dim=16, hidden_dim=16)
-        pd.fit(model, guide, data, epochs=300, batch_size=40, lr=1e-2, lr_schedule="cosine", kl=kl, progress=False)
+        model = dssm.DMM(x_dim=2, **options)
+        guide = dssm.MeanField(model, rnn_dim=16, hidden_dim=16)
+        dssm.fit(model, guide, data, epochs=300, batch_size=40, lr=1e-2, lr_schedule="cosine", kl=kl, progress=False)
         ends[name] = kl
     assert ends["elbo"].multiplier == 1.0
     assert ends["elbo"].average > 2 * bound
@@ -477,9 +477,13 @@ def test_an_initial_phase_that_does_not_end():
 
 
 @pytest.mark.sample(5)
-@pytest.mark.parametrize("cls", pd.ZOO.values(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", dssm.ZOO.values(), ids=lambda cls: cls.__name__)
 def test_trains_the_zoo(cls):
-    guides = [pd.NoLatents] if cls is pd.RNN else [pd.MeanField, pd.PartialAlignment, pd.FullAlignment, pd.Filtering]
+    guides = (
+        [dssm.NoLatents]
+        if cls is dssm.RNN
+        else [dssm.MeanField, dssm.PartialAlignment, dssm.FullAlignment, dssm.Filtering]
+    )
     for guide in guides:
         programs, constraint = pair(cls, guide), Lagrangian(0.5, start=0.1)
         before = weights(programs)
@@ -491,11 +495,11 @@ def test_trains_the_zoo(cls):
 
 def test_trains_with_flows_controls_masks_steps_and_chunks():
     masks = [torch.arange(6) % 3 != i % 3 for i in range(5)]
-    data = pd.SequenceDataset(torch.randn(5, 6, D), masks, controls=torch.randn(5, 6, 1))
+    data = dssm.SequenceDataset(torch.randn(5, 6, D), masks, controls=torch.randn(5, 6, 1))
     for sites, truncate, steps in (("path", 2, 12), ("step", None, 4)):
-        model, base = pair(pd.VRNN, pd.FullAlignment, control_dim=1, sites=sites)
+        model, base = pair(dssm.VRNN, dssm.FullAlignment, control_dim=1, sites=sites)
         constraint = GECO(0.5)
-        fit((model, pd.FlowGuide(base, num_flows=1, hidden_dim=4)), data, kl=constraint, truncate=truncate)
+        fit((model, dssm.FlowGuide(base, num_flows=1, hidden_dim=4)), data, kl=constraint, truncate=truncate)
         assert constraint.state_dict()["steps"] == steps
 
 
@@ -513,10 +517,10 @@ def test_error_bound_by_hand():
     x = [torch.tensor([[0.0, 7.0], [4.0, 99.0]]), torch.tensor([[8.0, 5.0]])]
     observed = [torch.tensor([[True, True], [True, False]]), torch.tensor([[True, True]])]
     # First entry: 16 + 0 + 16; second: 1 + 1.
-    assert error_bound(pd.SequenceDataset(x, observed), share=0.5) == pytest.approx(0.5 * 34 / 5)
+    assert error_bound(dssm.SequenceDataset(x, observed), share=0.5) == pytest.approx(0.5 * 34 / 5)
     frames = [torch.tensor([True, False]), torch.tensor([True])]
-    assert error_bound(pd.SequenceDataset(x, frames), share=1.0) == pytest.approx((16 + 16 + 1 + 1) / 4)
-    full = pd.SequenceDataset(x)
+    assert error_bound(dssm.SequenceDataset(x, frames), share=1.0) == pytest.approx((16 + 16 + 1 + 1) / 4)
+    full = dssm.SequenceDataset(x)
     frames = torch.cat(x)
     assert error_bound(full) == pytest.approx(0.025 * float((frames - frames.mean(0)).square().mean()))
 
@@ -525,13 +529,13 @@ def test_error_bound_refuses():
     with pytest.raises(ValueError, match="share: expected a positive number, got 0"):
         error_bound(oscillator(2, 3), share=0)
     with pytest.raises(ValueError, match="train: expected data that vary"):
-        error_bound(pd.SequenceDataset(torch.ones(2, 3, 1)))
+        error_bound(dssm.SequenceDataset(torch.ones(2, 3, 1)))
 
 
 @pytest.mark.slow
 def test_autoencoder_error():
     train, valid = oscillator(20, 6), oscillator(10, 6, seed=1)
-    programs = pair(guide=pd.MeanField, emission_options={"scale": 0.3})
+    programs = pair(guide=dssm.MeanField, emission_options={"scale": 0.3})
     before, state = weights(programs), torch.get_rng_state()
     untrained = autoencoder_error(*programs, train, valid, epochs=1, lr=1e-30)
     options = {"epochs": 40, "lr": 3e-2, "batch_size": 5}
@@ -551,11 +555,11 @@ def test_autoencoder_error():
 
 def test_autoencoder_error_refuses():
     programs = pair(emission="autoregressive", emission_options={"conditioner_dim": 4})
-    data = pd.SequenceDataset(torch.ones(3, T, D))
+    data = dssm.SequenceDataset(torch.ones(3, T, D))
     with pytest.raises(ValueError, match="model: expected one whose law of the frames has a mean"):
         autoencoder_error(*programs, data, epochs=1)
     with pytest.raises(ValueError, match="kl: expected no such option"):
-        autoencoder_error(*programs, data, kl=pd.ConstantKL())
+        autoencoder_error(*programs, data, kl=dssm.ConstantKL())
 
 
 # Arguments.
@@ -594,7 +598,7 @@ def test_bad_arguments(options, message):
 
 
 def test_base_class_and_repr():
-    assert issubclass(Constraint, pd.KLSchedule)
+    assert issubclass(Constraint, dssm.KLSchedule)
     with pytest.raises(NotImplementedError):
         Constraint(0.1).observe(1.0, 1.0, 1.0)
     constraint = Lagrangian(0.1)
@@ -607,21 +611,21 @@ def test_base_class_and_repr():
 
 def test_the_moderate_scale_makes_what_varies_worth_so_many_nats():
     torch.manual_seed(0)
-    data = pd.SequenceDataset(0.3 * torch.randn(20, 15, 7) + torch.arange(7.0))
-    scale = pd.moderate_scale(data, nats=11.0)
+    data = dssm.SequenceDataset(0.3 * torch.randn(20, 15, 7) + torch.arange(7.0))
+    scale = dssm.moderate_scale(data, nats=11.0)
     frames = torch.cat(data.sequences)
     mean_frame = torch.distributions.Normal(frames.mean(0), scale).log_prob(frames).sum(-1).mean()
     perfect = torch.distributions.Normal(frames, scale).log_prob(frames).sum(-1).mean()
     assert float(perfect - mean_frame) == pytest.approx(11.0, rel=1e-4)
-    assert pd.first_multiplier(data, scale) == pytest.approx(1.0)
-    assert pd.first_multiplier(data, scale / 10) == pytest.approx(0.01)
-    assert pd.first_multiplier(data, 10 * scale) == 1.0
+    assert dssm.first_multiplier(data, scale) == pytest.approx(1.0)
+    assert dssm.first_multiplier(data, scale / 10) == pytest.approx(0.01)
+    assert dssm.first_multiplier(data, 10 * scale) == 1.0
 
 
 @pytest.mark.parametrize("bad", [0, -1.0, float("nan"), None])
 def test_scales_and_nats_are_positive(bad):
-    data = pd.SequenceDataset(torch.randn(2, 3, 4))
+    data = dssm.SequenceDataset(torch.randn(2, 3, 4))
     with pytest.raises(ValueError, match="^nats: expected a positive number"):
-        pd.moderate_scale(data, nats=bad)
+        dssm.moderate_scale(data, nats=bad)
     with pytest.raises(ValueError, match="^scale: expected a positive number"):
-        pd.first_multiplier(data, bad)
+        dssm.first_multiplier(data, bad)

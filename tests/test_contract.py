@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm import testing
 from pyro_dssm.nn.layers import MLP, Combiner, NormalHead, normal
 from pyro_dssm.testing import PairContract, check_pair, random_batch
@@ -12,11 +12,11 @@ from pyro_dssm.testing import PairContract, check_pair, random_batch
 D, Z = 3, 4
 
 
-class Residual(pd.DSSM):
+class Residual(dssm.DSSM):
     """A user's model: a residual transition and an emission of its own."""
 
     def __init__(self, x_dim, z_dim):
-        super().__init__(pd.Structure("markov", "full", "full", "markov"), x_dim, z_dim, rnn_dim=5)
+        super().__init__(dssm.Structure("markov", "full", "full", "markov"), x_dim, z_dim, rnn_dim=5)
         self.moves = MLP(sum(self.transition_dims), (6,), z_dim, activation=nn.Tanh)
         self.frame = NormalHead(sum(self.emission_dims), x_dim)
         self.log_scale = nn.Parameter(torch.zeros(z_dim))
@@ -29,7 +29,7 @@ class Residual(pd.DSSM):
         return self.frame(torch.cat([z, x_past], -1))
 
 
-class Smoother(pd.Guide):
+class Smoother(dssm.Guide):
     """A user's guide: an RNN of its own over z, both directions over x."""
 
     def __init__(self, model):
@@ -49,25 +49,25 @@ class TestOwnPair(PairContract):
 class TestOwnModel(PairContract):
     def pair(self):
         model = Residual(D, Z)
-        return model, pd.FullAlignment(model, rnn_dim=5, hidden_dim=6)
+        return model, dssm.FullAlignment(model, rnn_dim=5, hidden_dim=6)
 
 
 class TestOwnGuide(PairContract):
     def pair(self):
-        model = pd.VRNN(D, Z, rnn_dim=5, mlp_dims=(6,), emission="autoregressive", control_dim=2)
+        model = dssm.VRNN(D, Z, rnn_dim=5, mlp_dims=(6,), emission="autoregressive", control_dim=2)
         return model, Smoother(model)
 
 
 class TestFlow(PairContract):
     def pair(self):
-        model = pd.SRNN(D, Z, rnn_dim=5, mlp_dims=(6,))
-        return model, pd.FlowGuide(Smoother(model), 2, 16, conditional=True)
+        model = dssm.SRNN(D, Z, rnn_dim=5, mlp_dims=(6,))
+        return model, dssm.FlowGuide(Smoother(model), 2, 16, conditional=True)
 
 
 class TestNoLatents(PairContract):
     def pair(self):
-        model = pd.RNN(D, rnn_dim=5, mlp_dims=(8,))
-        return model, pd.NoLatents(model)
+        model = dssm.RNN(D, rnn_dim=5, mlp_dims=(8,))
+        return model, dssm.NoLatents(model)
 
 
 class TestPower(PairContract):
@@ -75,9 +75,9 @@ class TestPower(PairContract):
 
     def pair(self):
         options = {"emission": "gamma", "emission_options": {"residual": True}, "skip": True, "rnn_dim": (3, 6)}
-        model = pd.ArSSM(D, Z, mlp_dims=(8,), **options)
+        model = dssm.ArSSM(D, Z, mlp_dims=(8,), **options)
         model.emission_net.init_bias(torch.tensor([0.2, 1.0, 5.0]))
-        return model, pd.FullAlignment(model, rnn_dim=5, hidden_dim=6, skip=True)
+        return model, dssm.FullAlignment(model, rnn_dim=5, hidden_dim=6, skip=True)
 
     def batch(self, model):
         batch = random_batch(model)
@@ -86,8 +86,8 @@ class TestPower(PairContract):
 
 class TestMeanField(PairContract):
     def pair(self):
-        model = pd.DMM(D, Z, mlp_dims=(16,), emission="gaussian")
-        return model, pd.MeanField(model, rnn_dim=5, hidden_dim=6)
+        model = dssm.DMM(D, Z, mlp_dims=(16,), emission="gaussian")
+        return model, dssm.MeanField(model, rnn_dim=5, hidden_dim=6)
 
 
 BY_DEFAULT = ("DMM", "SRNN", "VRNN", "SVGLP", "RNN")
@@ -95,21 +95,21 @@ BY_DEFAULT = ("DMM", "SRNN", "VRNN", "SVGLP", "RNN")
 
 @pytest.mark.sample(6)
 @pytest.mark.parametrize(
-    "name", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in pd.ZOO]
+    "name", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in dssm.ZOO]
 )
 def test_zoo(name):
     """Every named model, in single precision as users have it."""
-    cls = pd.ZOO[name]
+    cls = dssm.ZOO[name]
     options = {"rnn_dim": 5, "mlp_dims": (16,), "emission": "gaussian"}
-    model = cls(D, **options) if cls is pd.RNN else cls(D, Z, **options)
-    guide = pd.NoLatents(model) if cls is pd.RNN else pd.PartialAlignment(model, rnn_dim=5, hidden_dim=6)
+    model = cls(D, **options) if cls is dssm.RNN else cls(D, Z, **options)
+    guide = dssm.NoLatents(model) if cls is dssm.RNN else dssm.PartialAlignment(model, rnn_dim=5, hidden_dim=6)
     check_pair(model, guide, *random_batch(model)[:3])
 
 
 @pytest.mark.usefixtures("double")
 def test_modes_agree_without_dropout():
-    model = pd.VRNN(D, Z, rnn_dim=5, emission="gaussian")
-    guide = pd.FullAlignment(model, rnn_dim=5)
+    model = dssm.VRNN(D, Z, rnn_dim=5, emission="gaussian")
+    guide = dssm.FullAlignment(model, rnn_dim=5)
     batch = random_batch(model)
     z = torch.randn(4, 6, Z)
     bounds = []
@@ -121,8 +121,8 @@ def test_modes_agree_without_dropout():
 
 
 def test_dropout_is_for_training():
-    model = pd.VRNN(D, Z, rnn_dim=5, emission="gaussian", dropout=0.5)
-    guide = pd.FullAlignment(model, rnn_dim=5, dropout=0.5)
+    model = dssm.VRNN(D, Z, rnn_dim=5, emission="gaussian", dropout=0.5)
+    guide = dssm.FullAlignment(model, rnn_dim=5, dropout=0.5)
     batch, z = random_batch(model), torch.randn(4, 6, Z)
 
     def bound():

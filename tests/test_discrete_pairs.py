@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.testing import (
     FORMS,
     PairContract,
@@ -85,16 +85,16 @@ WITHOUT_RSAMPLE = ("bernoulli", "one_hot", "counts", "mixture")
 def pair(family, change=lambda fn: fn):
     """A Markov model and a guide whose steps are of one family."""
 
-    class Model(pd.DSSM):
+    class Model(dssm.DSSM):
         def __init__(self):
             options = {"emission": "gaussian", "emission_options": {"scale": 1.0}, "mlp_dims": (8,)}
-            super().__init__(pd.Structure(z_from_z="markov"), X, Z, **options)
+            super().__init__(dssm.Structure(z_from_z="markov"), X, Z, **options)
             self.net = nn.Linear(Z, Z)
 
         def transition(self, z_past, x_past, u):
             return FAMILIES[family](self.net, z_past.tanh())
 
-    class Guide(pd.Guide):
+    class Guide(dssm.Guide):
         def __init__(self, model):
             super().__init__(model, latents="last", past="none", future=True, rnn_dim=5)
             self.net = nn.Linear(self.past_dim + self.context_dim, Z)
@@ -221,12 +221,12 @@ def test_a_step_that_claims_too_much():
 
 
 def test_point_masses_are_left_out():
-    class Still(pd.DMM):
+    class Still(dssm.DMM):
         def transition(self, z_past, x_past, u):
             return dist.Delta(0.5 * z_past).to_event(1)
 
     model = Still(X, Z, emission="gaussian")
-    guide = pd.Filtering(model, rnn_dim=5, hidden_dim=6)
+    guide = dssm.Filtering(model, rnn_dim=5, hidden_dim=6)
     args = (model, guide, *random_batch(model)[:3])
     check_densities_integrate_to_one(*args)
     check_draws_follow_their_density(*args)

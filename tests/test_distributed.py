@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.saving.pairs import read_tensors
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as distributed
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.objectives.constraints import Lagrangian
 
 torch.set_num_threads(1)
@@ -45,16 +45,16 @@ name = f"{world}_{rank}"
 
 def pair(guide, seed=0):
     torch.manual_seed(seed)
-    model = pd.ArSSM(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian").double()
+    model = dssm.ArSSM(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian").double()
     return model, guide(model, rnn_dim=4, hidden_dim=6).double()
 
 
 def waves(lengths):
     g = torch.Generator().manual_seed(0)
-    return pd.SequenceDataset([torch.randn(n, 2, generator=g, dtype=torch.float64).cumsum(0) for n in lengths])
+    return dssm.SequenceDataset([torch.randn(n, 2, generator=g, dtype=torch.float64).cumsum(0) for n in lengths])
 
 
-class Kept(pd.ClippedNormAdam):
+class Kept(dssm.ClippedNormAdam):
     """Keeps the gradient of every step, after the processes have met."""
 
     def __init__(self, **options):
@@ -69,7 +69,7 @@ class Kept(pd.ClippedNormAdam):
 
 def fit(programs, data, valid=None, **options):
     options = {"batch_size": 3, "epochs": 1, "lr": 1e-2, "progress": False, **options}
-    return pd.fit(*programs, data, valid, **options)
+    return dssm.fit(*programs, data, valid, **options)
 
 
 def parameters(programs):
@@ -93,35 +93,35 @@ LENGTHS = (5, 3, 8, 2, 6, 7, 4)
 
 # With noise.
 data, valid = waves(LENGTHS), waves((4, 5))
-programs = pair(pd.FullAlignment, seed=rank)  # other weights at the start
+programs = pair(dssm.FullAlignment, seed=rank)  # other weights at the start
 history = fit(programs, data, valid, epochs=3, averaging=0.5, checkpoint=f"{out}/files_{name}")
 results["weights"] = weights(programs)
 results["valid"] = history["valid"]
-programs = pair(pd.FullAlignment, seed=rank)
+programs = pair(dssm.FullAlignment, seed=rank)
 history = fit(programs, data, valid, epochs=2, averaging=0.5, checkpoint=f"{out}/shared_{world}")
 if world > 1:
     distributed.barrier()
-programs = pair(pd.FullAlignment, seed=rank)
+programs = pair(dssm.FullAlignment, seed=rank)
 history = fit(programs, data, valid, epochs=3, averaging=0.5, checkpoint=f"{out}/shared_{world}")
 results["resumed"] = weights(programs)
 # The first process says when the time is over.
-history = fit(pair(pd.MeanField), data, epochs=3, max_seconds=1000 if rank else 0)
+history = fit(pair(dssm.MeanField), data, epochs=3, max_seconds=1000 if rank else 0)
 results["epochs"] = len(history.epochs)
 results["rng"] = torch.get_rng_state()
 
 # Without.
 torch.distributions.normal._standard_normal = lambda shape, dtype, device: torch.zeros(shape, dtype=dtype)
 torch.randn_like = torch.zeros_like
-results["batches"] = gradients(pd.FullAlignment, LENGTHS)
-results["single sequences"] = gradients(pd.FullAlignment, (4, 3, 5), batch_size=1)
-results["single frames"] = gradients(pd.ApproachB, (1, 6), batch_size=2)
-results["chunks"] = gradients(pd.FullAlignment, (3, 12, 5, 9, 2), truncate=4, batch_size=2)
+results["batches"] = gradients(dssm.FullAlignment, LENGTHS)
+results["single sequences"] = gradients(dssm.FullAlignment, (4, 3, 5), batch_size=1)
+results["single frames"] = gradients(dssm.ApproachB, (1, 6), batch_size=2)
+results["chunks"] = gradients(dssm.FullAlignment, (3, 12, 5, 9, 2), truncate=4, batch_size=2)
 
 # The last batch, of one sequence, leaves the second process without a share.
 for truncate in (None, 4):
     constraint = Lagrangian(0.5, start=0.5)
     options = {"batch_size": 2, "truncate": truncate, "lr": 1e-300}
-    history = fit(pair(pd.FullAlignment), waves((3, 12, 5, 9, 2)), epochs=3, kl=constraint, **options)
+    history = fit(pair(dssm.FullAlignment), waves((3, 12, 5, 9, 2)), epochs=3, kl=constraint, **options)
     results[f"constraint {truncate}"] = [constraint.state_dict(), history["reconstruction"], history["kl"]]
 torch.save(results, f"{out}/{name}.pt")
 '''
@@ -192,7 +192,7 @@ def test_only_the_first_writes(ran):
     assert not (folder / "files_2_1").exists()
     names = {path.name for path in (folder / "files_2_0").iterdir()}
     assert names == {"best.safetensors", "last.safetensors", "log.jsonl"}
-    model, guide = pd.load(folder / "files_2_0" / "best.safetensors")
+    model, guide = dssm.load(folder / "files_2_0" / "best.safetensors")
     best = {f"{i}.{n}": p.detach() for i, m in enumerate((model, guide)) for n, p in m.named_parameters()}
     assert same(best, ran[2]["weights"])
     assert read_tensors(folder / "files_2_0" / "last.safetensors")[1]["progress"]["epoch"] == 3

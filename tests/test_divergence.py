@@ -7,13 +7,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.emissions import drawn
 
 B, T, D, Z = 4, 6, 3, 2
 
 
-class Checked(pd.DMM):
+class Checked(dssm.DMM):
     """Of a user's own, with torch's check of parameters; every other path overflows."""
 
     def transition(self, past, x=None, u=None):
@@ -32,10 +32,10 @@ def explodes(kind, **options):
 
 
 KINDS = {
-    "learned scales": (pd.DMM, {}),
-    "standardised": (pd.DMM, {"standardise": True}),
-    "zeros and ones": (pd.DMM, {"emission": "bernoulli"}),
-    "one entry after the other": (pd.DMM, {"emission": "autoregressive"}),
+    "learned scales": (dssm.DMM, {}),
+    "standardised": (dssm.DMM, {"standardise": True}),
+    "zeros and ones": (dssm.DMM, {"emission": "bernoulli"}),
+    "one entry after the other": (dssm.DMM, {"emission": "autoregressive"}),
     "checked by torch": (Checked, {}),
 }
 
@@ -44,9 +44,9 @@ KINDS = {
 def test_paths_that_diverge_are_told_of(name):
     kind, options = KINDS[name]
     model = explodes(kind, **options)
-    guide, x = pd.PartialAlignment(model, rnn_dim=4), torch.ones(B, T, D)
+    guide, x = dssm.PartialAlignment(model, rnn_dim=4), torch.ones(B, T, D)
     if model.standardise is not None:
-        model.standardise.fit(pd.SequenceDataset(torch.randn(B, T, D)))
+        model.standardise.fit(dssm.SequenceDataset(torch.randn(B, T, D)))
     checks = torch.distributions.Distribution._validate_args
     calls = {
         "sequences": lambda **how: model.sample(5, 8, **how),
@@ -54,7 +54,7 @@ def test_paths_that_diverge_are_told_of(name):
         "futures ": lambda **how: model.forecast(guide, x, 5, 3, noise=False, **how),
     }
     for what, call in calls.items():
-        with pytest.warns(pd.DivergenceWarning, match=rf"of (5|12) {what.strip()} .*are not finite, from frame \d"):
+        with pytest.warns(dssm.DivergenceWarning, match=rf"of (5|12) {what.strip()} .*are not finite, from frame \d"):
             out = call()
         assert not out.isfinite().all()
         with pytest.raises(FloatingPointError, match="are not finite"):
@@ -95,12 +95,12 @@ def test_a_scale_that_is_wrong_is_no_divergence():
 
 
 def test_gaps_of_a_model_that_diverges_are_told_of():
-    model = explodes(pd.DMM)
-    guide, x = pd.PartialAlignment(model, rnn_dim=4), torch.ones(B, T, D)
+    model = explodes(dssm.DMM)
+    guide, x = dssm.PartialAlignment(model, rnn_dim=4), torch.ones(B, T, D)
     mask = (torch.arange(T) != 2).expand(B, T)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pd.ConvergenceWarning)
-        with pytest.warns(pd.DivergenceWarning, match="futures .* are not finite"):
+        warnings.simplefilter("ignore", dssm.ConvergenceWarning)
+        with pytest.warns(dssm.DivergenceWarning, match="futures .* are not finite"):
             model.forecast(guide, x, 3, 2, mask=mask)
         with pytest.raises(FloatingPointError, match="are not finite"):
             model.reconstruct(guide, x, mask=mask, num_samples=2, on_divergence="raise")

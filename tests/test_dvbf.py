@@ -7,7 +7,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.sequences import Batch
 from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.nn.layers import normal
@@ -26,13 +26,13 @@ def perturbed(model, guide):
 
 
 def dvbf(control_dim=0, **options):
-    model = pd.DVBF(X, S, noise_dim=W, emission="gaussian", mlp_dims=(6,), control_dim=control_dim, **options)
-    return perturbed(model, pd.NoiseGuide(model, rnn_dim=5, hidden_dim=6))
+    model = dssm.DVBF(X, S, noise_dim=W, emission="gaussian", mlp_dims=(6,), control_dim=control_dim, **options)
+    return perturbed(model, dssm.NoiseGuide(model, rnn_dim=5, hidden_dim=6))
 
 
 def locally_linear(control_dim=0, **options):
-    model = pd.LocallyLinearSSM(X, S, emission="gaussian", mlp_dims=(6,), control_dim=control_dim, **options)
-    return perturbed(model, pd.FusionGuide(model, hidden_dim=6))
+    model = dssm.LocallyLinearSSM(X, S, emission="gaussian", mlp_dims=(6,), control_dim=control_dim, **options)
+    return perturbed(model, dssm.FusionGuide(model, hidden_dim=6))
 
 
 def batch(control_dim=0, masked=False):
@@ -119,7 +119,7 @@ def test_only_the_first_step_reads_the_future():
     assert torch.equal(of_x, expected)
     assert torch.equal(of_w, torch.ones(T, T, dtype=torch.bool).tril())
     # Of a chunk that goes on, no step is the first.
-    chunks = pd.chunks(model, guide, Batch(x, torch.full((8,), T), None, None), 2)
+    chunks = dssm.chunks(model, guide, Batch(x, torch.full((8,), T), None, None), 2)
     Trace_ELBO().loss(model, guide, *next(chunks)[:3])
     chunk = next(chunks)
     y = chunk.x.clone().requires_grad_()
@@ -162,7 +162,7 @@ def test_chunks_add_up(build):
     for length in (1, 2, 4):
         parts = [
             TraceMeanField_ELBO().loss(model, guide, *chunk[:3], controls=chunk.controls)
-            for chunk in pd.chunks(model, guide, data, length)
+            for chunk in dssm.chunks(model, guide, data, length)
         ]
         assert sum(parts) == pytest.approx(whole, abs=1e-8)
     afresh = TraceMeanField_ELBO().loss(
@@ -174,8 +174,8 @@ def test_chunks_add_up(build):
 @pytest.mark.parametrize("build", [dvbf, locally_linear])
 def test_truncated_training(build):
     model, guide = build()
-    data = pd.SequenceDataset([torch.randn(n, X) for n in (12, 4, 9)])
-    history = pd.fit(model, guide, data, data, epochs=3, truncate=5, lr=1e-2, progress=False)
+    data = dssm.SequenceDataset([torch.randn(n, X) for n in (12, 4, 9)])
+    history = dssm.fit(model, guide, data, data, epochs=3, truncate=5, lr=1e-2, progress=False)
     assert history["valid"][-1] < history["valid"][0]
 
 
@@ -191,7 +191,7 @@ def test_fused_law_is_the_product_of_two_gaussians():
     z = torch.randn(4, T, S)
     fused = guide.path(inputs).along(z).base_dist
     said = guide.net(guide.frame_encoder(inputs.x) if guide.frame_encoder else inputs.x)
-    loc, scale = said[..., :S], nn.functional.softplus(said[..., S:]) + pd.nn.SCALE_FLOOR
+    loc, scale = said[..., :S], nn.functional.softplus(said[..., S:]) + dssm.nn.SCALE_FLOOR
     grid = torch.randn(50, 1, 1, S)
     own = torch.distributions.Normal(loc, scale)
     for t in range(T):
@@ -205,7 +205,7 @@ def test_fused_law_is_the_product_of_two_gaussians():
         torch.testing.assert_close(difference, difference[:1].expand_as(difference), atol=1e-7, rtol=1e-7)
 
 
-class Linear(pd.LocallyLinearSSM):
+class Linear(dssm.LocallyLinearSSM):
     """Each component is seen by itself, x = z + noise, so that a diagonal posterior is exact."""
 
     def __init__(self):
@@ -223,7 +223,7 @@ class Reads(nn.Module):
 
     def __init__(self, scale):
         super().__init__()
-        self.raw = (torch.tensor(scale - pd.nn.SCALE_FLOOR).double().expm1()).log()
+        self.raw = (torch.tensor(scale - dssm.nn.SCALE_FLOOR).double().expm1()).log()
 
     def forward(self, x):
         return torch.cat([x, self.raw.expand(x.shape)], -1)
@@ -234,7 +234,7 @@ class Reads(nn.Module):
 def test_fusion_is_exact_where_the_posterior_is():
     """One frame: q(z_1|x_1) is the posterior. More: q(z_t|z_{t-1}, x_t) is, but looks not ahead."""
     model = Linear()
-    guide = pd.FusionGuide(model)
+    guide = dssm.FusionGuide(model)
     guide.net = Reads(0.6)
     x = torch.randn(3, 1, X)
     log_w = log_weights(model, guide, Batch(x, torch.ones(3).long(), None, torch.zeros(3, 1, U)), 7)
@@ -250,7 +250,7 @@ def test_fusion_is_exact_where_the_posterior_is():
     x = model.sample(1, steps, controls=torch.zeros(1, steps, U))
     log_w = log_weights(model, guide, Batch(x, torch.tensor([steps]), None, torch.zeros(1, steps, U)), n)[:, 0]
     t = torch.arange(1.0, steps + 1)
-    q = ((0.5 * model.log_noise).exp() + pd.nn.SCALE_FLOOR).square()
+    q = ((0.5 * model.log_noise).exp() + dssm.nn.SCALE_FLOOR).square()
     truth = sum(
         torch.distributions.MultivariateNormal(
             law.loc[i].expand(steps),
@@ -291,36 +291,38 @@ class TestFusionWithControls(PairContract):
 
 class TestFusionOfAnEncodedDMM(PairContract):
     def pair(self):
-        model = pd.DMM(X, S, emission="gaussian", mlp_dims=(6,), initial="gaussian", control_dim=1)
-        return perturbed(model, pd.FusionGuide(model, hidden_dim=6, encoder_dims=(5,)))
+        model = dssm.DMM(X, S, emission="gaussian", mlp_dims=(6,), initial="gaussian", control_dim=1)
+        return perturbed(model, dssm.FusionGuide(model, hidden_dim=6, encoder_dims=(5,)))
 
 
 class TestEncodedDVBF(PairContract):
     def pair(self):
-        model = pd.DVBF(X, S, noise_dim=W, mlp_dims=(6,))
-        return perturbed(model, pd.NoiseGuide(model, rnn_dim=5, hidden_dim=6, image_shape=(1, 2, 2), encoder_dims=(5,)))
+        model = dssm.DVBF(X, S, noise_dim=W, mlp_dims=(6,))
+        return perturbed(
+            model, dssm.NoiseGuide(model, rnn_dim=5, hidden_dim=6, image_shape=(1, 2, 2), encoder_dims=(5,))
+        )
 
 
 class TestEncodedDKF(PairContract):
     """q(z_t|z_{t-1}, x_{1:t})."""
 
     def pair(self):
-        model = pd.DMM(X, S, emission="gaussian", mlp_dims=(6,), control_dim=1)
-        return perturbed(model, pd.Filtering(model, rnn_dim=5, hidden_dim=6, encoder_dims=(5,)))
+        model = dssm.DMM(X, S, emission="gaussian", mlp_dims=(6,), control_dim=1)
+        return perturbed(model, dssm.Filtering(model, rnn_dim=5, hidden_dim=6, encoder_dims=(5,)))
 
 
 class TestEncodedDKS(PairContract):
     """q(z_t|z_{t-1}, x_{t:T})."""
 
     def pair(self):
-        model = pd.DMM(X, S, emission="gaussian", mlp_dims=(6,), initial="gaussian")
-        return perturbed(model, pd.PartialAlignment(model, rnn_dim=5, hidden_dim=6, encoder_dims=(5,)))
+        model = dssm.DMM(X, S, emission="gaussian", mlp_dims=(6,), initial="gaussian")
+        return perturbed(model, dssm.PartialAlignment(model, rnn_dim=5, hidden_dim=6, encoder_dims=(5,)))
 
 
 class TestEncodedRSSM(PairContract):
     def pair(self):
-        model = pd.RSSM(X, S, rnn_dim=5, emission="gaussian", mlp_dims=(6,), control_dim=1)
-        return perturbed(model, pd.FullAlignment(model, rnn_dim=5, hidden_dim=6, encoder_dims=(5,)))
+        model = dssm.RSSM(X, S, rnn_dim=5, emission="gaussian", mlp_dims=(6,), control_dim=1)
+        return perturbed(model, dssm.FullAlignment(model, rnn_dim=5, hidden_dim=6, encoder_dims=(5,)))
 
 
 @pytest.mark.parametrize("build", [dvbf, locally_linear])
@@ -328,8 +330,8 @@ class TestEncodedRSSM(PairContract):
 def test_copies(build, tmp_path):
     model, guide = build(U)
     data, losses = batch(U), []
-    pd.save(tmp_path / "pair.pt", model, guide)
-    for pair in ((model, guide), copy.deepcopy((model, guide)), pd.load(tmp_path / "pair.pt")[:2]):
+    dssm.save(tmp_path / "pair.pt", model, guide)
+    for pair in ((model, guide), copy.deepcopy((model, guide)), dssm.load(tmp_path / "pair.pt")[:2]):
         torch.manual_seed(0)
         losses.append(Trace_ELBO().loss(*pair, *data[:3], controls=data.controls))
     assert losses[0] == losses[1] == losses[2]
@@ -352,14 +354,14 @@ def test_generation(build):
 @pytest.mark.parametrize(
     ("cls", "options", "message"),
     [
-        (pd.DVBF, {"state_dim": 0}, "state_dim: expected a positive integer"),
-        (pd.DVBF, {"noise_dim": 0}, "noise_dim: expected a positive integer"),
-        (pd.DVBF, {"num_matrices": 0}, "num_matrices: expected a positive integer"),
-        (pd.DVBF, {"hidden_dim": 0}, "hidden_dim: expected a positive integer"),
-        (pd.LocallyLinearSSM, {"noise": -0.1}, "noise: expected a positive variance"),
-        (pd.LocallyLinearSSM, {"noise": float("nan")}, "noise: expected a positive variance"),
-        (pd.LocallyLinearSSM, {"z_dim": 0}, "z_dim: expected"),
-        (pd.LocallyLinearSSM, {"control_dim": -1}, "control_dim: expected"),
+        (dssm.DVBF, {"state_dim": 0}, "state_dim: expected a positive integer"),
+        (dssm.DVBF, {"noise_dim": 0}, "noise_dim: expected a positive integer"),
+        (dssm.DVBF, {"num_matrices": 0}, "num_matrices: expected a positive integer"),
+        (dssm.DVBF, {"hidden_dim": 0}, "hidden_dim: expected a positive integer"),
+        (dssm.LocallyLinearSSM, {"noise": -0.1}, "noise: expected a positive variance"),
+        (dssm.LocallyLinearSSM, {"noise": float("nan")}, "noise: expected a positive variance"),
+        (dssm.LocallyLinearSSM, {"z_dim": 0}, "z_dim: expected"),
+        (dssm.LocallyLinearSSM, {"control_dim": -1}, "control_dim: expected"),
     ],
 )
 def test_bad_options(cls, options, message):
@@ -369,14 +371,14 @@ def test_bad_options(cls, options, message):
 
 def test_bad_guides():
     with pytest.raises(ValueError, match="^model: expected a DSSM"):
-        pd.NoiseGuide(None)
+        dssm.NoiseGuide(None)
     with pytest.raises(ValueError, match="^model: expected one whose frames depend on all latents"):
-        pd.NoiseGuide(pd.DMM(X, S))
+        dssm.NoiseGuide(dssm.DMM(X, S))
     with pytest.raises(ValueError, match="^model: expected a DSSM"):
-        pd.FusionGuide(None)
-    hierarchical = pd.LocallyLinearSSM(X, S, initial="hierarchical")
-    for wrong in (pd.DMM(X, S), pd.RSSM(X, S), pd.FHMM(X, S), pd.EKVAE(X), hierarchical):
+        dssm.FusionGuide(None)
+    hierarchical = dssm.LocallyLinearSSM(X, S, initial="hierarchical")
+    for wrong in (dssm.DMM(X, S), dssm.RSSM(X, S), dssm.FHMM(X, S), dssm.EKVAE(X), hierarchical):
         with pytest.raises(ValueError, match="^model: expected one with z_from_z markov"):
-            pd.FusionGuide(wrong)
+            dssm.FusionGuide(wrong)
     with pytest.raises(ValueError, match="^hidden_dim: expected a positive integer"):
-        pd.FusionGuide(pd.LocallyLinearSSM(X, S), hidden_dim=0)
+        dssm.FusionGuide(dssm.LocallyLinearSSM(X, S), hidden_dim=0)

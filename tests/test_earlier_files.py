@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.testing import log_weights_at
 
 FOLDER = Path(__file__).parent / "files" / "pairs_0_1"
@@ -38,11 +38,11 @@ def warned(call, *args):
 
 def loaded(path):
     """The pair, without the warnings that are tested below."""
-    return warned(pd.load, path)[0]
+    return warned(dssm.load, path)[0]
 
 
 def then_and_now(path, pair):
-    kept = warned(pd.inspect, path)[0].card
+    kept = warned(dssm.inspect, path)[0].card
     model, guide = (program.double() for program in pair)
 
     def tensor(values):
@@ -72,20 +72,20 @@ def test_the_numbers_are_those_of_then(path):
 def test_whoever_gets_something_else_is_told(path):
     """And no one of anything else."""
     expected = [NO_CHECKSUM, *([WARNED[path.stem]] if path.stem in WARNED else [])]
-    found = warned(pd.load, path)[1]
+    found = warned(dssm.load, path)[1]
     assert len(found) == len(expected)
     assert all(re.match(*both) for both in zip(expected, found, strict=True))
-    assert not warned(pd.inspect, path)[0].has_checksum
+    assert not warned(dssm.inspect, path)[0].has_checksum
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_they_are_saved_again_as_they_are(path, tmp_path):
     pair = loaded(path)
     again = tmp_path / path.name
-    pd.save(again, *pair)
-    others, found = warned(pd.load, again)
+    dssm.save(again, *pair)
+    others, found = warned(dssm.load, again)
     assert not [message for message in found if re.match(NO_CHECKSUM, message)]
-    assert pd.inspect(again).has_checksum
+    assert dssm.inspect(again).has_checksum
     assert {k: v.shape for k, v in pair[1].state_dict().items()} == {
         k: v.shape for k, v in others[1].state_dict().items()
     }
@@ -104,11 +104,11 @@ def test_a_guide_of_ones_own_of_then_loads():
     """The size of the start is in the file, whatever the arguments of the class are."""
     kept = torch.zeros(3, 15), torch.zeros(3, 3)
 
-    class Mine(pd.Filtering):
+    class Mine(dssm.Filtering):
         def __init__(self, model):
             super().__init__(model, rnn_dim=3, hidden_dim=4)
 
-    model = pd.RSSM(3, 2, rnn_dim=3, mlp_dims=(4,), emission="gaussian", initial="hierarchical")
+    model = dssm.RSSM(3, 2, rnn_dim=3, mlp_dims=(4,), emission="gaussian", initial="hierarchical")
     guide = Mine(model)
     assert guide.zeta_net[0][0].weight.shape == kept[1].shape
     with pytest.warns(UserWarning, match=f"^path: the start of this Mine {NOT_CAUSAL}"):

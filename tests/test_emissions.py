@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.emissions import (
     EMISSIONS,
     AutoregressiveBernoulliEmission,
@@ -198,13 +198,13 @@ def test_dropout_drops_only_in_training():
 
 
 def test_own_emission_can_be_set_by_name():
-    model = pd.DMM(D, 2, emission="autoregressive", emission_options={"conditioner_dim": 7})
+    model = dssm.DMM(D, 2, emission="autoregressive", emission_options={"conditioner_dim": 7})
     assert model.emission_net.conditioner.hidden.out_features == 7
 
 
 def test_hidden_entries_are_drawn_given_those_before_them():
     D, n = 4, 20_000
-    fn = pd.emissions.AutoregressiveBernoulliEmission(3, D, conditioner_dim=32)(torch.randn(3))
+    fn = dssm.emissions.AutoregressiveBernoulliEmission(3, D, conditioner_dim=32)(torch.randn(3))
     with torch.no_grad():
         fn.conditioner.out_direct.weight.normal_(std=2.0)
     given = torch.tensor([1.0, 0.0])

@@ -24,7 +24,7 @@ from torch import nn
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.guides import GuidePath
 from pyro_dssm.models.initial import GaussianInitial
 from pyro_dssm.nn.layers import join, normal
@@ -78,11 +78,11 @@ KINDS = {"bernoulli": bernoulli, "one-hot": one_hot, "mixture": mixture, "spins"
 GRID = torch.arange(-9.0, 9.0, 0.15, dtype=torch.float64).unsqueeze(-1)
 
 
-class Model(pd.DSSM):
+class Model(dssm.DSSM):
     """A model whose transition is of any kind; a mixture as a guide has a Gaussian one."""
 
     def __init__(self, kind, structure=None, z_dim=2, **options):
-        structure = pd.Structure("markov", "none", "markov", "markov") if structure is None else structure
+        structure = dssm.Structure("markov", "none", "markov", "markov") if structure is None else structure
         options = {
             "rnn_dim": 3,
             "mlp_dims": (3,),
@@ -106,7 +106,7 @@ class Model(pd.DSSM):
         return self.law(self.first(zeta)) if self.zeta_dim else super().initial(zeta)
 
 
-class OwnGuide(pd.Guide):
+class OwnGuide(dssm.Guide):
     def __init__(self, model, latents="last", kind=None):
         super().__init__(model, latents=latents, past="now", future=True, rnn_dim=3)
         self.net = nn.Linear(self.past_dim + self.context_dim, model.z_dim)
@@ -157,7 +157,7 @@ PAIRS = {
     "bernoulli": lambda: (model := Model("bernoulli"), OwnGuide(model)),
     "one-hot": lambda: (model := Model("one-hot"), OwnGuide(model)),
     "shared RNN": lambda: (
-        model := Model("bernoulli", pd.Structure.named("VRNN"), shared=True),
+        model := Model("bernoulli", dssm.Structure.named("VRNN"), shared=True),
         OwnGuide(model, "model"),
     ),
     "no memory": lambda: (model := Model("one-hot"), OwnGuide(model, "none")),
@@ -232,7 +232,7 @@ def estimates(elbo, model, guide, *args, weight=1.0, count=20):
     for _ in range(count):
         for p in named.values():
             p.grad = None
-        with pd.kl_weight(weight):
+        with dssm.kl_weight(weight):
             losses.append(elbo.loss_and_grads(model, guide, *args))
         for k, p in named.items():
             grads[k].append(torch.zeros_like(p) if p.grad is None else p.grad.clone())
@@ -276,7 +276,7 @@ def test_gradient_of_the_bound(pair, form, particles):
     """With padding, hidden values and a weight; each entry within 6 standard errors of a mean over 20 batches."""
     model, guide = PAIRS[pair]()
     model.sites = form
-    found = compare(pd.RecordingELBO(**PARTICLES[particles]), model, guide)
+    found = compare(dssm.RecordingELBO(**PARTICLES[particles]), model, guide)
     assert max(found.values()) < 6, found
 
 
@@ -286,7 +286,7 @@ def test_gradient_of_the_bound(pair, form, particles):
 def test_gradient_of_the_bound_in_brief(pair):
     """One form and way of particles of each kind; what follows says that the others agree."""
     model, guide = PAIRS[pair]()
-    found = compare(pd.RecordingELBO(**PARTICLES["vectorised"]), model, guide)
+    found = compare(dssm.RecordingELBO(**PARTICLES["vectorised"]), model, guide)
     assert max(found.values()) < 6, found
 
 
@@ -320,7 +320,7 @@ def test_guides_that_draw_in_another_order(kind):
     guide = Backward(model, kind=kind)
     x = frames()
     loss, grads = exact(model, guide, x)
-    losses, found = estimates(pd.RecordingELBO(), model, guide, x.repeat(80, 1, 1))
+    losses, found = estimates(dssm.RecordingELBO(), model, guide, x.repeat(80, 1, 1))
     assert deviation(losses, 80 * loss) < 6
     assert max(deviation(found[k], 80 * grads[k]) for k in grads) < 6
 
@@ -349,7 +349,7 @@ def test_forms_agree(pair, dims, particles):
     for form in FORMS:
         model.sites = form
         torch.manual_seed(1)
-        elbo = pd.RecordingELBO(**options)
+        elbo = dssm.RecordingELBO(**options)
         loss, grads = estimates(elbo, model, guide, x, lengths, mask, weight=0.3, count=1)
         found.append({**grads, "loss": loss, "terms": torch.tensor([elbo.reconstruction, elbo.kl])})
     for name, value in found[0].items():
@@ -370,7 +370,7 @@ def test_credit_per_step_has_less_variance(pair):
     model, guide = PAIRS[pair]()
     x = torch.randn(10, 12, D)
     whole = gradient_variance(Trace_ELBO(), model, guide, x)
-    assert gradient_variance(pd.RecordingELBO(), model, guide, x) < 0.6 * whole
+    assert gradient_variance(dssm.RecordingELBO(), model, guide, x) < 0.6 * whole
 
 
 @pytest.mark.usefixtures("double")
@@ -380,8 +380,8 @@ def test_particles_are_baselines_of_each_other(form):
     model = Model("bernoulli", sites=form)
     guide = OwnGuide(model)
     x = torch.randn(10, 5, D)
-    one = gradient_variance(pd.RecordingELBO(), model, guide, x)
-    together = pd.RecordingELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
+    one = gradient_variance(dssm.RecordingELBO(), model, guide, x)
+    together = dssm.RecordingELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
     assert gradient_variance(together, model, guide, x) < 0.5 * one / 8
 
 
@@ -418,7 +418,7 @@ LAWS = {
 }
 
 
-class Steps(pd.Guide):
+class Steps(dssm.Guide):
     def __init__(self, model, law, latents="last"):
         super().__init__(model, latents=latents, past="now", future=False)
         self.net = nn.Linear(self.past_dim + self.context_dim, model.z_dim)
@@ -456,8 +456,8 @@ def test_a_path_is_what_its_steps_are(law, latents):
 def test_a_sample_without_gradients_is_scored_with_them(pair):
     """What a draw without gradients remembers of itself must not answer for its density."""
     if pair == "kalman":
-        model = pd.EKVAE(x_dim=D, state_dim=3, code_dim=2)
-        guide = pd.KalmanGuide(model, encoder_dims=(4,))
+        model = dssm.EKVAE(x_dim=D, state_dim=3, code_dim=2)
+        guide = dssm.KalmanGuide(model, encoder_dims=(4,))
     else:
         model = Model("mixture")
         guide = Steps(model, gaussian)
@@ -473,7 +473,7 @@ def test_a_sample_without_gradients_is_scored_with_them(pair):
 
 
 def test_what_a_sample_without_gradients_hands_to_the_model_has_them():
-    model = Model("mixture", pd.Structure.named("VRNN"), shared=True)
+    model = Model("mixture", dssm.Structure.named("VRNN"), shared=True)
     guide = OwnGuide(model, "model", kind="normal")
     inputs = model.observe(torch.randn(3, 4, D))
     z = guide.path(inputs).sample()
@@ -495,9 +495,9 @@ def test_steps_of_two_kinds():
 @pytest.mark.parametrize("law", ["bernoulli", "one-hot", "mixture"])
 def test_flows_around_what_has_no_gradient_are_refused(law, form):
     model = Model("mixture", sites=form)
-    guide = pd.FlowGuide(Steps(model, LAWS[law][0]), 2, 8)
+    guide = dssm.FlowGuide(Steps(model, LAWS[law][0]), 2, 8)
     with pytest.raises(ValueError, match="expected (a distribution|steps) that can be reparameterised"):
-        pd.RecordingELBO().loss(model, guide, torch.randn(3, 4, D))
+        dssm.RecordingELBO().loss(model, guide, torch.randn(3, 4, D))
 
 
 # What `fit` does about it.
@@ -519,7 +519,7 @@ def test_losses_that_would_be_wrong_are_refused(pair, loss, form):
     model.sites = form
     before = [p.detach().clone() for p in guide.parameters()]
     with pytest.raises(ValueError, match="loss: expected a RecordingELBO .* got .*(ELBO)"):
-        pd.fit(model, guide, pd.SequenceDataset(torch.randn(4, 3, D)), epochs=1, loss=WRONG[loss](), progress=False)
+        dssm.fit(model, guide, dssm.SequenceDataset(torch.randn(4, 3, D)), epochs=1, loss=WRONG[loss](), progress=False)
     assert all(torch.equal(p, was) for p, was in zip(guide.parameters(), before, strict=True))
 
 
@@ -539,9 +539,9 @@ def test_the_renyi_bound_is_wrong_indeed():
 
 
 def test_two_losses_at_once_are_refused():
-    data = pd.SequenceDataset(torch.randn(4, 3, D))
+    data = dssm.SequenceDataset(torch.randn(4, 3, D))
     with pytest.raises(ValueError, match="loss: expected one bound .* got ReweightedWakeSleep"):
-        pd.fit(*PAIRS["bernoulli"](), data, loss=ReweightedWakeSleep(), progress=False)
+        dssm.fit(*PAIRS["bernoulli"](), data, loss=ReweightedWakeSleep(), progress=False)
 
 
 def test_factors_in_a_guide_are_refused():
@@ -553,7 +553,7 @@ def test_factors_in_a_guide_are_refused():
         return guide(x)
 
     with pytest.raises(ValueError, match="guide: expected latent sites alone, got 'more'"):
-        pd.RecordingELBO().loss(model, with_factor, frames())
+        dssm.RecordingELBO().loss(model, with_factor, frames())
 
 
 def tiny(form):
@@ -575,8 +575,8 @@ def test_fit_reaches_the_enumerated_optimum(form):
     with torch.no_grad():
         log_w, share = exact_log_weights(model, guide, x)
         best, before = -(share.log() + log_w).logsumexp(0).sum(), -(share * log_w).sum()
-    loss = pd.RecordingELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
-    pd.fit(model, guide, pd.SequenceDataset(x), epochs=60, lr=5e-2, loss=loss, progress=False)
+    loss = dssm.RecordingELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
+    dssm.fit(model, guide, dssm.SequenceDataset(x), epochs=60, lr=5e-2, loss=loss, progress=False)
     with torch.no_grad():
         log_w, share = exact_log_weights(model, guide, x)
     after = -(share * log_w).sum()
@@ -587,11 +587,11 @@ def test_fit_reaches_the_enumerated_optimum(form):
 @pytest.mark.usefixtures("double")
 def test_chunks_of_discrete_latents():
     model, guide = PAIRS["shared RNN"]()
-    data = pd.SequenceDataset(torch.randn(4, 7, D))
-    history = pd.fit(model, guide, data, epochs=2, truncate=3, progress=False)
+    data = dssm.SequenceDataset(torch.randn(4, 7, D))
+    history = dssm.fit(model, guide, data, epochs=2, truncate=3, progress=False)
     assert all(math.isfinite(record["kl"]) for record in history.epochs)
     before = [p.detach().clone() for p in (*model.parameters(), *guide.parameters())]
-    pd.fit(model, guide, data, epochs=1, truncate=3, progress=False)
+    dssm.fit(model, guide, data, epochs=1, truncate=3, progress=False)
     moved = [not torch.equal(p, was) for p, was in zip((*model.parameters(), *guide.parameters()), before, strict=True)]
     assert all(moved)
 
@@ -613,8 +613,8 @@ def test_evaluate_against_the_likelihood(pair, form):
         squares = (share * (log_w - elbo).square()).sum(0)
         ratio = (share * (2 * (log_w - log_p)).exp()).sum(0) - 1  # variance of the weights over p(x)
     sequences, masks = ([v[:n] for v, n in zip(values, LENGTHS, strict=True)] for values in (x, MASK))
-    data = pd.SequenceDataset(sequences, masks)
-    score = pd.evaluate(model, guide, data, num_particles=paths)
+    data = dssm.SequenceDataset(sequences, masks)
+    score = dssm.evaluate(model, guide, data, num_particles=paths)
     assert ((score.elbo.nats - elbo).abs() < 5 * (squares / paths).sqrt() + 1e-9).all()
     assert ((score.iwae.nats - log_p).abs() < 5 * (ratio / paths).sqrt() + ratio / paths + 1e-9).all()
 
@@ -625,12 +625,12 @@ def test_terms_are_averages_over_looped_particles(call):
     model, guide = PAIRS["one-hot"]()
     x = frames()
     torch.manual_seed(0)
-    single, terms = pd.RecordingELBO(), []
+    single, terms = dssm.RecordingELBO(), []
     for _ in range(3):
         single.loss(model, guide, x, LENGTHS, MASK)
         terms.append([single.reconstruction, single.kl, single.squared_error, single.entries])
     torch.manual_seed(0)
-    elbo = pd.RecordingELBO(num_particles=3)
+    elbo = dssm.RecordingELBO(num_particles=3)
     getattr(elbo, call)(model, guide, x, LENGTHS, MASK)
     expected = torch.tensor(terms).mean(0).tolist()
     assert [elbo.reconstruction, elbo.kl, elbo.squared_error, elbo.entries] == pytest.approx(expected, rel=1e-5)
@@ -643,13 +643,13 @@ def test_a_constraint_sees_all_particles(form):
     model.sites = form
     x = torch.ones(5, 3, D)
     torch.manual_seed(seed_of(0, 0, 0))
-    single, errors = pd.RecordingELBO(), []
+    single, errors = dssm.RecordingELBO(), []
     for _ in range(3):
         single.loss(model, guide, x)
         errors.append(single.squared_error)
-    constraint = pd.Lagrangian(0.1)
-    loss = pd.RecordingELBO(num_particles=3)
-    pd.fit(model, guide, pd.SequenceDataset(x), epochs=1, kl=constraint, loss=loss, progress=False)
+    constraint = dssm.Lagrangian(0.1)
+    loss = dssm.RecordingELBO(num_particles=3)
+    dssm.fit(model, guide, dssm.SequenceDataset(x), epochs=1, kl=constraint, loss=loss, progress=False)
     assert constraint.average == pytest.approx(sum(errors) / 3, rel=1e-5)
     assert constraint.average != pytest.approx(errors[-1], rel=1e-3)
 
@@ -659,10 +659,10 @@ def test_no_step_is_looked_at_twice(pair, monkeypatch):
     """Pyro's plates ask what a path is before each draw: that must not cost a run through the networks."""
     model, guide = PAIRS.get(pair, lambda: (model := Model("mixture"), OwnGuide(model, kind="normal")))()
     x, calls = torch.randn(3, 5, D), []
-    pd.RecordingELBO().loss(model, guide, x)  # a model tries its transition once in its life
+    dssm.RecordingELBO().loss(model, guide, x)  # a model tries its transition once in its life
     for program, method in ((model, "transition"), (guide, "step")):
         own = getattr(program, method)
         monkeypatch.setattr(program, method, lambda *args, own=own, m=method: calls.append(m) or own(*args))
-    pd.RecordingELBO().loss_and_grads(model, guide, x)
+    dssm.RecordingELBO().loss_and_grads(model, guide, x)
     assert calls.count("step") == 5
     assert calls.count("transition") == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from linear_gaussian import ExactGuide, LinearGaussian
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.evaluation import likelihood as evaluation
 from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.testing import FORMS, run_as
@@ -16,18 +16,18 @@ LENGTHS = [5, 2, 4, 7, 1]
 
 
 def make(structure="VRNN", **options):
-    model = pd.DSSM(pd.Structure.named(structure), D, Z, rnn_dim=4, mlp_dims=(6,), emission="gaussian", **options)
-    return model, pd.FullAlignment(model, rnn_dim=4, hidden_dim=5)
+    model = dssm.DSSM(dssm.Structure.named(structure), D, Z, rnn_dim=4, mlp_dims=(6,), emission="gaussian", **options)
+    return model, dssm.FullAlignment(model, rnn_dim=4, hidden_dim=5)
 
 
 def data(**options):
-    return pd.SequenceDataset([torch.randn(n, D) for n in LENGTHS], **options)
+    return dssm.SequenceDataset([torch.randn(n, D) for n in LENGTHS], **options)
 
 
 def test_same_seed_same_result():
     model, guide = make(dropout=0.5)
     sequences = data()
-    scores = [pd.evaluate(model, guide, sequences, num_particles=3, seed=seed) for seed in (1, 1, 2)]
+    scores = [dssm.evaluate(model, guide, sequences, num_particles=3, seed=seed) for seed in (1, 1, 2)]
     assert torch.equal(scores[0].elbo.nats, scores[1].elbo.nats)
     assert torch.equal(scores[0].iwae.nats, scores[1].iwae.nats)
     assert not torch.equal(scores[0].elbo.nats, scores[2].elbo.nats)
@@ -40,7 +40,7 @@ def test_leaves_everything_as_it_was():
     torch.manual_seed(7)
     state = torch.get_rng_state()
     before = [p.clone() for p in model.parameters()]
-    pd.evaluate(model, guide, data_from(torch.Generator().manual_seed(0)))
+    dssm.evaluate(model, guide, data_from(torch.Generator().manual_seed(0)))
     assert torch.equal(torch.get_rng_state(), state)
     assert (model.training, guide.training) == (True, False)
     assert all(torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
@@ -48,16 +48,16 @@ def test_leaves_everything_as_it_was():
 
 
 def data_from(generator):
-    return pd.SequenceDataset([torch.randn(n, D, generator=generator) for n in LENGTHS])
+    return dssm.SequenceDataset([torch.randn(n, D, generator=generator) for n in LENGTHS])
 
 
 def test_global_generator_does_not_matter():
     model, guide = make()
     sequences = data()
     torch.manual_seed(1)
-    first = pd.evaluate(model, guide, sequences)
+    first = dssm.evaluate(model, guide, sequences)
     torch.manual_seed(2)
-    assert torch.equal(first.elbo.nats, pd.evaluate(model, guide, sequences).elbo.nats)
+    assert torch.equal(first.elbo.nats, dssm.evaluate(model, guide, sequences).elbo.nats)
 
 
 def test_results_are_in_the_order_of_the_data():
@@ -67,7 +67,7 @@ def test_results_are_in_the_order_of_the_data():
         model = LinearGaussian()
         sequences = data()
         for size in (1, 2, 20):
-            score = pd.evaluate(model, ExactGuide(model), sequences, batch_size=size)
+            score = dssm.evaluate(model, ExactGuide(model), sequences, batch_size=size)
             assert score.elbo.lengths.tolist() == LENGTHS
             expected = torch.stack([model.log_evidence(x) for x in sequences.sequences]).detach()
             torch.testing.assert_close(score.elbo.nats, expected)
@@ -78,13 +78,13 @@ def test_results_are_in_the_order_of_the_data():
 def test_failure_leaves_the_modes_alone():
     model, guide = make()
     with pytest.raises(ValueError, match="x: expected finite values"):
-        pd.evaluate(model, guide, pd.SequenceDataset(torch.full((2, 3, D), math.nan)))
+        dssm.evaluate(model, guide, dssm.SequenceDataset(torch.full((2, 3, D), math.nan)))
     assert model.training
 
 
 # By hand.
 
-BOUND = pd.Bound(torch.tensor([-10.0, -3.0, -8.0]).double(), torch.tensor([5.0, 1.0, 2.0]).double())
+BOUND = dssm.Bound(torch.tensor([-10.0, -3.0, -8.0]).double(), torch.tensor([5.0, 1.0, 2.0]).double())
 
 
 def test_normalisations_by_hand():
@@ -100,7 +100,7 @@ def test_standard_errors_by_hand():
     assert BOUND.standard_error == pytest.approx(math.sqrt(squares * 3 / 2) / 8)
     # Of a mean of 2, 3, 4, whose variance is 1.
     assert BOUND.standard_error_by_sequence == pytest.approx(1 / math.sqrt(3))
-    one = pd.Bound(torch.tensor([-1.0]), torch.tensor([2.0]))
+    one = dssm.Bound(torch.tensor([-1.0]), torch.tensor([2.0]))
     assert math.isnan(one.standard_error)
     assert math.isnan(one.standard_error_by_sequence)
 
@@ -113,7 +113,7 @@ def test_standard_errors_cover_the_truth():
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 10, (300, 40), generator=generator).double()
     nats = -(2 * lengths + lengths.sqrt() * torch.randn(300, 40, generator=generator).double())
-    bounds = [pd.Bound(a, b) for a, b in zip(nats, lengths, strict=True)]
+    bounds = [dssm.Bound(a, b) for a, b in zip(nats, lengths, strict=True)]
     for value, error in (
         ("nats_per_step", "standard_error"),
         ("nats_per_step_by_sequence", "standard_error_by_sequence"),
@@ -123,7 +123,7 @@ def test_standard_errors_cover_the_truth():
 
 
 def test_equal_lengths_make_both_normalisations_equal():
-    bound = pd.Bound(torch.tensor([-1.0, -5.0, -3.0]).double(), torch.full((3,), 4.0).double())
+    bound = dssm.Bound(torch.tensor([-1.0, -5.0, -3.0]).double(), torch.full((3,), 4.0).double())
     assert bound.nats_per_step == pytest.approx(bound.nats_per_step_by_sequence)
     assert bound.standard_error == pytest.approx(bound.standard_error_by_sequence)
 
@@ -135,12 +135,12 @@ def test_bounds_by_hand(form):
     model, guide = make()
     sequences = data()
     with run_as(model, form):
-        score = pd.evaluate(model, guide, sequences, num_particles=4, batch_size=5, seed=3)
+        score = dssm.evaluate(model, guide, sequences, num_particles=4, batch_size=5, seed=3)
         torch.manual_seed(3)
         order = sorted(range(5), key=lambda i: LENGTHS[i])
         x = torch.nn.utils.rnn.pad_sequence([sequences[i].x for i in order], batch_first=True)
         with torch.no_grad():
-            log_w = log_weights(model, guide, pd.Batch(x, torch.tensor(sorted(LENGTHS))), 4)
+            log_w = log_weights(model, guide, dssm.Batch(x, torch.tensor(sorted(LENGTHS))), 4)
     assert log_w.shape == (4, 5)
     torch.testing.assert_close(score.elbo.nats[order], log_w.mean(0))
     torch.testing.assert_close(score.iwae.nats[order], log_w.exp().mean(0).log())
@@ -150,9 +150,9 @@ def test_importance_weighted_bound_is_tighter():
     """For the same paths by Jensen's inequality; with one path the two are one."""
     model, guide = make()
     sequences = data()
-    score = pd.evaluate(model, guide, sequences, num_particles=16)
+    score = dssm.evaluate(model, guide, sequences, num_particles=16)
     assert (score.iwae.nats > score.elbo.nats).all()
-    single = pd.evaluate(model, guide, sequences)
+    single = dssm.evaluate(model, guide, sequences)
     torch.testing.assert_close(single.iwae.nats, single.elbo.nats)
 
 
@@ -167,7 +167,7 @@ def test_particles_in_parts(monkeypatch):
 
     monkeypatch.setattr(evaluation, "log_weights", counted)
     monkeypatch.setattr(evaluation, "FRAMES_AT_ONCE", 80)
-    score = pd.evaluate(model, guide, sequences, num_particles=7)
+    score = dssm.evaluate(model, guide, sequences, num_particles=7)
     assert calls == [2, 2, 2, 1]
     assert score.num_particles == 7
     assert torch.isfinite(score.iwae.nats).all()
@@ -178,13 +178,13 @@ def test_masks_and_controls():
     masks = [torch.rand(n) > 0.3 for n in LENGTHS]
     controls = [torch.randn(n, 1) for n in LENGTHS]
     x = [torch.where(m.unsqueeze(-1), torch.randn(m.shape[0], D), math.nan) for m in masks]
-    score = pd.evaluate(model, guide, pd.SequenceDataset(x, masks, controls), batch_size=2)
+    score = dssm.evaluate(model, guide, dssm.SequenceDataset(x, masks, controls), batch_size=2)
     assert torch.isfinite(score.elbo.nats).all()
 
 
 def test_double_data_with_a_single_model():
     model, guide = make()
-    score = pd.evaluate(model, guide, pd.SequenceDataset(torch.randn(2, 3, D).double()))
+    score = dssm.evaluate(model, guide, dssm.SequenceDataset(torch.randn(2, 3, D).double()))
     assert score.elbo.nats.dtype == torch.float64
 
 
@@ -193,7 +193,7 @@ def test_double_data_with_a_single_model():
 def test_long_sequences(form):
     model, guide = make("RSSM")
     with run_as(model, form):
-        score = pd.evaluate(model, guide, pd.SequenceDataset(torch.randn(1, 600, D)), num_particles=2)
+        score = dssm.evaluate(model, guide, dssm.SequenceDataset(torch.randn(1, 600, D)), num_particles=2)
     assert 0 < score.elbo.nats_per_step < 50
     assert score.to_dict()["num_frames"] == 600
 
@@ -201,13 +201,13 @@ def test_long_sequences(form):
 def test_extreme_weights_do_not_overflow():
     """Nats far below what exp can represent: the log-mean-exp is still finite and at least the largest minus log K."""
     model, guide = make()
-    score = pd.evaluate(model, guide, pd.SequenceDataset(torch.full((2, 50, D), 100.0)), num_particles=8)
+    score = dssm.evaluate(model, guide, dssm.SequenceDataset(torch.full((2, 50, D), 100.0)), num_particles=8)
     assert torch.isfinite(score.iwae.nats).all()
     assert (score.iwae.nats < -1e4).all()
 
 
 def test_report():
-    score = pd.Score(BOUND, BOUND, 8)
+    score = dssm.Score(BOUND, BOUND, 8)
     assert "IWAE-8" in str(score)
     assert "2.625 ± " in str(score)
     figures = score.to_dict()
@@ -216,10 +216,10 @@ def test_report():
 
 
 def test_no_latents_bound_is_the_likelihood():
-    model = pd.RNN(D, rnn_dim=4, emission="gaussian")
-    guide = pd.NoLatents(model)
+    model = dssm.RNN(D, rnn_dim=4, emission="gaussian")
+    guide = dssm.NoLatents(model)
     sequences = data()
-    score = pd.evaluate(model, guide, sequences, num_particles=5)
+    score = dssm.evaluate(model, guide, sequences, num_particles=5)
     x = sequences[3].x.unsqueeze(0)
     with torch.no_grad():
         inputs = model.observe(x)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from sampling import sampled
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.pendulum import pendulum
 from pyro_dssm.data.synthetic import oscillator
 
@@ -200,8 +200,8 @@ def test_music_with_other_models(options, call, tmp_path, monkeypatch):
 
 def test_music_prints_the_published_rows(call):
     published = importlib.import_module("support.published")
-    bound = pd.Bound(-torch.tensor([70.0, 140.0]), torch.tensor([10.0, 20.0]))
-    score = pd.Score(bound, bound, 64)
+    bound = dssm.Bound(-torch.tensor([70.0, 140.0]), torch.tensor([10.0, 20.0]))
+    score = dssm.Score(bound, bound, 64)
     text = published.table("jsb_chorales", "mine", score)
     assert "(7.000 ± 0.000)" in text
     assert "6.39 (6.93)" in text
@@ -245,7 +245,7 @@ def trajectories(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trajectories")
     pendulum(12, 9, image_size=8).save_npz(folder / "images.npz")
     x = torch.stack([item.x for item in oscillator(12, 24, seed=0)])
-    pd.Trajectories(x).save_npz(folder / "vectors.npz")
+    dssm.Trajectories(x).save_npz(folder / "vectors.npz")
     seen = torch.rand(12, 24, generator=torch.Generator().manual_seed(0)) > 0.3
     states = torch.cat([x, torch.ones(12, 24, 1)], dim=-1)  # the last one tells nothing
     hidden = torch.where(seen.unsqueeze(-1), x, torch.nan)
@@ -282,8 +282,8 @@ def test_pendulum_reports_what_it_found(smoke):
     assert set(found["test"]["disentanglement"]) >= {"static_from_first", "dynamic_from_rest"}
     assert f"φ̇: {found['test']['r2']['φ̇']:.4f}" in done.stdout
     assert "The intervals are calibrated on the validation set." in done.stdout
-    assert pd.load(folder / "calibrated.safetensors")[0].calibrated
-    assert not pd.load(folder / "best.safetensors")[0].calibrated
+    assert dssm.load(folder / "calibrated.safetensors")[0].calibrated
+    assert not dssm.load(folder / "best.safetensors")[0].calibrated
     assert "music21" not in found["versions"]
 
 
@@ -308,7 +308,7 @@ def test_pendulum_with_images_of_ones_own(call, tmp_path, trajectories):
     check_prediction(found, ["6"])
     assert list(found["test"]["r2"]) == ["sin φ", "cos φ", "φ̇"]
     assert found["settings"]["known"] == 3
-    assert pd.load(tmp_path / "best.safetensors")[0].standardise.shared
+    assert dssm.load(tmp_path / "best.safetensors")[0].standardise.shared
     if is_installed("matplotlib"):
         assert [name for name in PORTRAIT + FILM if not (tmp_path / name).is_file()] == []
 
@@ -319,7 +319,7 @@ def test_pendulum_with_vectors_of_ones_own(call, tmp_path, trajectories):
     found = metrics(tmp_path)
     check_prediction(found, ["16"])
     assert "r2" not in found["test"]
-    model = pd.load(tmp_path / "best.safetensors")[0]
+    model = dssm.load(tmp_path / "best.safetensors")[0]
     assert model.standardise.fitted
     assert not model.standardise.shared
     if is_installed("matplotlib"):
@@ -329,8 +329,8 @@ def test_pendulum_with_vectors_of_ones_own(call, tmp_path, trajectories):
 
 def test_pendulum_is_right_in_any_unit(call, tmp_path, trajectories, monkeypatch):
     """Vectors in other units: the same run, with errors in those units."""
-    x = pd.Trajectories.load_npz(trajectories / "vectors.npz").x.double()
-    pd.Trajectories(1000 + 64 * x).save_npz(tmp_path / "other.npz")
+    x = dssm.Trajectories.load_npz(trajectories / "vectors.npz").x.double()
+    dssm.Trajectories(1000 + 64 * x).save_npz(tmp_path / "other.npz")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     found = []
     for name, file in (("one", trajectories / "vectors.npz"), ("other", tmp_path / "other.npz")):
@@ -450,7 +450,7 @@ def test_after_a_mistake_the_same_folder_serves(call, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     options = ["distributed", "--smoke", "--out", tmp_path, "--epochs", 1]
     with monkeypatch.context() as during:
-        during.setattr(pd, "fit", lambda *args, **kwargs: pd.Structure("second"))
+        during.setattr(dssm, "fit", lambda *args, **kwargs: dssm.Structure("second"))
         assert "z_from_z" in call(*options)
     assert call(*options) is None
 
@@ -603,8 +603,8 @@ def test_speech_with_other_models(options, call, quick, tmp_path):
 def pairs(tmp_path_factory):
     """Files and folders that do not serve."""
     folder = tmp_path_factory.mktemp("pairs")
-    model = pd.DMM(x_dim=4, z_dim=2, emission="gaussian")
-    pd.save(folder / "other.safetensors", model, pd.PartialAlignment(model))
+    model = dssm.DMM(x_dim=4, z_dim=2, emission="gaussian")
+    dssm.save(folder / "other.safetensors", model, dssm.PartialAlignment(model))
     (folder / "text.safetensors").write_text("no checkpoint")
     (folder / "empty").mkdir()
     if is_installed("soundfile"):
@@ -652,7 +652,7 @@ def test_the_published_tables_of_speech(call):
     reproduce = importlib.import_module("reproduce_speech")
     assert set(published.TABLE_I) == {(model, flows) for model in reproduce.ROWS for flows in (0, reproduce.FLOWS)}
     assert list(published.TABLE_III) == reproduce.GUIDES
-    assert set(reproduce.GUIDES) <= set(pd.GUIDES)
+    assert set(reproduce.GUIDES) <= set(dssm.GUIDES)
     # The two tables agree where they meet.
     for alignment, guide in enumerate(("partial", "full")):
         first, third = published.TABLE_I["ArSSM", 0][alignment], published.TABLE_III[guide][1]

@@ -18,35 +18,35 @@ import torch
 from test_pairs import PAIRS
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.saving import _tensorfile as tensorfile
 from pyro_dssm.saving._building import Bounded, Excess, Sizes
 from pyro_dssm.saving.pairs import build, describe, read_run, read_tensors, write_tensors
 from pyro_dssm.speech.audio import Spectrogram
 
-READERS = {"load": pd.load, "inspect": pd.inspect, "read_tensors": read_tensors, "read_run": read_run}
+READERS = {"load": dssm.load, "inspect": dssm.inspect, "read_tensors": read_tensors, "read_run": read_run}
 
 
 def small(**options):
     torch.manual_seed(1)
-    model = pd.ArSSM(3, 2, rnn_dim=4, mlp_dims=(5,), **options)
-    return model, pd.FullAlignment(model, rnn_dim=4, hidden_dim=5)
+    model = dssm.ArSSM(3, 2, rnn_dim=4, mlp_dims=(5,), **options)
+    return model, dssm.FullAlignment(model, rnn_dim=4, hidden_dim=5)
 
 
 def kalman(**options):
     torch.manual_seed(1)
-    model = pd.EKVAE(3, 3, 2, mlp_dims=(4,), **options)
-    return model, pd.KalmanGuide(model, kind="smoothing", encoder_dims=(4,))
+    model = dssm.EKVAE(3, 3, 2, mlp_dims=(4,), **options)
+    return model, dssm.KalmanGuide(model, kind="smoothing", encoder_dims=(4,))
 
 
 def sequences():
     g = torch.Generator().manual_seed(0)
-    return pd.SequenceDataset([(torch.rand(n, 3, generator=g) < 0.4).float() for n in (4, 6)])
+    return dssm.SequenceDataset([(torch.rand(n, 3, generator=g) < 0.4).float() for n in (4, 6)])
 
 
 def again(tmp_path, pair, **options):
-    pd.save(tmp_path / "pair", *pair, **options)
-    return pd.load(tmp_path / "pair")
+    dssm.save(tmp_path / "pair", *pair, **options)
+    return dssm.load(tmp_path / "pair")
 
 
 def same_state(a, b):
@@ -57,7 +57,7 @@ def same_state(a, b):
 
 
 def same_bounds(a, b):
-    return torch.equal(*(pd.evaluate(*pair, sequences(), num_particles=2).elbo.nats for pair in (a, b)))
+    return torch.equal(*(dssm.evaluate(*pair, sequences(), num_particles=2).elbo.nats for pair in (a, b)))
 
 
 # What is no file of ours.
@@ -113,37 +113,37 @@ def test_no_file(read, tmp_path):
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
-    pd.save(tmp_path / "pair", *small())
+    dssm.save(tmp_path / "pair", *small())
 
     def refuse(*args):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pyro_dssm.saving._tensorfile.os.open", refuse)
     with pytest.raises(PermissionError, match="^path: expected a file that may be read, got one without permission"):
-        pd.load(tmp_path / "pair")
+        dssm.load(tmp_path / "pair")
 
 
 def test_a_run_is_no_pair_and_a_pair_is_no_run(tmp_path):
-    pd.fit(*small(), sequences(), epochs=1, checkpoint=tmp_path, progress=False)
+    dssm.fit(*small(), sequences(), epochs=1, checkpoint=tmp_path, progress=False)
     best, last = tmp_path / "best.safetensors", tmp_path / "last.safetensors"
-    assert pd.inspect(best).card == {"epoch": 1}
-    for read in (pd.load, pd.inspect):
+    assert dssm.inspect(best).card == {"epoch": 1}
+    for read in (dssm.load, dssm.inspect):
         with pytest.raises(
             ValueError, match="expected a saved pair, got another kind of checkpoint .the state of a run"
         ):
             read(last)
     last.write_bytes(best.read_bytes())
     with pytest.raises(ValueError, match="^checkpoint: expected the state of a run in .*, got a saved pair"):
-        pd.fit(*small(), sequences(), epochs=2, checkpoint=tmp_path, progress=False)
+        dssm.fit(*small(), sequences(), epochs=2, checkpoint=tmp_path, progress=False)
 
 
 def test_another_dtype_does_not_go_on(tmp_path):
-    pd.fit(*small(), sequences(), epochs=1, checkpoint=tmp_path, progress=False)
+    dssm.fit(*small(), sequences(), epochs=1, checkpoint=tmp_path, progress=False)
     doubles = [program.double() for program in small()]
-    data = pd.SequenceDataset([x.double() for x in sequences().sequences])
+    data = dssm.SequenceDataset([x.double() for x in sequences().sequences])
     before = [program.state_dict() for program in doubles]
     with pytest.raises(ValueError, match=r"float32.*float64") as caught:
-        pd.fit(*doubles, data, epochs=2, checkpoint=tmp_path, progress=False)
+        dssm.fit(*doubles, data, epochs=2, checkpoint=tmp_path, progress=False)
     assert "\n" not in str(caught.value)
     assert all(
         torch.equal(v, p.state_dict()[k]) for p, state in zip(doubles, before, strict=True) for k, v in state.items()
@@ -166,7 +166,7 @@ def put(path, header, data):
 
 def test_a_file_of_a_later_version(tmp_path):
     path = tmp_path / "pair"
-    pd.save(path, *small())
+    dssm.save(path, *small())
     header, data = parts(path)
     for name, hint in (("pyro_dssm 3", True), ("pyro_dssm 12", True), ("other 3", False), ("pyro_dssm", False)):
         header["__metadata__"]["format"] = name
@@ -174,25 +174,25 @@ def test_a_file_of_a_later_version(tmp_path):
         with pytest.raises(
             ValueError, match=f"expected a file of format 'pyro_dssm 2' or before, got '{name}'"
         ) as caught:
-            pd.load(path)
+            dssm.load(path)
         assert ("update pyro_dssm" in str(caught.value)) == hint
 
 
 def test_no_checksum_of_a_file_that_should_have_one(tmp_path):
     path = tmp_path / "pair"
-    pd.save(path, *small())
+    dssm.save(path, *small())
     header, data = parts(path)
     # Neither without it, nor as a file of a version that had none.
     for change in ({"checksum": None}, {"format": "pyro_dssm 1"}):
         info = {k: v for k, v in {**header["__metadata__"], **change}.items() if v is not None}
         put(path, {**header, "__metadata__": info}, data)
         with pytest.raises(ValueError, match="expected a whole checkpoint"):
-            pd.load(path)
+            dssm.load(path)
 
 
 def test_every_part_of_a_file_is_under_the_checksum(tmp_path):
     path = tmp_path / "pair"
-    pd.save(path, *small(), note="note")
+    dssm.save(path, *small(), note="note")
     header, data = parts(path)
     info = header["__metadata__"]
     names = [name for name in header if name != "__metadata__"]
@@ -209,10 +209,10 @@ def test_every_part_of_a_file_is_under_the_checksum(tmp_path):
     for lie in lies.values():
         put(path, *lie)
         with pytest.raises(ValueError, match="expected a whole checkpoint, got a damaged file .*checksum"):
-            pd.load(path)
+            dssm.load(path)
     # The order of names and the spaces between them say nothing.
     put(path, json.dumps(dict(reversed(header.items())), indent=3), data)
-    assert same_state(pd.load(path)[0], small()[0])
+    assert same_state(dssm.load(path)[0], small()[0])
 
 
 BAD_JSON = {
@@ -309,11 +309,14 @@ def test_truth_values_are_truth_values(tmp_path):
 @pytest.mark.parametrize(
     ("make", "change"),
     [
-        (lambda dims: pd.RSSM(3, 2, mlp_dims=dims), lambda dims: dims.append(7)),
-        (lambda dims: pd.RSSM(3, 2, rnn_dim=dims), lambda dims: dims.clear()),
-        (lambda dims: pd.EKVAE(3, dynamics="network", dynamics_options={"hidden_dims": dims}), lambda dims: dims.pop()),
+        (lambda dims: dssm.RSSM(3, 2, mlp_dims=dims), lambda dims: dims.append(7)),
+        (lambda dims: dssm.RSSM(3, 2, rnn_dim=dims), lambda dims: dims.clear()),
         (
-            lambda dims: pd.RSSM(4, 2, emission_options={"image_shape": [1, 2, 2], "channels": dims}),
+            lambda dims: dssm.EKVAE(3, dynamics="network", dynamics_options={"hidden_dims": dims}),
+            lambda dims: dims.pop(),
+        ),
+        (
+            lambda dims: dssm.RSSM(4, 2, emission_options={"image_shape": [1, 2, 2], "channels": dims}),
             lambda dims: dims.reverse(),
         ),
     ],
@@ -321,7 +324,7 @@ def test_truth_values_are_truth_values(tmp_path):
 def test_a_callers_list_is_not_looked_at_again(make, change, tmp_path):
     dims = [6, 5]
     model = make(dims)
-    guide = pd.KalmanGuide(model) if isinstance(model, pd.EKVAE) else pd.FullAlignment(model)
+    guide = dssm.KalmanGuide(model) if isinstance(model, dssm.EKVAE) else dssm.FullAlignment(model)
     before = describe(model)
     change(dims)
     assert describe(model) == before
@@ -330,22 +333,22 @@ def test_a_callers_list_is_not_looked_at_again(make, change, tmp_path):
 
 def test_a_callers_dictionary_is_not_looked_at_again(tmp_path):
     options = {"scale": 0.25}
-    model = pd.RSSM(3, 2, emission="gaussian", emission_options=options)
-    guide = pd.FullAlignment(model)
+    model = dssm.RSSM(3, 2, emission="gaussian", emission_options=options)
+    guide = dssm.FullAlignment(model)
     options["scale"] = 9.0
     # Nor is what `arguments` returns.
     model.arguments["emission_options"]["scale"] = 8.0
     card = {"bounds": [1.0]}
-    pd.save(tmp_path / "pair", model, guide, card=card)
-    assert pd.load(tmp_path / "pair")[0].emission_net.scale == 0.25
+    dssm.save(tmp_path / "pair", model, guide, card=card)
+    assert dssm.load(tmp_path / "pair")[0].emission_net.scale == 0.25
     assert model.arguments["emission_options"] == {"scale": 0.25}
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path):
-    model = pd.RSSM(3, 2, emission="gaussian", emission_options={"scale": np.float64(0.25)}, dropout=np.float64(0.5))
-    pd.save(tmp_path / "pair", model, pd.FullAlignment(model), bound=np.float32(0.5), epoch=np.int64(3))
-    assert pd.inspect(tmp_path / "pair").card == {"bound": 0.5, "epoch": 3}
-    assert pd.load(tmp_path / "pair")[0].emission_net.scale == 0.25
+    model = dssm.RSSM(3, 2, emission="gaussian", emission_options={"scale": np.float64(0.25)}, dropout=np.float64(0.5))
+    dssm.save(tmp_path / "pair", model, dssm.FullAlignment(model), bound=np.float32(0.5), epoch=np.int64(3))
+    assert dssm.inspect(tmp_path / "pair").card == {"bound": 0.5, "epoch": 3}
+    assert dssm.load(tmp_path / "pair")[0].emission_net.scale == 0.25
 
 
 CHANGES = {
@@ -400,10 +403,10 @@ def test_what_was_frozen_is_frozen(tmp_path):
     flags = [{n: p.requires_grad for n, p in program.named_parameters()} for program in (model, guide, *pair)]
     assert flags[:2] == flags[2:]
     assert not all(flags[0].values())
-    assert pd.inspect(tmp_path / "pair").guide["frozen"] == ["combiner.head.linear.bias"]
+    assert dssm.inspect(tmp_path / "pair").guide["frozen"] == ["combiner.head.linear.bias"]
 
 
-class Frozen(pd.DMM):
+class Frozen(dssm.DMM):
     """Freezes what it was built with."""
 
     def __init__(self, x_dim, z_dim):
@@ -414,7 +417,7 @@ class Frozen(pd.DMM):
 def test_what_was_thawed_is_thawed(tmp_path):
     model = Frozen(3, 2)
     model.emission_net.requires_grad_(True)
-    loaded, _ = again(tmp_path, (model, pd.FullAlignment(model)))
+    loaded, _ = again(tmp_path, (model, dssm.FullAlignment(model)))
     assert all(p.requires_grad for p in loaded.parameters())
 
 
@@ -446,18 +449,18 @@ def test_what_was_put_in_the_place_of_a_part_is_refused(replace, tmp_path):
     with pytest.raises(
         ValueError, match="^(model|guide): expected a .* with the parts that its constructor has made, got"
     ):
-        pd.save(tmp_path / "pair", *pair)
+        dssm.save(tmp_path / "pair", *pair)
     # A run of such a pair can be resumed by whoever builds it again; its pair file says why it cannot be loaded.
     if replace is not by_pyro:
-        pd.fit(*pair, sequences(), epochs=1, checkpoint=tmp_path, progress=False)
+        dssm.fit(*pair, sequences(), epochs=1, checkpoint=tmp_path, progress=False)
         with pytest.raises(ValueError, match="^path: expected a .* with the parts that its constructor has made, got"):
-            pd.load(tmp_path / "best.safetensors")
+            dssm.load(tmp_path / "best.safetensors")
 
 
 # What a pair is made of.
 
 
-class Outer(pd.DMM):
+class Outer(dssm.DMM):
     """A model that is given another one."""
 
     def __init__(self, x_dim, z_dim, inner):
@@ -465,7 +468,7 @@ class Outer(pd.DMM):
         self.inner = inner
 
 
-class Two(pd.FullAlignment):
+class Two(dssm.FullAlignment):
     """A guide that is given others."""
 
     def __init__(self, model, others, table=None):
@@ -475,14 +478,14 @@ class Two(pd.FullAlignment):
 
 
 def test_programs_among_the_arguments(tmp_path):
-    inner = pd.RSSM(3, 2, rnn_dim=4, mlp_dims=())
+    inner = dssm.RSSM(3, 2, rnn_dim=4, mlp_dims=())
     inner.sites = "step"
     model = Outer(3, 2, inner)
-    others = [pd.MeanField(model, rnn_dim=3, hidden_dim=3), pd.MeanField(model, rnn_dim=2, hidden_dim=3)]
+    others = [dssm.MeanField(model, rnn_dim=3, hidden_dim=3), dssm.MeanField(model, rnn_dim=2, hidden_dim=3)]
     others[0].start_frames = 2
     loaded, guide = again(tmp_path, (model, Two(model, others)))
     assert same_state(loaded, model)
-    assert type(loaded.inner) is pd.RSSM
+    assert type(loaded.inner) is dssm.RSSM
     assert (loaded.sites, loaded.inner.sites) == ("path", "step")
     assert [other.model is loaded for other in guide.others] == [True, True]
     assert [other.start_frames for other in guide.others] == [2, 5]
@@ -494,18 +497,18 @@ def test_programs_among_the_arguments(tmp_path):
 
 @pytest.mark.parametrize("table", [{1: 2}, {"": "model"}, {"a": {3.0: 1}}, torch.zeros(2), np.zeros(2), object()])
 def test_arguments_that_would_come_back_as_something_else(table, tmp_path):
-    model = pd.DMM(3, 2)
+    model = dssm.DMM(3, 2)
     with pytest.raises(ValueError, match="^Two: expected constructor arguments that JSON can hold, got"):
-        pd.save(tmp_path / "pair", model, Two(model, [], table))
+        dssm.save(tmp_path / "pair", model, Two(model, [], table))
     assert not list(tmp_path.iterdir())
 
 
 def test_numbers_that_are_not_finite_come_back(tmp_path):
-    model = pd.DMM(3, 2)
+    model = dssm.DMM(3, 2)
     pair = model, Two(model, [], {"limits": [-float("inf"), float("inf")]})
     loaded = again(tmp_path, pair, score=float("inf"))
     assert loaded[1].table == {"limits": [-float("inf"), float("inf")]}
-    assert pd.inspect(tmp_path / "pair").card == {"score": float("inf")}
+    assert dssm.inspect(tmp_path / "pair").card == {"score": float("inf")}
     assert "Infinity" not in parts(tmp_path / "pair")[0]["__metadata__"]["metadata"]
 
 
@@ -525,8 +528,8 @@ def test_nothing_is_drawn_by_saving_and_loading(tmp_path):
     pair = small()
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    pd.save(tmp_path / "pair", *pair)
-    pd.inspect(tmp_path / "pair")
+    dssm.save(tmp_path / "pair", *pair)
+    dssm.inspect(tmp_path / "pair")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -535,17 +538,17 @@ def test_nothing_is_drawn_by_saving_and_loading(tmp_path):
 
 def test_what_travels_with_a_pair_is_in_one_place(tmp_path):
     torch.manual_seed(0)
-    model = pd.RSSM(
+    model = dssm.RSSM(
         2, 2, rnn_dim=3, mlp_dims=(4,), emission="gaussian", emission_options={"scale": 0.3}, standardise=True
     )
-    guide = pd.FullAlignment(model, rnn_dim=3, hidden_dim=4)
-    data = pd.SequenceDataset(5 + torch.randn(3, 6, 2))
+    guide = dssm.FullAlignment(model, rnn_dim=3, hidden_dim=4)
+    data = dssm.SequenceDataset(5 + torch.randn(3, 6, 2))
     model.standardise.fit(data)
     model.calibration = torch.tensor([0.5, 2.0])
     spectrogram = Spectrogram(window=512, hop=128, rate=8000)
     card = {"data": "noise", "seed": 3, "bounds": {"test": [-1.5, None]}}
-    pd.save(tmp_path / "pair", model, guide, card=card, transform=spectrogram, epoch=7)
-    found = pd.inspect(tmp_path / "pair")
+    dssm.save(tmp_path / "pair", model, guide, card=card, transform=spectrogram, epoch=7)
+    found = dssm.inspect(tmp_path / "pair")
     assert found.card == {**card, "epoch": 7}
     assert found.transform == spectrogram
     assert found.model["class"] == "RSSM"
@@ -555,17 +558,17 @@ def test_what_travels_with_a_pair_is_in_one_place(tmp_path):
     assert torch.equal(found.calibration, model.calibration)
     assert torch.equal(found.standardise[0], model.standardise.loc)
     assert torch.equal(found.standardise[1], model.standardise.scale)
-    pair = pd.load(tmp_path / "pair")
-    pd.save(tmp_path / "again", *pair, card=found.card, transform=found.transform)
-    assert pd.inspect(tmp_path / "again").card == found.card
+    pair = dssm.load(tmp_path / "pair")
+    dssm.save(tmp_path / "again", *pair, card=found.card, transform=found.transform)
+    assert dssm.inspect(tmp_path / "again").card == found.card
 
 
 def test_a_pair_of_which_nothing_is_said(tmp_path):
-    pd.save(tmp_path / "pair", *small())
-    found = pd.inspect(tmp_path / "pair")
+    dssm.save(tmp_path / "pair", *small())
+    found = dssm.inspect(tmp_path / "pair")
     assert (found.card, found.transform, found.standardise, found.calibration) == ({}, None, None, None)
     assert again(tmp_path, small(), transform={"rate": 8000})
-    assert pd.inspect(tmp_path / "pair").transform == {"rate": 8000}
+    assert dssm.inspect(tmp_path / "pair").transform == {"rate": 8000}
 
 
 @pytest.mark.parametrize(
@@ -582,7 +585,7 @@ def test_a_pair_of_which_nothing_is_said(tmp_path):
 )
 def test_cards_and_transforms_that_are_none(options, words, tmp_path):
     with pytest.raises(ValueError, match=f"^{words}"):
-        pd.save(tmp_path / "pair", *small(), **options)
+        dssm.save(tmp_path / "pair", *small(), **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -613,7 +616,7 @@ SIZES = {
         lambda m: m["guide"]["arguments"].update(model={"": "program", **m["model"]}),
     ),
     "an unknown edge": (
-        lambda: (lambda m: (m, pd.FullAlignment(m)))(pd.DSSM(pd.Structure(), 2, 2)),
+        lambda: (lambda m: (m, dssm.FullAlignment(m)))(dssm.DSSM(dssm.Structure(), 2, 2)),
         lambda m: m["model"]["arguments"]["structure"].update(edges=["markov", "none", "all", "none"]),
     ),
     "a dtype": (small, lambda m: m.update(dtype="nn")),
@@ -623,11 +626,11 @@ SIZES = {
     "an unknown parameter": (small, lambda m: m["model"]["frozen"].append("x")),
     "an unknown key": (small, lambda m: m.update(more=1)),
     "flows without end": (
-        lambda: (lambda m: (m, pd.FlowGuide(pd.FullAlignment(m), 2, 8)))(pd.RSSM(3, 2)),
+        lambda: (lambda m: (m, dssm.FlowGuide(dssm.FullAlignment(m), 2, 8)))(dssm.RSSM(3, 2)),
         lambda m: m["guide"]["arguments"].update(num_flows=10**9),
     ),
     "wide flows": (
-        lambda: (lambda m: (m, pd.FlowGuide(pd.FullAlignment(m), 2, 8)))(pd.RSSM(3, 2)),
+        lambda: (lambda m: (m, dssm.FlowGuide(dssm.FullAlignment(m), 2, 8)))(dssm.RSSM(3, 2)),
         lambda m: m["guide"]["arguments"].update(hidden_dim=10**6),
     ),
 }
@@ -635,16 +638,16 @@ SIZES = {
 LIMITED = """
 import resource, sys, time
 import torch
-import pyro_dssm as pd
+import pyro_dssm as dssm
 torch.ones(1, device="meta") * 2  # what torch loads when it is needed
-pd.load(sys.argv[1])
+dssm.load(sys.argv[1])
 with open("/proc/self/statm") as file:
     size = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (48 << 20), resource.RLIM_INFINITY))
 for path in sys.argv[2:]:
     start = time.monotonic()
     try:
-        pd.load(path)
+        dssm.load(path)
         print("loaded")
     except ValueError as error:
         print(f"{time.monotonic() - start:.1f} {error!s:.600}".replace(chr(10), " "))
@@ -664,11 +667,11 @@ def check_refused(name, seconds, words):
 @pytest.mark.parametrize("name", SIZES)
 def test_what_a_file_says_is_compared_with_its_tensors(name, tmp_path):
     make, change = SIZES[name]
-    pd.save(tmp_path / "pair", *make())
+    dssm.save(tmp_path / "pair", *make())
     lie(tmp_path / "pair", change)
     start = time.monotonic()
     with pytest.raises(ValueError, match="^path: expected") as caught:
-        pd.load(tmp_path / "pair")
+        dssm.load(tmp_path / "pair")
     check_refused(name, time.monotonic() - start, str(caught.value))
 
 
@@ -676,9 +679,9 @@ def test_what_a_file_says_is_compared_with_its_tensors(name, tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on memory are of Linux")
 def test_what_a_file_says_is_not_made(tmp_path):
     """In a process that can allocate 48 MiB."""
-    pd.save(tmp_path / "whole", *small())
+    dssm.save(tmp_path / "whole", *small())
     for name, (make, change) in SIZES.items():
-        pd.save(tmp_path / name, *make())
+        dssm.save(tmp_path / name, *make())
         lie(tmp_path / name, change)
     command = [sys.executable, "-W", "ignore", "-c", LIMITED, tmp_path / "whole", *(tmp_path / name for name in SIZES)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout.splitlines()
@@ -688,7 +691,7 @@ def test_what_a_file_says_is_not_made(tmp_path):
         check_refused(name, float(seconds), words)
 
 
-class Reads(pd.DMM):
+class Reads(dssm.DMM):
     """Reads what it has made, which is then so large that it would not have to be made otherwise."""
 
     def __init__(self, x_dim, z_dim, table_dim):
@@ -700,16 +703,16 @@ class Reads(pd.DMM):
 
 def test_a_constructor_that_reads_what_it_makes(tmp_path):
     model = Reads(3, 2, 200_000)
-    pair = model, pd.FullAlignment(model)
+    pair = model, dssm.FullAlignment(model)
     assert same_state(again(tmp_path, pair)[0], model)
     lie(tmp_path / "pair", lambda m: m["model"]["arguments"].update(table_dim=10**10))
     start = time.monotonic()
     with pytest.raises(ValueError, match="^path: expected a pair that can be built.*more than .* bytes"):
-        pd.load(tmp_path / "pair")
+        dssm.load(tmp_path / "pair")
     assert time.monotonic() - start < 5
 
 
-class Fails(pd.DMM):
+class Fails(dssm.DMM):
     """Does not take what it is given."""
 
     def __init__(self, x_dim, z_dim, error=None):
@@ -721,10 +724,10 @@ class Fails(pd.DMM):
 @pytest.mark.parametrize("error", ["type", "key", "deep", "memory", "unknown"])
 def test_a_constructor_that_fails(error, tmp_path):
     model = Fails(3, 2)
-    pd.save(tmp_path / "pair", model, pd.FullAlignment(model))
+    dssm.save(tmp_path / "pair", model, dssm.FullAlignment(model))
     lie(tmp_path / "pair", lambda m: m["model"]["arguments"].update(error=error))
     with pytest.raises(ValueError, match="^path: expected a pair that can be built, got .*Error: .*"):
-        pd.load(tmp_path / "pair")
+        dssm.load(tmp_path / "pair")
 
 
 def sized(pair):
@@ -773,9 +776,9 @@ def test_code_that_asks_for_too_much_is_stopped():
 def test_a_damaged_pair_of_a_run_is_written_again(tmp_path):
     """What is known of it is in the state of the run."""
     for epochs in (1, 2):
-        pd.fit(*small(), sequences(), epochs=epochs, checkpoint=tmp_path, progress=False, lr=1e-9, valid=None)
+        dssm.fit(*small(), sequences(), epochs=epochs, checkpoint=tmp_path, progress=False, lr=1e-9, valid=None)
     path = tmp_path / "best.safetensors"
     whole, content = parts(path), path.read_bytes()
     path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
-    pd.fit(*small(), sequences(), epochs=2, checkpoint=tmp_path, progress=False, lr=1e-9)
+    dssm.fit(*small(), sequences(), epochs=2, checkpoint=tmp_path, progress=False, lr=1e-9)
     assert parts(path) == whole

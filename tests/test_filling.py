@@ -9,7 +9,7 @@ import torch
 from linear_gaussian import DrawsOnly, LinearGaussian, StepGuide
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.evaluation.imputation import coverage
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.particles import filling
@@ -98,11 +98,11 @@ def test_a_guide_that_only_draws_alternates_with_filters_through_the_gaps(name, 
 @pytest.mark.parametrize(
     ("guide", "reads_mask"),
     [
-        (pd.PartialAlignment, False),
-        (pd.PartialAlignment, True),
-        (pd.Filtering, False),
-        (pd.MeanField, True),
-        (pd.FullAlignment, False),
+        (dssm.PartialAlignment, False),
+        (dssm.PartialAlignment, True),
+        (dssm.Filtering, False),
+        (dssm.MeanField, True),
+        (dssm.FullAlignment, False),
     ],
 )
 def test_an_untrained_guide_is_corrected(guide, reads_mask):
@@ -136,18 +136,18 @@ def test_the_future_after_a_gap_has_its_law():
 
 @pytest.mark.sample(8)
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("structure", pd.Structure.all(chain=False)[::3], ids=str)
+@pytest.mark.parametrize("structure", dssm.Structure.all(chain=False)[::3], ids=str)
 def test_every_structure_has_the_law_of_its_own_samples(structure):
     """Data drawn from the model lie among their imputations: of 120 gaps, each rank is as likely as any other."""
     torch.manual_seed(1)
-    model = pd.DSSM(structure, 1, 2, rnn_dim=3, mlp_dims=(4,), emission="gaussian", emission_options={"scale": 0.3})
-    guide = pd.PartialAlignment(model, rnn_dim=3, hidden_dim=4)
+    model = dssm.DSSM(structure, 1, 2, rnn_dim=3, mlp_dims=(4,), emission="gaussian", emission_options={"scale": 0.3})
+    guide = dssm.PartialAlignment(model, rnn_dim=3, hidden_dim=4)
     x = model.sample(120, 6)
     mask = torch.ones(120, 6, dtype=torch.bool)
     mask[:, 2:4] = False
     with warnings.catch_warnings():
         # Some of 120 sequences may take longer; the ranks of all must be right.
-        warnings.simplefilter("ignore", pd.ConvergenceWarning)
+        warnings.simplefilter("ignore", dssm.ConvergenceWarning)
         draws = model.impute(guide, x, mask=mask, num_samples=39, num_rounds=8)
     ranks = (draws[:, :, 2:4, 0] < x[:, 2:4, 0]).double().mean(0)
     # Uniform: mean 1/2, variance 1/12; two frames of a gap count as one.
@@ -159,8 +159,8 @@ def test_every_structure_has_the_law_of_its_own_samples(structure):
 
 
 def make(structure, guide="partial", **options):
-    model = pd.DSSM(structure, D, 2, rnn_dim=4, mlp_dims=(8,), emission="gaussian", **options)
-    return model, pd.GUIDES[guide](model, rnn_dim=4, hidden_dim=5)
+    model = dssm.DSSM(structure, D, 2, rnn_dim=4, mlp_dims=(8,), emission="gaussian", **options)
+    return model, dssm.GUIDES[guide](model, rnn_dim=4, hidden_dim=5)
 
 
 def seeded(do):
@@ -170,7 +170,7 @@ def seeded(do):
 
 @pytest.mark.sample(8)
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("structure", pd.Structure.all(chain=False), ids=str)
+@pytest.mark.parametrize("structure", dssm.Structure.all(chain=False), ids=str)
 def test_hidden_frames_at_the_end_are_a_forecast(structure):
     """The same numbers as of the sequence without them, with controls and with a length of each sequence."""
     x, longer = torch.randn(3, 8, D), torch.randn(3, 12, 1)
@@ -193,10 +193,10 @@ def test_hidden_frames_at_the_end_are_a_forecast(structure):
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("kind", ["smoothing", "filtering"])
-@pytest.mark.parametrize("build", [pd.KVAE, pd.EKVAE])
+@pytest.mark.parametrize("build", [dssm.KVAE, dssm.EKVAE])
 def test_hidden_frames_at_the_end_of_a_kalman_model(build, kind):
     model = build(x_dim=4, state_dim=3, code_dim=2, mlp_dims=(8,))
-    guide = pd.KalmanGuide(model, kind=kind, encoder_dims=(8,))
+    guide = dssm.KalmanGuide(model, kind=kind, encoder_dims=(8,))
     x, mask = torch.randn(2, 8, 4), frames[:8].expand(2, 8) < 5
     short = seeded(lambda: model.forecast(guide, x[:, :5], 5, 4))
     found = seeded(lambda: model.forecast(guide, x, 2, 4, mask=mask))
@@ -204,7 +204,7 @@ def test_hidden_frames_at_the_end_of_a_kalman_model(build, kind):
 
 
 def test_nothing_observed_is_the_prior():
-    model, guide = make(pd.Structure.named("ArSSM"))
+    model, guide = make(dssm.Structure.named("ArSSM"))
     x, nothing = torch.randn(2, 4, D), torch.zeros(2, 4, dtype=torch.bool)
     draws = model.impute(guide, x, mask=nothing, num_samples=S)
     prior = model.sample(4000, 4)
@@ -218,8 +218,8 @@ def test_nothing_observed_is_the_prior():
 
 
 def test_a_guide_that_bridges_gaps_is_drawn_from_once(monkeypatch):
-    model = pd.EKVAE(x_dim=4, state_dim=3, code_dim=2, mlp_dims=(8,))
-    guide = pd.KalmanGuide(model, encoder_dims=(8,))
+    model = dssm.EKVAE(x_dim=4, state_dim=3, code_dim=2, mlp_dims=(8,))
+    guide = dssm.KalmanGuide(model, encoder_dims=(8,))
     calls, draw = [], guide.draw
     monkeypatch.setattr(guide, "draw", lambda inputs, n: calls.append(n) or draw(inputs, n))
     model.impute(guide, torch.randn(2, T, 4), mask=MASKS["inside"].expand(2, T), num_samples=7)
@@ -231,8 +231,8 @@ def test_a_guide_that_bridges_gaps_is_drawn_from_once(monkeypatch):
 def test_entries_of_a_kalman_model():
     """Half of the entries of frames that show the codes: the others follow from them, whatever the encoder says."""
     torch.manual_seed(0)
-    model = pd.EKVAE(x_dim=4, state_dim=2, code_dim=1, mlp_dims=(), emission_options={"scale": 0.2})
-    guide = pd.KalmanGuide(model, encoder_dims=(4,))
+    model = dssm.EKVAE(x_dim=4, state_dim=2, code_dim=1, mlp_dims=(), emission_options={"scale": 0.2})
+    guide = dssm.KalmanGuide(model, encoder_dims=(4,))
     x = model.sample(60, 6)
     mask = torch.rand(60, 6, 4) > 0.5
     mask[..., 0] = True
@@ -293,7 +293,7 @@ def test_chains_that_do_not_move_are_found_out(call):
         model.c.zero_()
     x, mask = model.sample(2, T), MASKS["entries"].expand(2, T, D)
     options = {"horizon": 2} if call == "forecast" else {}
-    with pytest.warns(pd.ConvergenceWarning, match=r"in 2 of 2 sequences .*R-hat is up to .*Raise num_rounds"):
+    with pytest.warns(dssm.ConvergenceWarning, match=r"in 2 of 2 sequences .*R-hat is up to .*Raise num_rounds"):
         getattr(model, call)(Stubborn(model), x, mask=mask, num_rounds=4, **options)
 
 
@@ -310,7 +310,7 @@ def large():
 def test_a_space_too_large_for_particles_is_found_out():
     model = large()
     x = model.sample(1, T)
-    with pytest.warns(pd.ConvergenceWarning, match="in 1 of 1 sequences"):
+    with pytest.warns(dssm.ConvergenceWarning, match="in 1 of 1 sequences"):
         draws = model.impute(StepGuide(model), x, mask=MASKS["inside"][None], num_samples=40, num_rounds=4)
     # What is drawn all the same are as many different paths.
     assert len(draws[:, 0, 4].unique(dim=0)) == 40
@@ -320,17 +320,17 @@ def test_a_space_too_large_for_particles_is_found_out():
 @pytest.mark.parametrize(("scale", "num_rounds", "expected"), [(0.1, 20, 2), (0.01, 3, 2), (0.01, 1, 1), (10.0, 20, 4)])
 def test_chains_that_promise_nothing_are_given_up(scale, num_rounds, expected, monkeypatch):
     """In many sharp entries no round moves a path, which two of them tell; in blunt ones all goes on."""
-    model = pd.ArSSM(64, 16, rnn_dim=8, emission="gaussian", emission_options={"scale": scale})
+    model = dssm.ArSSM(64, 16, rnn_dim=8, emission="gaussian", emission_options={"scale": scale})
     mask = torch.ones(1, 10, dtype=torch.bool)
     mask[:, 4:6] = False
     rounds, sweep = [], filling.sweep
     monkeypatch.setattr(filling, "sweep", lambda *a, **k: rounds.append("given" in k) or sweep(*a, **k))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.impute(pd.FullAlignment(model, rnn_dim=8), model.sample(1, 10), mask=mask, num_rounds=num_rounds)
+        model.impute(dssm.FullAlignment(model, rnn_dim=8), model.sample(1, 10), mask=mask, num_rounds=num_rounds)
     if scale < 1:
         assert sum(rounds) == expected
-        assert [w.category for w in caught] == [pd.ConvergenceWarning]
+        assert [w.category for w in caught] == [dssm.ConvergenceWarning]
         assert f"within num_rounds = {num_rounds}" in str(caught[0].message)
     else:
         assert sum(rounds) >= expected
@@ -351,7 +351,7 @@ def test_no_rounds_are_one_filter_for_each_path(cls, monkeypatch):
 
 
 def test_only_sequences_with_gaps_take_part(monkeypatch):
-    model, guide = make(pd.Structure.named("VRNN"))
+    model, guide = make(dssm.Structure.named("VRNN"))
     seen, run = [], filling._run
     monkeypatch.setattr(filling, "_run", lambda m, g, i, *a: seen.append(i.batch_shape) or run(m, g, i, *a))
     mask = torch.ones(4, T, dtype=torch.bool)
@@ -362,7 +362,7 @@ def test_only_sequences_with_gaps_take_part(monkeypatch):
 
 
 def test_large_batches_are_filled_in_parts(monkeypatch):
-    model, guide = make(pd.Structure.named("DMM"))
+    model, guide = make(dssm.Structure.named("DMM"))
     x, mask = torch.randn(5, T, D), MASKS["inside"].expand(5, T)
     monkeypatch.setattr(filling, "NUMBERS_AT_ONCE", 1)
     draws = model.impute(guide, x, mask=mask, num_samples=3)
@@ -374,8 +374,8 @@ def test_large_batches_are_filled_in_parts(monkeypatch):
 @pytest.mark.parametrize("emission", ["bernoulli", "autoregressive"])
 @pytest.mark.parametrize("entries", [False, True])
 def test_binary_frames(emission, entries):
-    model = pd.VRNN(3, 2, rnn_dim=4, mlp_dims=(4,), emission=emission)
-    guide = pd.FullAlignment(model, rnn_dim=4, hidden_dim=4)
+    model = dssm.VRNN(3, 2, rnn_dim=4, mlp_dims=(4,), emission=emission)
+    guide = dssm.FullAlignment(model, rnn_dim=4, hidden_dim=4)
     x = model.sample(2, T)
     mask = torch.rand(2, T, 3) > 0.5 if entries else MASKS["inside"].expand(2, T)
     draws = model.impute(guide, x, mask=mask, num_samples=40)
@@ -385,17 +385,17 @@ def test_binary_frames(emission, entries):
 
 
 def test_flows_and_hierarchical_starts():
-    model = pd.RSSM(D, 3, rnn_dim=4, mlp_dims=(4,), emission="gaussian", initial="hierarchical")
-    guide = pd.FlowGuide(pd.FullAlignment(model, rnn_dim=4, hidden_dim=4), 1, 4)
+    model = dssm.RSSM(D, 3, rnn_dim=4, mlp_dims=(4,), emission="gaussian", initial="hierarchical")
+    guide = dssm.FlowGuide(dssm.FullAlignment(model, rnn_dim=4, hidden_dim=4), 1, 4)
     draws = model.impute(guide, torch.randn(2, T, D), mask=MASKS["start"].expand(2, T), num_samples=3)
     assert torch.isfinite(draws).all()
 
 
-class Switching(pd.DSSM):
+class Switching(dssm.DSSM):
     """A one-hot state that mostly stays, and frames around a level of each state."""
 
     def __init__(self):
-        super().__init__(pd.Structure("markov", "none", "markov", "none"), 1, 2)
+        super().__init__(dssm.Structure("markov", "none", "markov", "none"), 1, 2)
         self.unused = nn.Parameter(torch.zeros(()))
 
     def transition(self, z_past, x_past, u):
@@ -408,7 +408,7 @@ class Switching(pd.DSSM):
         return normal(3 * z[..., 1:], torch.ones_like(z[..., 1:]))
 
 
-class Guessing(pd.Guide):
+class Guessing(dssm.Guide):
     def __init__(self, model):
         super().__init__(model, latents="none", past="now", future=False)
 
@@ -445,10 +445,10 @@ def waves(count, steps, noise, seed=0):
 def trained(scale, epochs=20):
     torch.manual_seed(0)
     options = {"emission": "gaussian", "emission_options": {"scale": scale}}
-    model = pd.RSSM(D, 4, rnn_dim=16, mlp_dims=(32,), **options)
-    guide = pd.FullAlignment(model, rnn_dim=16, hidden_dim=32)
-    data = pd.SequenceDataset(waves(160, 20, scale))
-    pd.fit(model, guide, data, epochs=epochs, batch_size=20, lr=5e-3, progress=False)
+    model = dssm.RSSM(D, 4, rnn_dim=16, mlp_dims=(32,), **options)
+    guide = dssm.FullAlignment(model, rnn_dim=16, hidden_dim=32)
+    data = dssm.SequenceDataset(waves(160, 20, scale))
+    dssm.fit(model, guide, data, epochs=epochs, batch_size=20, lr=5e-3, progress=False)
     return model, guide
 
 

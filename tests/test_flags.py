@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted(p.stem for p in FOLDER.glob("*.py") if "runs.run(main)" in p.read_text(encoding="utf-8"))
@@ -203,15 +203,15 @@ def test_music_is_drawn_whatever_sounds(loud, modules, tmp_path, monkeypatch):
     roll = torch.zeros(8, 88)
     if loud is not None:
         roll[:, loud] = 1
-    model = pd.DMM(88, 2, mlp_dims=(4,))
-    monkeypatch.setattr(pd.DMM, "sample", lambda self, count, length: roll[None, :length])
-    monkeypatch.setattr(pd.DMM, "forecast", lambda self, guide, x, horizon, num_samples: roll[None, None, :horizon])
-    monkeypatch.setattr(pd.DMM, "reconstruct", lambda self, guide, x: roll[None])
+    model = dssm.DMM(88, 2, mlp_dims=(4,))
+    monkeypatch.setattr(dssm.DMM, "sample", lambda self, count, length: roll[None, :length])
+    monkeypatch.setattr(dssm.DMM, "forecast", lambda self, guide, x, horizon, num_samples: roll[None, None, :horizon])
+    monkeypatch.setattr(dssm.DMM, "reconstruct", lambda self, guide, x: roll[None])
     saved = {}
     monkeypatch.setattr(music.reports, "savefig", lambda figure, path: saved.update({path.name: figure}))
     records = [{"epoch": 1, "reconstruction": 1.0, "kl": 0.5, "valid": 1.5}]
     args = argparse.Namespace(seed=0, out=tmp_path, data="chorales")
-    music.play(args, model, pd.PartialAlignment(model), roll, pd.History(records, best_epoch=1, best_valid=1.5))
+    music.play(args, model, dssm.PartialAlignment(model), roll, dssm.History(records, best_epoch=1, best_valid=1.5))
     for ax in saved["rolls.png"].axes:
         low, high = ax.get_ylim()
         assert high - low >= 3

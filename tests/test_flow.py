@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.testing import check_draws_have_their_density, check_pair, gradients
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -17,8 +17,8 @@ CONDITIONAL = pytest.mark.parametrize("conditional", [False, True], ids=["plain"
 
 
 def make(z_dim=3, *, conditional=False, num_flows=2, guide="full", structure="ArSSM"):
-    model = pd.DSSM(pd.Structure.named(structure), D, z_dim, rnn_dim=4, mlp_dims=(6,), emission="gaussian")
-    flow = pd.FlowGuide(pd.GUIDES[guide](model, rnn_dim=4, hidden_dim=5), num_flows, 8, conditional=conditional)
+    model = dssm.DSSM(dssm.Structure.named(structure), D, z_dim, rnn_dim=4, mlp_dims=(6,), emission="gaussian")
+    flow = dssm.FlowGuide(dssm.GUIDES[guide](model, rnn_dim=4, hidden_dim=5), num_flows, 8, conditional=conditional)
     with torch.no_grad():
         for p in flow.flows.parameters():
             p.add_(0.3 * torch.randn_like(p))
@@ -196,6 +196,6 @@ def test_wrapped_guide_is_not_counted_twice():
 
 
 def test_flows_follow_the_dtype_of_the_model():
-    model = pd.DMM(3, 2, emission="gaussian").double()
-    guide = pd.FlowGuide(pd.FullAlignment(model).double(), conditional=True)
+    model = dssm.DMM(3, 2, emission="gaussian").double()
+    guide = dssm.FlowGuide(dssm.FullAlignment(model).double(), conditional=True)
     assert guide(torch.randn(2, 4, 3, dtype=torch.float64)).dtype == torch.float64

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data import RandomGaps
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import check_hidden_values_change_nothing, check_pair, random_batch
@@ -16,14 +16,14 @@ SIZES = {"rnn_dim": 4, "hidden_dim": 5}
 
 
 def zoo(name, **options):
-    return pd.ZOO[name](X, Z, **{"rnn_dim": 4, "mlp_dims": (6,), "emission": "gaussian", **options})
+    return dssm.ZOO[name](X, Z, **{"rnn_dim": 4, "mlp_dims": (6,), "emission": "gaussian", **options})
 
 
 def of(guide, model, **options):
     return lambda **more: (lambda m: (m, guide(m, reads_mask=True, **options)))(model(**more))
 
 
-class Own(pd.Guide):
+class Own(dssm.Guide):
     """Declares what it reads and hands the context on."""
 
     def __init__(self, model, past="none", *, future=True, **options):
@@ -38,23 +38,23 @@ NAMES = ("DMM", "ArSSM", "VRNN", "SRNN", "FSSM", "RSSM", "DMMAug")
 
 
 def locally_linear(**options):
-    return pd.LocallyLinearSSM(X, Z, mlp_dims=(5,), **{"emission": "gaussian", **options})
+    return dssm.LocallyLinearSSM(X, Z, mlp_dims=(5,), **{"emission": "gaussian", **options})
 
 
 PAIRS = {
     **{
         f"{key} of {name}": of(cls, lambda name=name, **o: zoo(name, **o), **SIZES)
-        for (key, cls), name in zip(pd.GUIDES.items(), NAMES, strict=True)
+        for (key, cls), name in zip(dssm.GUIDES.items(), NAMES, strict=True)
     },
-    "full of VRNN": of(pd.FullAlignment, lambda **o: zoo("VRNN", **o), **SIZES),
-    "full of ARHMM": of(pd.FullAlignment, lambda **o: zoo("ARHMM", **o), **SIZES),
-    "skip": of(pd.FullAlignment, lambda **o: zoo("ArSSM", **o), skip=True, **SIZES),
-    "encoder": of(pd.PartialAlignment, lambda **o: zoo("SRNN", **o), encoder_dims=[5], **SIZES),
-    "image": of(pd.FullAlignment, lambda **o: zoo("FSSM", **o), image_shape=[1, 1, 3], channels=[2], **SIZES),
-    "noise": of(pd.NoiseGuide, lambda **o: pd.DVBF(X, Z, mlp_dims=(5,), **{"emission": "gaussian", **o}), **SIZES),
-    "fusion": of(pd.FusionGuide, locally_linear),
-    "fusion with an encoder": of(pd.FusionGuide, locally_linear, encoder_dims=[5]),
-    "kalman": of(pd.KalmanGuide, lambda **o: pd.EKVAE(X, 2, 2, mlp_dims=(5,), **o), kind="filtering", encoder_dims=[5]),
+    "full of VRNN": of(dssm.FullAlignment, lambda **o: zoo("VRNN", **o), **SIZES),
+    "full of ARHMM": of(dssm.FullAlignment, lambda **o: zoo("ARHMM", **o), **SIZES),
+    "skip": of(dssm.FullAlignment, lambda **o: zoo("ArSSM", **o), skip=True, **SIZES),
+    "encoder": of(dssm.PartialAlignment, lambda **o: zoo("SRNN", **o), encoder_dims=[5], **SIZES),
+    "image": of(dssm.FullAlignment, lambda **o: zoo("FSSM", **o), image_shape=[1, 1, 3], channels=[2], **SIZES),
+    "noise": of(dssm.NoiseGuide, lambda **o: dssm.DVBF(X, Z, mlp_dims=(5,), **{"emission": "gaussian", **o}), **SIZES),
+    "fusion": of(dssm.FusionGuide, locally_linear),
+    "fusion with an encoder": of(dssm.FusionGuide, locally_linear, encoder_dims=[5]),
+    "kalman": of(dssm.KalmanGuide, lambda **o: dssm.EKVAE(X, 2, 2, mlp_dims=(5,), **o), kind="filtering", encoder_dims=[5]),
     "own": of(Own, lambda **o: zoo("DMM", **o)),
     "own, last": of(Own, lambda **o: zoo("DMMAug", **o), past="last", future=False),
 }  # fmt: skip
@@ -63,12 +63,12 @@ PAIRS = {
 def flows_around(make):
     def build(**more):
         model, guide = make(**more)
-        return model, pd.FlowGuide(guide, 1, 4, conditional=True)
+        return model, dssm.FlowGuide(guide, 1, 4, conditional=True)
 
     return build
 
 
-PAIRS["full of ArSSM"] = of(pd.FullAlignment, lambda **o: zoo("ArSSM", **o), **SIZES)
+PAIRS["full of ArSSM"] = of(dssm.FullAlignment, lambda **o: zoo("ArSSM", **o), **SIZES)
 PAIRS["flow"] = flows_around(PAIRS["full of ArSSM"])
 PAIRS["flow around noise"] = flows_around(PAIRS["noise"])
 
@@ -141,37 +141,37 @@ def test_what_is_put_in_the_place_of_hidden_frames_is_not_read(name, emission):
 
 def test_sizes():
     model = zoo("ArSSM")
-    plain, told = pd.FullAlignment(model, **SIZES), pd.FullAlignment(model, reads_mask=True, **SIZES)
+    plain, told = dssm.FullAlignment(model, **SIZES), dssm.FullAlignment(model, reads_mask=True, **SIZES)
     assert (plain.frame_dim, told.frame_dim) == (X, 2 * X)
     assert told.context_dim == plain.context_dim + X
-    encoded = pd.PartialAlignment(model, encoder_dims=[5], reads_mask=True, **SIZES)
+    encoded = dssm.PartialAlignment(model, encoder_dims=[5], reads_mask=True, **SIZES)
     assert encoded.frame_dim == 6
-    assert encoded.context_dim == pd.PartialAlignment(model, encoder_dims=[5], **SIZES).context_dim + 1
-    skipping = pd.FullAlignment(model, reads_mask=True, skip=True, **SIZES)
+    assert encoded.context_dim == dssm.PartialAlignment(model, encoder_dims=[5], **SIZES).context_dim + 1
+    skipping = dssm.FullAlignment(model, reads_mask=True, skip=True, **SIZES)
     assert skipping.context_dim == plain.context_dim + 2 * X
-    image = pd.PartialAlignment(model, image_shape=[1, 1, 3], reads_mask=True, **SIZES)
+    image = dssm.PartialAlignment(model, image_shape=[1, 1, 3], reads_mask=True, **SIZES)
     assert image.frame_encoder.image_shape == (2, 1, 3)
     with pytest.raises(ValueError, match="^image_shape: expected a product of x_dim = 3"):
-        pd.PartialAlignment(model, image_shape=[2, 1, 3], reads_mask=True)
+        dssm.PartialAlignment(model, image_shape=[2, 1, 3], reads_mask=True)
 
 
 @pytest.mark.parametrize("wrong", ["yes", 1, None])
-@pytest.mark.parametrize("cls", [pd.PartialAlignment, pd.Filtering])
+@pytest.mark.parametrize("cls", [dssm.PartialAlignment, dssm.Filtering])
 def test_bad_reads_mask(cls, wrong):
     with pytest.raises(ValueError, match="^reads_mask: expected True or False, got"):
         cls(zoo("DMM"), reads_mask=wrong)
-    for other in (pd.NoiseGuide(pd.DVBF(X), reads_mask=True), pd.KalmanGuide(pd.KVAE(X), reads_mask=True)):
+    for other in (dssm.NoiseGuide(dssm.DVBF(X), reads_mask=True), dssm.KalmanGuide(dssm.KVAE(X), reads_mask=True)):
         assert other.reads_mask is True
 
 
 @pytest.mark.parametrize("name", ["skip", "fusion", "kalman", "noise", "flow around noise", "encoder"])
 def test_files(name, tmp_path):
     model, guide = PAIRS[name]()
-    pd.save(tmp_path / "pair", model, guide)
-    loaded = pd.load(tmp_path / "pair")
+    dssm.save(tmp_path / "pair", model, guide)
+    loaded = dssm.load(tmp_path / "pair")
     assert loaded[1].reads_mask is True
-    data = pd.SequenceDataset(torch.randn(B, T, X), torch.rand(B, T) > 0.3)
-    found = [pd.evaluate(*pair, data).elbo.nats for pair in ((model, guide), loaded)]
+    data = dssm.SequenceDataset(torch.randn(B, T, X), torch.rand(B, T) > 0.3)
+    found = [dssm.evaluate(*pair, data).elbo.nats for pair in ((model, guide), loaded)]
     assert torch.equal(*found)
 
 
@@ -179,7 +179,7 @@ def test_files(name, tmp_path):
 
 
 def ones(lengths, steps, dim=2, mask=None):
-    return pd.Batch(torch.ones(len(lengths), steps, dim), torch.as_tensor(lengths), mask)
+    return dssm.Batch(torch.ones(len(lengths), steps, dim), torch.as_tensor(lengths), mask)
 
 
 def gaps_of(mask):
@@ -247,7 +247,7 @@ def test_seeds_and_repr():
         masks.append(one(ones([20] * 5, 20)).mask)
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
-    assert pd.RandomGaps is RandomGaps
+    assert dssm.RandomGaps is RandomGaps
 
 
 @pytest.mark.parametrize(
@@ -267,11 +267,11 @@ def test_bad_arguments(arguments, message):
         RandomGaps(**arguments)
 
 
-class Turning(pd.DSSM):
+class Turning(dssm.DSSM):
     """A state that turns, seen in noise: the model is known, so that only the guide is trained."""
 
     def __init__(self):
-        super().__init__(pd.Structure("markov", "none", "markov", "none"), 2, 2, initial="gaussian")
+        super().__init__(dssm.Structure("markov", "none", "markov", "none"), 2, 2, initial="gaussian")
         c, s = math.cos(0.5), math.sin(0.5)
         self.register_buffer("turn", torch.tensor([[c, -s], [s, c]]))
         self.requires_grad_(False)
@@ -290,10 +290,10 @@ def bound_with_gaps(make, data, *, gaps, epochs, lr, gap=slice(3, 6)):
     torch.manual_seed(1)
     model, guide = make()
     augment = RandomGaps(0.3, gap.stop - gap.start + 1) if gaps else None
-    pd.fit(model, guide, pd.SequenceDataset(train), epochs=epochs, lr=lr, augment=augment, progress=False)
+    dssm.fit(model, guide, dssm.SequenceDataset(train), epochs=epochs, lr=lr, augment=augment, progress=False)
     mask = torch.ones(test.shape[:2], dtype=torch.bool)
     mask[:, gap] = False
-    return pd.evaluate(model, guide, pd.SequenceDataset(test, mask), num_particles=8).elbo.nats_per_step
+    return dssm.evaluate(model, guide, dssm.SequenceDataset(test, mask), num_particles=8).elbo.nats_per_step
 
 
 def test_a_guide_that_is_trained_for_gaps_bridges_them():
@@ -301,7 +301,7 @@ def test_a_guide_that_is_trained_for_gaps_bridges_them():
     model = Turning()
     data, found = [model.sample(n, 8) for n in (60, 60)], []
     for reads_mask in (False, True):
-        guide = pd.PartialAlignment(model, rnn_dim=8, hidden_dim=16, reads_mask=reads_mask)
+        guide = dssm.PartialAlignment(model, rnn_dim=8, hidden_dim=16, reads_mask=reads_mask)
         found.append(bound_with_gaps(lambda guide=guide: (model, guide), data, gaps=True, epochs=25, lr=3e-2))
     assert found[1] < found[0] - 0.3
 
@@ -315,8 +315,8 @@ def test_the_mask_is_worth_reading():
     for reads_mask, gaps in ((False, False), (False, True), (True, True)):
 
         def make(reads_mask=reads_mask):
-            model = pd.DMM(2, 4, mlp_dims=(32,), emission="gaussian", emission_options={"scale": 0.1})
-            return model, pd.PartialAlignment(model, rnn_dim=16, hidden_dim=32, reads_mask=reads_mask)
+            model = dssm.DMM(2, 4, mlp_dims=(32,), emission="gaussian", emission_options={"scale": 0.1})
+            return model, dssm.PartialAlignment(model, rnn_dim=16, hidden_dim=32, reads_mask=reads_mask)
 
         found.append(bound_with_gaps(make, x.split(200), gaps=gaps, epochs=15, lr=5e-3, gap=slice(4, 10)))
     plain, gaps, told = found
@@ -328,11 +328,11 @@ def test_the_mask_is_worth_reading():
 def test_truncated_training_with_gaps():
     """The state that the future is handed over in has read the mask too."""
     model = zoo("RSSM")
-    guide = pd.PartialAlignment(model, reads_mask=True, **SIZES)
+    guide = dssm.PartialAlignment(model, reads_mask=True, **SIZES)
     batch = RandomGaps(0.4, 3)(ones([9, 4, 7], 9, X))
     check_hidden_values_change_nothing(model, guide, *batch[:3])
-    data = pd.SequenceDataset([torch.randn(n, X) for n in (9, 4, 7)])
-    history = pd.fit(model, guide, data, epochs=2, truncate=4, augment=RandomGaps(0.4, 3), progress=False)
+    data = dssm.SequenceDataset([torch.randn(n, X) for n in (9, 4, 7)])
+    history = dssm.fit(model, guide, data, epochs=2, truncate=4, augment=RandomGaps(0.4, 3), progress=False)
     assert len(history.epochs) == 2
 
 

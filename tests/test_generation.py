@@ -7,12 +7,12 @@ import pytest
 import torch
 from linear_gaussian import ExactGuide, LinearGaussian
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.models import generation
 from pyro_dssm.testing import random_batch
 
 B, T, D, Z, H = 3, 5, 2, 2, 4
-STRUCTURES = pd.Structure.all(chain=False)
+STRUCTURES = dssm.Structure.all(chain=False)
 LENGTHS = torch.tensor([5, 2, 4])
 
 
@@ -21,9 +21,9 @@ def name(structure):
 
 
 def make(structure="VRNN", guide="full", **options):
-    structure = pd.Structure.named(structure) if isinstance(structure, str) else structure
-    model = pd.DSSM(structure, D, Z, **{"rnn_dim": 4, "mlp_dims": (8,), "emission": "gaussian", **options})
-    return model, pd.GUIDES[guide](model, rnn_dim=4, hidden_dim=5)
+    structure = dssm.Structure.named(structure) if isinstance(structure, str) else structure
+    model = dssm.DSSM(structure, D, Z, **{"rnn_dim": 4, "mlp_dims": (8,), "emission": "gaussian", **options})
+    return model, dssm.GUIDES[guide](model, rnn_dim=4, hidden_dim=5)
 
 
 def seeded(do):
@@ -34,7 +34,7 @@ def seeded(do):
 @pytest.mark.sample(8)
 @pytest.mark.parametrize("structure", STRUCTURES, ids=name)
 def test_every_structure_generates(structure):
-    for shared in (False, True) if structure.x_from_z is structure.x_from_x is pd.Order.FULL else (False,):
+    for shared in (False, True) if structure.x_from_z is structure.x_from_x is dssm.Order.FULL else (False,):
         model, guide = make(structure, shared=shared)
         x = torch.randn(B, T, D)
         mask = torch.rand(B, T) > 0.3
@@ -49,7 +49,7 @@ def test_every_structure_generates(structure):
             assert not out.requires_grad
 
 
-@pytest.mark.parametrize("guide", pd.GUIDES)
+@pytest.mark.parametrize("guide", dssm.GUIDES)
 def test_every_guide_generates(guide):
     model, guide = make("SRNN", guide, control_dim=1, skip=True)
     controls = torch.randn(B, T + H, 1)
@@ -70,8 +70,8 @@ def test_binary_emissions_generate(emission):
 
 
 def test_without_latents():
-    model = pd.RNN(D, emission="gaussian")
-    guide = pd.NoLatents(model)
+    model = dssm.RNN(D, emission="gaussian")
+    guide = dssm.NoLatents(model)
     x = model.sample(B, T)
     assert model.forecast(guide, x, H, 3, lengths=LENGTHS).shape == (3, B, H, D)
     assert model.reconstruct(guide, x).shape == (B, T, D)
@@ -79,7 +79,7 @@ def test_without_latents():
 
 def test_flow_generates():
     model, guide = make("SRNN")
-    guide = pd.FlowGuide(guide, 2, 8, conditional=True)
+    guide = dssm.FlowGuide(guide, 2, 8, conditional=True)
     assert model.forecast(guide, torch.randn(B, T, D), H, 3, lengths=LENGTHS).shape == (3, B, H, D)
 
 
@@ -175,16 +175,16 @@ def test_forecast_continues_from_the_own_end(structure, monkeypatch):
 def test_forecast_with_controls_takes_those_after_the_own_end():
     """A model that copies its control into the frame shows which controls it was given."""
 
-    class Copying(pd.DSSM):
+    class Copying(dssm.DSSM):
         def __init__(self):
-            super().__init__(pd.Structure(), 1, 1, control_dim=1)
+            super().__init__(dssm.Structure(), 1, 1, control_dim=1)
             self.anything = torch.nn.Parameter(torch.zeros(()))
 
         def transition(self, z_past, x_past, u):
-            return pd.nn.normal(u, torch.full_like(u, 1e-9))
+            return dssm.nn.normal(u, torch.full_like(u, 1e-9))
 
         def emission(self, z, x_past):
-            return pd.nn.normal(z, torch.full_like(z, 1e-9))
+            return dssm.nn.normal(z, torch.full_like(z, 1e-9))
 
     model = Copying()
     controls = torch.arange(2 * (T + H), dtype=torch.float64).view(2, T + H, 1)
@@ -192,7 +192,7 @@ def test_forecast_with_controls_takes_those_after_the_own_end():
     # The control of a frame drives the next one.
     torch.testing.assert_close(drawn[:, 1:], controls[:, :-1], atol=1e-6, rtol=0)
     lengths = torch.tensor([T, 2])
-    guide = pd.PartialAlignment(model, rnn_dim=2)
+    guide = dssm.PartialAlignment(model, rnn_dim=2)
     ahead = model.forecast(guide, drawn[:, :T], H, 1, lengths=lengths, controls=controls)[0]
     for i, n in enumerate(lengths.tolist()):
         torch.testing.assert_close(ahead[i], controls[i, n - 1 : n - 1 + H], atol=1e-6, rtol=0)
@@ -238,19 +238,19 @@ def test_reconstruction_leaves_the_padding_at_zero():
 def test_hidden_frames_are_drawn_where_later_ones_depend_on_them():
     """With its last frame hidden, an autoregressive model's next frame still has the model's spread."""
 
-    class Copying(pd.DSSM):
+    class Copying(dssm.DSSM):
         def __init__(self):
-            super().__init__(pd.Structure(x_from_x="markov"), 1, 1)
+            super().__init__(dssm.Structure(x_from_x="markov"), 1, 1)
             self.anything = torch.nn.Parameter(torch.zeros(()))
 
         def transition(self, z_past, x_past, u):
-            return pd.nn.normal(torch.zeros_like(z_past), torch.ones_like(z_past))
+            return dssm.nn.normal(torch.zeros_like(z_past), torch.ones_like(z_past))
 
         def emission(self, z, x_past):
-            return pd.nn.normal(x_past + 1, torch.full_like(x_past, 1e-6))
+            return dssm.nn.normal(x_past + 1, torch.full_like(x_past, 1e-6))
 
     model = Copying()
-    guide = pd.PartialAlignment(model, rnn_dim=2)
+    guide = dssm.PartialAlignment(model, rnn_dim=2)
     x = torch.tensor([[[5.0], [math.nan], [math.nan]]])
     mask = torch.tensor([[True, False, False]])
     out = model.reconstruct(guide, x, mask=mask)
@@ -267,15 +267,15 @@ def test_random_batch_fits():
 
 @pytest.mark.parametrize("after", ["fit", "load"])
 def test_dropout_is_off(after, tmp_path):
-    model = pd.ArSSM(2, 2, emission="gaussian", dropout=0.5)
-    guide = pd.FullAlignment(model, dropout=0.5)
+    model = dssm.ArSSM(2, 2, emission="gaussian", dropout=0.5)
+    guide = dssm.FullAlignment(model, dropout=0.5)
     x = torch.randn(3, 6, 2)
     if after == "fit":
-        pd.fit(model, guide, pd.SequenceDataset(x), epochs=1, progress=False)
+        dssm.fit(model, guide, dssm.SequenceDataset(x), epochs=1, progress=False)
         assert model.training
     else:
-        pd.save(tmp_path / "pair", model, guide)
-        model, guide = pd.load(tmp_path / "pair")
+        dssm.save(tmp_path / "pair", model, guide)
+        model, guide = dssm.load(tmp_path / "pair")
         assert not model.training
 
     def everything():
@@ -311,7 +311,7 @@ def by_steps(model, guide, x, lengths=None, controls=None, num_samples=3):
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("structure", STRUCTURES[::4], ids=name)
 def test_reconstruction_at_once_is_that_of_the_loop(structure):
-    for shared in (False, True) if structure.x_from_z is structure.x_from_x is pd.Order.FULL else (False,):
+    for shared in (False, True) if structure.x_from_z is structure.x_from_x is dssm.Order.FULL else (False,):
         for skip, control_dim, lengths in ((False, 0, None), (True, 2, LENGTHS)):
             model, guide = make(structure, shared=shared, skip=skip, control_dim=control_dim)
             x, controls = torch.randn(B, T, D), torch.randn(B, T, 2) if control_dim else None
@@ -345,21 +345,21 @@ def test_many_paths_in_parts(at_once, teacher_forcing, monkeypatch):
 def test_reconstruction_by_an_emission_that_reads_no_latents(num_samples):
     """Then its law has no dimension of paths."""
 
-    class Blind(pd.DSSM):
+    class Blind(dssm.DSSM):
         def __init__(self):
-            super().__init__(pd.Structure(x_from_x="markov"), D, Z)
+            super().__init__(dssm.Structure(x_from_x="markov"), D, Z)
 
         def emission(self, z, x_past):
-            return pd.nn.normal(x_past + 1, torch.ones_like(x_past))
+            return dssm.nn.normal(x_past + 1, torch.ones_like(x_past))
 
     model = Blind()
-    guide = pd.PartialAlignment(model, rnn_dim=2)
+    guide = dssm.PartialAlignment(model, rnn_dim=2)
     x = torch.randn(B, T, D)
     expected = torch.cat([torch.ones(B, 1, D), x[:, :-1] + 1], 1)
     torch.testing.assert_close(model.reconstruct(guide, x, num_samples=num_samples), expected)
 
 
-WITHOUT_X = [s for s in STRUCTURES if s.z_from_x is s.x_from_x is pd.Order.NONE]
+WITHOUT_X = [s for s in STRUCTURES if s.z_from_x is s.x_from_x is dssm.Order.NONE]
 EMISSIONS = ["gaussian", "bernoulli", "itakura-saito", "gamma"]
 
 
@@ -432,8 +432,8 @@ def test_running_freely_reads_its_own_expected_frames(structure, options, emissi
 
 def test_running_freely_without_latents():
     """Then nothing of x comes through: every sequence has the same expected frames."""
-    model = pd.RNN(D, rnn_dim=4, emission="gamma")
-    out = model.reconstruct(pd.NoLatents(model), torch.randn(B, T, D).exp(), teacher_forcing=False)
+    model = dssm.RNN(D, rnn_dim=4, emission="gamma")
+    out = model.reconstruct(dssm.NoLatents(model), torch.randn(B, T, D).exp(), teacher_forcing=False)
     torch.testing.assert_close(out, out[:1].expand(B, T, D))
 
 

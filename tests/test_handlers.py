@@ -7,17 +7,17 @@ import torch
 from pyro import poutine
 from pyro.infer import Predictive
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 B, T, N = 2, 5, 4000
 GIVEN = 50.0
 
 
-class Linear(pd.DSSM):
+class Linear(dssm.DSSM):
     """z_t ~ N(a z_{t-1} + b x_{t-1}, 1), x_t ~ N(z_t + c x_{t-1}, 0.5²), with b and c where there are such edges."""
 
     def __init__(self, z_from_x="none", x_from_x="none", **options):
-        super().__init__(pd.Structure("markov", z_from_x, "markov", x_from_x), 1, 1, emission="gaussian", **options)
+        super().__init__(dssm.Structure("markov", z_from_x, "markov", x_from_x), 1, 1, emission="gaussian", **options)
         self.double()
 
     def transition(self, z_past, x_past, u):
@@ -30,8 +30,8 @@ class Linear(pd.DSSM):
 
     def variances(self, shown=None):
         """The variances of x_1, ..., x_T, from those of (z, x); where a frame is hidden, 0 is read in its place."""
-        b = -0.4 if self.structure.z_from_x is pd.Order.MARKOV else 0.0
-        c = 0.6 if self.structure.x_from_x is pd.Order.MARKOV else 0.0
+        b = -0.4 if self.structure.z_from_x is dssm.Order.MARKOV else 0.0
+        c = 0.6 if self.structure.x_from_x is dssm.Order.MARKOV else 0.0
         move = torch.tensor([[0.5, b], [0.5, b + c]], dtype=torch.float64)
         noise = torch.tensor([[1.0, 1.0], [1.0, 1.25]], dtype=torch.float64)
         cov, found = torch.zeros(2, 2, dtype=torch.float64), []
@@ -155,7 +155,7 @@ def test_posterior_predictive_of_a_pair():
     """Latents from the guide, frames drawn given them: in step form with edges from x, in both without."""
     for edges, sites in ((("none", "none"), "path"), (("none", "none"), "step"), (("markov", "markov"), "step")):
         model = Linear(*edges, sites=sites)
-        guide = pd.Filtering(model, rnn_dim=4, hidden_dim=4).double()
+        guide = dssm.Filtering(model, rnn_dim=4, hidden_dim=4).double()
         draws = Predictive(poutine.uncondition(model), guide=guide, num_samples=3, parallel=True)(x())
         frames = draws["x"] if sites == "path" else draws["x_1"]
         assert frames.shape[0] == 3

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 
 @pytest.mark.usefixtures("double")
@@ -13,13 +13,13 @@ import pyro_dssm as pd
 def test_entries_are_drawn_given_those_that_follow(structure):
     torch.manual_seed(0)
     options = {"emission": "autoregressive", "emission_options": {"conditioner_dim": 8}, "initial": "gaussian"}
-    model = pd.DSSM(pd.Structure.named(structure), 3, 1, rnn_dim=2, mlp_dims=(6,), **options)
+    model = dssm.DSSM(dssm.Structure.named(structure), 3, 1, rnn_dim=2, mlp_dims=(6,), **options)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3.0)
         model.emission_net.conditioner.out_direct.weight.normal_(0, 3)
     x, mask, count = torch.tensor([[[0.0, 0.0, 1.0]]]), torch.tensor([[[False, False, True]]]), 3000
-    draws = model.impute(pd.FullAlignment(model, rnn_dim=2), x, mask=mask, num_samples=count)[:, 0, 0]
+    draws = model.impute(dssm.FullAlignment(model, rnn_dim=2), x, mask=mask, num_samples=count)[:, 0, 0]
     patterns = torch.tensor(list(itertools.product((0.0, 1.0), repeat=2)))
     # The latent variable by quadrature, the hidden entries by enumeration.
     start = model.first_law(None)

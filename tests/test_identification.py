@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_gaussian import ExactGuide, LinearGaussian
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.evaluation.identification import (
     disentanglement,
     identification,
@@ -192,7 +192,7 @@ def test_disentanglement_on_other_sequences():
 def oracle():
     torch.manual_seed(0)
     model = LinearGaussian()
-    data = pd.SequenceDataset([model.sample(1, n)[0] for n in LENGTHS])
+    data = dssm.SequenceDataset([model.sample(1, n)[0] for n in LENGTHS])
     return model, ExactGuide(model), data
 
 
@@ -211,9 +211,9 @@ def test_latent_states_are_the_smoothed_means_in_order(double):
 
 
 def test_the_same_seed_gives_the_same_states_and_leaves_no_trace():
-    model = pd.DMM(2, 3, emission="gaussian", dropout=0.5)
-    guide = pd.PartialAlignment(model)
-    data = pd.SequenceDataset([torch.randn(n, 2) for n in LENGTHS])
+    model = dssm.DMM(2, 3, emission="gaussian", dropout=0.5)
+    guide = dssm.PartialAlignment(model)
+    data = dssm.SequenceDataset([torch.randn(n, 2) for n in LENGTHS])
     model.train()
     before = torch.get_rng_state()
     first, again, other = (torch.cat(latent_states(model, guide, data, seed=seed)) for seed in (1, 1, 2))
@@ -226,7 +226,7 @@ def test_the_same_seed_gives_the_same_states_and_leaves_no_trace():
 
 def test_system_identification_in_one_call(double):
     model, guide, data = oracle()
-    more = pd.SequenceDataset(model.sample(20, 6))
+    more = dssm.SequenceDataset(model.sample(20, 6))
     truth = [model.smoothed(x).detach() for x in more.sequences]
     test = [model.smoothed(x).detach() for x in data.sequences]
     found = system_identification(model, guide, (more, truth), (data, test), ["q", "v"], num_samples=200)
@@ -241,13 +241,13 @@ def test_system_identification_in_one_call(double):
 
 
 def test_data_that_do_not_fit_are_named():
-    model = pd.DMM(2, 3, emission="gaussian")
-    guide = pd.PartialAlignment(model)
+    model = dssm.DMM(2, 3, emission="gaussian")
+    guide = dssm.PartialAlignment(model)
     with pytest.raises(ValueError, match="data: expected frames of size 2"):
-        latent_states(model, guide, pd.SequenceDataset(torch.zeros(1, 3, 5)))
+        latent_states(model, guide, dssm.SequenceDataset(torch.zeros(1, 3, 5)))
     with pytest.raises(ValueError, match="data: expected a SequenceDataset"):
         latent_states(model, guide, torch.zeros(1, 3, 2))
     with pytest.raises(ValueError, match="guide: "):
-        latent_states(model, pd.PartialAlignment(pd.DMM(2, 3)), pd.SequenceDataset(torch.zeros(1, 3, 2)))
+        latent_states(model, dssm.PartialAlignment(dssm.DMM(2, 3)), dssm.SequenceDataset(torch.zeros(1, 3, 2)))
     with pytest.raises(ValueError, match="num_samples: "):
-        latent_states(model, guide, pd.SequenceDataset(torch.zeros(1, 3, 2)), num_samples=0)
+        latent_states(model, guide, dssm.SequenceDataset(torch.zeros(1, 3, 2)), num_samples=0)

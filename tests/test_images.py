@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine.runtime import _PYRO_STACK
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.emissions import BernoulliEmission, GaussianEmission, GreyBernoulli, hide
 from pyro_dssm.nn.images import ConvDecoder, ConvEncoder, frame_decoder, frame_encoder
 from pyro_dssm.saving.pairs import describe
@@ -160,7 +160,7 @@ EMISSIONS = [("bernoulli", {}), ("bernoulli", {"grey": True}), ("gaussian", {}),
 @pytest.mark.parametrize(("name", "more"), EMISSIONS)
 def test_they_start_at_the_mean_frame(name, more, options):
     """With no weight on the features, the mean of the law is the mean frame."""
-    emission = pd.emissions.EMISSIONS[name](4, D, (6,), **options, **more)
+    emission = dssm.emissions.EMISSIONS[name](4, D, (6,), **options, **more)
     mean = torch.linspace(0.1, 0.9, D)
     features = torch.randn(3, 4)
     before = {k: v.clone() for k, v in emission.state_dict().items()}
@@ -178,7 +178,7 @@ def test_names_of_parameters_are_those_of_older_checkpoints():
     names = ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert list(BernoulliEmission(4, 3, (6,)).state_dict()) == [f"logits.{n}" for n in names]
     assert list(GaussianEmission(4, 3, (6,)).state_dict()) == [f"parameters_of_x.{n}" for n in names]
-    guide = pd.PartialAlignment(pd.DMM(3, 2))
+    guide = dssm.PartialAlignment(dssm.DMM(3, 2))
     parts = {name.split(".")[0] for name in guide.state_dict()}
     assert parts == {"memory", "backward_rnn", "combiner"}
     assert guide.frame_dim == 3
@@ -219,8 +219,8 @@ def test_draws_of_grey_values_are_their_means():
 def test_grey_values_must_be_asked_for():
     x = torch.full((2, 3, D), 0.5)
     with pytest.raises(ValueError, match=r"x: expected values 0 and 1 .* got 0.5"):
-        pd.DMM(D, 2).observe(x)
-    model = pd.DMM(D, 2, emission_options={"grey": True})
+        dssm.DMM(D, 2).observe(x)
+    model = dssm.DMM(D, 2, emission_options={"grey": True})
     model.observe(x)
     for bad in (-0.1, 1.1):
         y = x.clone()
@@ -248,16 +248,16 @@ READS = {
 
 def make(model="ArSSM", guide="partial", encoder="both", *, image=True, **options):
     emission_options = {"image_shape": IMAGE, "channels": [3]} if image else {}
-    model = pd.ZOO[model](
+    model = dssm.ZOO[model](
         D, Z, rnn_dim=5, mlp_dims=(6,), emission="gaussian", emission_options=emission_options, **options
     )
     usual = {"rnn_dim": 5, "hidden_dim": 6, **ENCODERS.get(encoder, {})}
     if guide in READS:
-        guide = pd.GaussianGuide(model, **READS[guide], **usual)
+        guide = dssm.GaussianGuide(model, **READS[guide], **usual)
     elif guide.startswith("flow"):
-        guide = pd.FlowGuide(pd.FullAlignment(model, **usual), 2, 6, conditional=guide == "flow given x")
+        guide = dssm.FlowGuide(dssm.FullAlignment(model, **usual), 2, 6, conditional=guide == "flow given x")
     else:
-        guide = pd.GUIDES[guide](model, **usual)
+        guide = dssm.GUIDES[guide](model, **usual)
     # Initial states are zero by default, where a wrong one would not show.
     with torch.no_grad():
         for module in (model, guide):
@@ -271,7 +271,7 @@ def batch(**options):
     return torch.randn(B, T, D, **options), torch.tensor([5, 2, 4, 1])
 
 
-ALL = [*pd.GUIDES, *READS, "flow", "flow given x"]
+ALL = [*dssm.GUIDES, *READS, "flow", "flow given x"]
 
 
 @pytest.mark.sample(5)
@@ -292,8 +292,8 @@ def test_both_forms_of_sites_agree(name, guide, double):
 def test_an_encoder_is_the_guide_of_encoded_frames(guide, encoder, double):
     """A guide without an encoder, given what the encoder makes of the frames, has the same density."""
     model, coded = make("DMM", guide, encoder)
-    small = pd.DMM(coded.frame_dim, Z, emission="gaussian")
-    build = functools.partial(pd.GaussianGuide, **READS[guide]) if guide in READS else pd.GUIDES[guide]
+    small = dssm.DMM(coded.frame_dim, Z, emission="gaussian")
+    build = functools.partial(dssm.GaussianGuide, **READS[guide]) if guide in READS else dssm.GUIDES[guide]
     plain = build(small, rnn_dim=5, hidden_dim=6)
     state = {k: v for k, v in coded.state_dict().items() if not k.startswith("frame_encoder.")}
     plain.load_state_dict(state)
@@ -349,7 +349,7 @@ def test_what_a_guide_depends_on(encoder, double):
 
 def test_repr_and_factorisation_stay():
     for name in ("DMM", "VRNN", "ArSSM"):
-        for guide in pd.GUIDES:
+        for guide in dssm.GUIDES:
             plain, coded = make(name, guide, None)[1], make(name, guide)[1]
             assert repr(plain) == repr(coded)
             assert plain.frame_encoder is None
@@ -378,7 +378,7 @@ def test_chunks_add_up(name, guide, encoder, double, no_noise):
     """With "both", features are as many as pixels: a chunk that read these for those would not be refused."""
     model, guide = make(name, guide, encoder, control_dim=2)
     x, lengths = torch.randn(4, 9, D), torch.tensor([9, 4, 8, 1])
-    data = pd.Batch(x, lengths, torch.rand(4, 9, D) > 0.3, torch.randn(4, 9, 2))
+    data = dssm.Batch(x, lengths, torch.rand(4, 9, D) > 0.3, torch.randn(4, 9, 2))
 
     def loss(batch):
         with torch.no_grad():
@@ -387,17 +387,17 @@ def test_chunks_add_up(name, guide, encoder, double, no_noise):
 
     whole = loss(data)
     for length in (1, 4):
-        assert sum(loss(chunk) for chunk in pd.chunks(model, guide, data, length)) == pytest.approx(whole, abs=1e-8)
+        assert sum(loss(chunk) for chunk in dssm.chunks(model, guide, data, length)) == pytest.approx(whole, abs=1e-8)
 
 
 def test_what_is_carried_of_the_last_frame(double, no_noise):
     """Negative control: chunks whose first step knows of no frame before it do not add up."""
     model, guide = make("DMM", "last")
-    data = pd.Batch(torch.randn(2, 8, D), torch.tensor([8, 8]))
+    data = dssm.Batch(torch.randn(2, 8, D), torch.tensor([8, 8]))
 
     def losses(*, forget):
         found = []
-        for chunk in pd.chunks(model, guide, data, 4):
+        for chunk in dssm.chunks(model, guide, data, 4):
             if forget:
                 _PYRO_STACK[-1].carry.guide_first.frame = None
             with torch.no_grad():
@@ -417,8 +417,8 @@ def test_checkpoints(guide, tmp_path):
     model, guide = make("VRNN", guide)
     x, lengths = batch()
     z = torch.randn(B, T, Z)
-    pd.save(tmp_path / "pair.safetensors", model, guide)
-    again = pd.load(tmp_path / "pair.safetensors")
+    dssm.save(tmp_path / "pair.safetensors", model, guide)
+    again = dssm.load(tmp_path / "pair.safetensors")
     for one, other in zip((model, guide), again, strict=True):
         assert describe(one) == describe(other)
         assert list(one.state_dict()) == list(other.state_dict())
@@ -433,11 +433,11 @@ def test_checkpoints(guide, tmp_path):
 
 @pytest.mark.parametrize("grey", [False, True])
 def test_binary_and_grey_pairs(grey, tmp_path):
-    model = pd.SRNN(D, Z, emission_options={"image_shape": IMAGE, "grey": grey})
-    guide = pd.Filtering(model, image_shape=IMAGE, encoder_dims=(7,))
+    model = dssm.SRNN(D, Z, emission_options={"image_shape": IMAGE, "grey": grey})
+    guide = dssm.Filtering(model, image_shape=IMAGE, encoder_dims=(7,))
     x = torch.rand(2, 3, D) if grey else (torch.rand(2, 3, D) > 0.5).float()
-    pd.save(tmp_path / "pair.safetensors", model, guide)
-    model, guide = pd.load(tmp_path / "pair.safetensors")
+    dssm.save(tmp_path / "pair.safetensors", model, guide)
+    model, guide = dssm.load(tmp_path / "pair.safetensors")
     assert model.emission_net.grey is grey
     drawn = model.sample(2, 4)
     assert bool(((drawn == 0) | (drawn == 1)).all()) is not grey
@@ -459,12 +459,12 @@ def test_moving_blobs_are_learnt():
     x = spots(5.5 + 3 * centres).unflatten(0, (64, 8))
     train, test = x[:48], x[48:]
     image = {"image_shape": [1, 12, 12], "channels": [8, 16]}
-    model = pd.DMM(144, 3, mlp_dims=[32], emission="gaussian", emission_options={"scale": 0.1, **image})
-    guide = pd.PartialAlignment(model, encoder_dims=[32], rnn_dim=32, **image)
+    model = dssm.DMM(144, 3, mlp_dims=[32], emission="gaussian", emission_options={"scale": 0.1, **image})
+    guide = dssm.PartialAlignment(model, encoder_dims=[32], rnn_dim=32, **image)
     model.emission_net.init_bias(train.mean((0, 1)))
     baseline = (train.mean((0, 1)) - test).square().mean()
     assert (model.reconstruct(guide, test) - test).square().mean() > 0.8 * baseline
-    svi = SVI(model, guide, pd.ClippedNormAdam({"lr": 5e-3}), TraceMeanField_ELBO())
+    svi = SVI(model, guide, dssm.ClippedNormAdam({"lr": 5e-3}), TraceMeanField_ELBO())
     for _ in range(100):
         svi.step(train)
     error = (model.reconstruct(guide, test) - test).square().mean()
@@ -497,8 +497,8 @@ def test_wrong_shape_of_an_image(key):
         lambda: BernoulliEmission(4, D, image_shape=shape),
         lambda: GaussianEmission(4, D, image_shape=shape),
         lambda: GaussianEmission(4, D, image_shape=shape, scale=0.1),
-        lambda: pd.DMM(D, 2, emission_options={"image_shape": shape}),
-        lambda: pd.PartialAlignment(pd.DMM(D, 2), image_shape=shape),
+        lambda: dssm.DMM(D, 2, emission_options={"image_shape": shape}),
+        lambda: dssm.PartialAlignment(dssm.DMM(D, 2), image_shape=shape),
     ]
     if key != "product":
         builders += [lambda: ConvEncoder(shape), lambda: ConvDecoder(4, shape)]
@@ -513,7 +513,7 @@ def test_wrong_channels(channels):
         lambda: frame_encoder(D, (), IMAGE, channels),
         lambda: frame_decoder(4, D, (), IMAGE, channels),
         lambda: BernoulliEmission(4, D, image_shape=IMAGE, channels=channels),
-        lambda: pd.PartialAlignment(pd.DMM(D, 2), image_shape=IMAGE, channels=channels),
+        lambda: dssm.PartialAlignment(dssm.DMM(D, 2), image_shape=IMAGE, channels=channels),
     ):
         with pytest.raises(ValueError, match="^channels: expected at least one positive integer, got"):
             build()
@@ -526,7 +526,7 @@ def test_wrong_widths(shape, widths):
         with pytest.raises(ValueError, match="^hidden_dims: expected positive integers, got"):
             build()
     with pytest.raises(ValueError, match="^encoder_dims: expected positive integers, got"):
-        pd.PartialAlignment(pd.DMM(D, 2), encoder_dims=widths, image_shape=shape)
+        dssm.PartialAlignment(dssm.DMM(D, 2), encoder_dims=widths, image_shape=shape)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, "4", None])
@@ -541,15 +541,15 @@ def test_wrong_sizes(size):
 
 def test_wrong_grey():
     with pytest.raises(ValueError, match="^grey: expected True or False, got 'yes'"):
-        pd.DMM(D, 2, emission_options={"grey": "yes"})
+        dssm.DMM(D, 2, emission_options={"grey": "yes"})
     with pytest.raises(ValueError, match="^emission_options: 'autoregressive' does not take"):
-        pd.DMM(D, 2, emission="autoregressive", emission_options={"image_shape": IMAGE})
+        dssm.DMM(D, 2, emission="autoregressive", emission_options={"image_shape": IMAGE})
 
 
 def test_a_guide_without_frames_of_its_own_has_nothing_to_encode():
-    model = pd.DSSM(pd.Structure("none", "none", "markov", "full"), D, 2, emission="gaussian")
-    assert pd.FullAlignment(model).frame_encoder is None
+    model = dssm.DSSM(dssm.Structure("none", "none", "markov", "full"), D, 2, emission="gaussian")
+    assert dssm.FullAlignment(model).frame_encoder is None
     with pytest.raises(ValueError, match="^encoder_dims: expected none, since this guide reads no frames"):
-        pd.FullAlignment(model, encoder_dims=[4])
+        dssm.FullAlignment(model, encoder_dims=[4])
     with pytest.raises(ValueError, match="^image_shape: expected none, since this guide reads no frames"):
-        pd.FullAlignment(model, image_shape=IMAGE)
+        dssm.FullAlignment(model, image_shape=IMAGE)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from linear_gaussian import ExactGuide, LinearGaussian
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.synthetic import oscillator, splits
 
 
@@ -44,10 +44,10 @@ def test_exact_guide_imputes_the_conditional_mean(double, entries):
 def test_a_gap_is_filled_much_better_than_by_the_mean():
     """By a few rounds, whether or not all sequences have converged."""
     data = splits(oscillator(120, 50, seed=0))
-    model = pd.RSSM(2, 4, emission="gaussian", rnn_dim=32, mlp_dims=(32,))
-    guide = pd.PartialAlignment(model, rnn_dim=32, hidden_dim=32)
+    model = dssm.RSSM(2, 4, emission="gaussian", rnn_dim=32, mlp_dims=(32,))
+    guide = dssm.PartialAlignment(model, rnn_dim=32, hidden_dim=32)
     options = {"lr": 1e-2, "lr_schedule": "one-cycle", "averaging": 0.95, "progress": False}
-    pd.fit(model, guide, data.train, data.valid, epochs=40, **options)
+    dssm.fit(model, guide, data.train, data.valid, epochs=40, **options)
     x = torch.stack(data.test.sequences)
     gap = slice(15, 23)
     mask = torch.ones(x.shape[:2], dtype=torch.bool)
@@ -62,8 +62,8 @@ def test_a_gap_is_filled_much_better_than_by_the_mean():
 
 
 def test_nothing_hidden_is_one_round():
-    model = pd.DMM(3, 2, emission="gaussian")
-    guide = pd.PartialAlignment(model)
+    model = dssm.DMM(3, 2, emission="gaussian")
+    guide = dssm.PartialAlignment(model)
     x = torch.randn(2, 5, 3)
     results = []
     for mask in (None, torch.ones(2, 5, dtype=torch.bool)):
@@ -73,8 +73,8 @@ def test_nothing_hidden_is_one_round():
 
 
 def test_draws_are_no_view_of_the_data():
-    model = pd.DMM(3, 2, emission="gaussian")
+    model = dssm.DMM(3, 2, emission="gaussian")
     x = torch.randn(2, 5, 3)
     before = x.clone()
-    model.impute(pd.PartialAlignment(model), x, num_samples=2).zero_()
+    model.impute(dssm.PartialAlignment(model), x, num_samples=2).zero_()
     assert torch.equal(x, before)

@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm import testing
 from pyro_dssm.data.sequences import Batch
 from pyro_dssm.evaluation.likelihood import log_weights
@@ -17,13 +17,13 @@ from pyro_dssm.nn.layers import normal
 
 X, Z, B, T = 2, 4, 4, 5
 LENGTHS = torch.tensor([5, 2, 4, 1])
-GUIDES = {"partial": pd.PartialAlignment, "full": pd.FullAlignment}
-NAMES = [name for name in pd.ZOO if name != "RNN"]
+GUIDES = {"partial": dssm.PartialAlignment, "full": dssm.FullAlignment}
+NAMES = [name for name in dssm.ZOO if name != "RNN"]
 
 
 def build(name, guide, initial, **options):
     usual = {"rnn_dim": 5, "mlp_dims": (6,), "emission": "gaussian"}
-    model = pd.ZOO[name](X, Z, initial=initial, **{**usual, **options})
+    model = dssm.ZOO[name](X, Z, initial=initial, **{**usual, **options})
     guide = GUIDES[guide](model, rnn_dim=5, hidden_dim=6)
     with torch.no_grad():
         for p in (*model.parameters(), *guide.parameters()):
@@ -71,7 +71,7 @@ def test_padding_and_batch_change_nothing(name, initial):
 @pytest.mark.parametrize("name", ["DMM", "FHMM", "DMMAug", "SRNN"])
 def test_state_dicts_keep_their_names(name):
     """Unread starts are buffers: a checkpoint from before them still loads."""
-    cls = pd.ZOO[name]
+    cls = dssm.ZOO[name]
     names = [set(cls(X, Z, initial=initial).state_dict()) for initial in ("transition", "gaussian")]
     assert names[0] < names[1]
     assert not {n for n in names[1] - names[0] if not n.startswith("initial_net")}
@@ -134,7 +134,7 @@ def test_chunks_add_up(name, guide, initial):
     whole = TraceMeanField_ELBO().loss(model, guide, *batch[:3])
     for length in (2, 3):
         total, zetas = 0.0, []
-        for chunk in pd.chunks(model, guide, batch, length):
+        for chunk in dssm.chunks(model, guide, batch, length):
             sites = poutine.trace(guide).get_trace(*chunk[:3]).nodes
             zetas.append("zeta" in sites)
             total += TraceMeanField_ELBO().loss(model, guide, *chunk[:3])
@@ -144,8 +144,8 @@ def test_chunks_add_up(name, guide, initial):
 
 def test_truncated_training():
     model, guide = build("DMM", "partial", "hierarchical")
-    data = pd.SequenceDataset([torch.randn(n, X) for n in (12, 7, 9)])
-    history = pd.fit(model, guide, data, data, epochs=3, truncate=5, lr=1e-2, progress=False)
+    data = dssm.SequenceDataset([torch.randn(n, X) for n in (12, 7, 9)])
+    history = dssm.fit(model, guide, data, data, epochs=3, truncate=5, lr=1e-2, progress=False)
     assert history["valid"][-1] < history["valid"][0]
 
 
@@ -165,11 +165,11 @@ class AffineStart(nn.Module):
         return normal(loc, self.s.expand(loc.shape))
 
 
-class LinearChain(pd.DSSM):
+class LinearChain(dssm.DSSM):
     """z_t = A z_{t-1} + noise, x_t = C z_t + noise, from a hierarchical start; its evidence by a dense Gaussian."""
 
     def __init__(self, zeta_dim=3):
-        super().__init__(pd.Structure("markov", "none", "markov", "none"), 2, 2, initial="hierarchical")
+        super().__init__(dssm.Structure("markov", "none", "markov", "none"), 2, 2, initial="hierarchical")
         self.initial_net = AffineStart(2, zeta_dim)
         self.A, self.C = nn.Parameter(0.5 * torch.randn(2, 2)), nn.Parameter(torch.randn(2, 2))
 
@@ -209,7 +209,7 @@ def test_hierarchical_bound_by_importance_sampling(sites):
     """The average weight is the evidence of the Gaussian that z_1 is with zeta integrated out (4 standard errors)."""
     torch.manual_seed(2)
     model = LinearChain()
-    guide = pd.PartialAlignment(model, rnn_dim=4, hidden_dim=4)
+    guide = dssm.PartialAlignment(model, rnn_dim=4, hidden_dim=4)
     # Laws that are wide enough.
     for head in (guide.zeta_net[1].linear, guide.combiner.head.linear):
         head.weight.mul_(0.1)
@@ -255,21 +255,21 @@ def test_laws():
     with pytest.raises(ValueError, match="^zeta_dim: expected a positive integer"):
         HierarchicalInitial(3, zeta_dim=0)
     with pytest.raises(ValueError, match="^initial: expected 'transition', 'gaussian' or 'hierarchical', got 'normal'"):
-        pd.DMM(X, Z, initial="normal")
+        dssm.DMM(X, Z, initial="normal")
 
 
 def test_own_law():
     """A subclass may return any law; one of a wrong event shape is refused."""
 
-    class Own(pd.DMM):
+    class Own(dssm.DMM):
         def initial(self, zeta):
             return torch.distributions.Independent(torch.distributions.StudentT(torch.full((Z,), 3.0)), 1)
 
     model = Own(X, Z, emission="gaussian").double()
-    guide = pd.PartialAlignment(model).double()
+    guide = dssm.PartialAlignment(model).double()
     testing.check_sites_agree(model, guide, torch.randn(B, T, X, dtype=torch.float64), LENGTHS, elbos=())
 
-    class Wrong(pd.DMM):
+    class Wrong(dssm.DMM):
         def initial(self, zeta):
             return torch.distributions.Normal(torch.zeros(Z), 1.0)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.testing import (
     FORMS,
     check_batch_changes_nothing,
@@ -20,8 +20,8 @@ from pyro_dssm.testing import (
 pytestmark = pytest.mark.usefixtures("double")
 
 D, Z = 2, 2
-STRUCTURES = pd.Structure.all(chain=False)
-GUIDES = (*pd.GUIDES, "flow", "conditional flow")
+STRUCTURES = dssm.Structure.all(chain=False)
+GUIDES = (*dssm.GUIDES, "flow", "conditional flow")
 POWER = ("itakura-saito", "gamma", "log-normal", "power-gaussian")
 FILLS = st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -7.5])
 bounded = settings(max_examples=50, derandomize=True, deadline=None)
@@ -34,24 +34,24 @@ def pairs(draw, emissions=("gaussian", "bernoulli", "autoregressive", *POWER), m
     seed = draw(st.integers(0, 2**20))
     emission = draw(st.sampled_from(emissions))
     name = draw(st.sampled_from(GUIDES))
-    can_share = structure.x_from_z is structure.x_from_x is pd.Order.FULL
+    can_share = structure.x_from_z is structure.x_from_x is dssm.Order.FULL
     options = {
         "shared": can_share and draw(st.booleans()),
         "skip": draw(st.booleans()),
         "control_dim": draw(st.sampled_from([0, 1])),
         "rnn": draw(st.sampled_from(["gru", "lstm", "rnn"])),
     }
-    offered = {pd.Order.NONE: False, pd.Order.MARKOV: True, pd.Order.FULL: options["skip"]}[structure.x_from_x]
+    offered = {dssm.Order.NONE: False, dssm.Order.MARKOV: True, dssm.Order.FULL: options["skip"]}[structure.x_from_x]
     if emission in POWER and offered:
         options["emission_options"] = {"residual": draw(st.booleans())}
     lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     kind = draw(st.sampled_from(masks))
 
     torch.manual_seed(seed)
-    model = pd.DSSM(structure, D, Z, rnn_dim=4, mlp_dims=(5,), emission=emission, **options)
-    guide = pd.GUIDES.get(name, pd.FullAlignment)(model, rnn_dim=4, hidden_dim=5, skip=draw(st.booleans()))
+    model = dssm.DSSM(structure, D, Z, rnn_dim=4, mlp_dims=(5,), emission=emission, **options)
+    guide = dssm.GUIDES.get(name, dssm.FullAlignment)(model, rnn_dim=4, hidden_dim=5, skip=draw(st.booleans()))
     if "flow" in name:
-        guide = pd.FlowGuide(guide, 2, 4, conditional="conditional" in name)
+        guide = dssm.FlowGuide(guide, 2, 4, conditional="conditional" in name)
     with torch.no_grad():
         for p in (*model.parameters(), *guide.parameters()):
             p.add_(0.1 * torch.randn_like(p))
@@ -106,8 +106,8 @@ def test_draws_of_a_guide(pair, fill):
 @pytest.mark.parametrize("mask", ["frames", "entries"])
 def test_everything_hidden_leaves_the_prior(form, mask):
     """With nothing observed, only the latents have a density; and every gradient is finite."""
-    model = pd.DSSM(pd.Structure.named("VRNN"), D, Z, emission="gaussian", rnn_dim=4, mlp_dims=(4,))
-    guide = pd.FullAlignment(model, rnn_dim=4, hidden_dim=4)
+    model = dssm.DSSM(dssm.Structure.named("VRNN"), D, Z, emission="gaussian", rnn_dim=4, mlp_dims=(4,))
+    guide = dssm.FullAlignment(model, rnn_dim=4, hidden_dim=4)
     x = torch.full((2, 3, D), math.nan)
     hidden = torch.zeros((2, 3) if mask == "frames" else (2, 3, D), dtype=torch.bool)
     z = torch.randn(2, 3, Z)
@@ -123,7 +123,7 @@ def test_everything_hidden_leaves_the_prior(form, mask):
 # Negative controls: checks that cannot fail show nothing.
 
 
-class Peeking(pd.PartialAlignment):
+class Peeking(dssm.PartialAlignment):
     """Reads the mean over the whole batch, padding and hidden values included."""
 
     def encode(self, context):
@@ -138,17 +138,17 @@ class Peeking(pd.PartialAlignment):
     ],
 )
 def test_a_peeking_guide_is_found(check, message):
-    model = pd.DMM(D, Z, emission="gaussian")
+    model = dssm.DMM(D, Z, emission="gaussian")
     guide = Peeking(model)
     with pytest.raises(AssertionError, match=message):
         check(model, guide, torch.randn(3, 4, D), torch.tensor([4, 2, 3]))
 
 
 def test_a_model_that_sees_hidden_values_is_found():
-    class Leaky(pd.DMM):
+    class Leaky(dssm.DMM):
         def observe(self, x, lengths=None, mask=None, controls=None):
             return super().observe(x, lengths, None, controls)
 
     model = Leaky(D, Z, emission="gaussian")
     with pytest.raises(AssertionError, match="With hidden values of 3.0: the bound differs"):
-        check_hidden_values_change_nothing(model, pd.PartialAlignment(model), torch.randn(3, 4, D), fill=3.0)
+        check_hidden_values_change_nothing(model, dssm.PartialAlignment(model), torch.randn(3, 4, D), fill=3.0)

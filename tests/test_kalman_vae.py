@@ -16,7 +16,7 @@ from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm import testing
 from pyro_dssm.data.sequences import Batch
 from pyro_dssm.evaluation.likelihood import log_weights
@@ -29,14 +29,14 @@ from pyro_dssm.testing import PairContract, run_as
 
 X, N, D, U, T = 4, 3, 2, 1, 5
 LENGTHS = torch.tensor([5, 2, 4])
-MODELS = {"ekvae": pd.EKVAE, "kvae": pd.KVAE}
+MODELS = {"ekvae": dssm.EKVAE, "kvae": dssm.KVAE}
 KINDS = ("smoothing", "filtering")
 double = pytest.mark.usefixtures("double")
 
 
 def build(name="ekvae", kind="smoothing", *, guide_options=None, **options):
     model = MODELS[name](X, N, D, **{"mlp_dims": (6,), "noise": 0.1, "emission_options": {"scale": 0.7}, **options})
-    guide = pd.KalmanGuide(model, kind=kind, **{"encoder_dims": (6,), **(guide_options or {})})
+    guide = dssm.KalmanGuide(model, kind=kind, **{"encoder_dims": (6,), **(guide_options or {})})
     with torch.no_grad():
         for p in (*model.parameters(), *guide.parameters()):
             p.add_(0.1 * torch.randn_like(p))
@@ -87,7 +87,7 @@ class AffineStart(nn.Module):
         return normal(zeta @ self.L.T + self.l, self.s.expand(zeta.shape))
 
 
-class LinearEKVAE(pd.EKVAE):
+class LinearEKVAE(dssm.EKVAE):
     """An EKVAE of which everything is a Gaussian."""
 
     def __init__(self, x_dim=D, state_dim=N, code_dim=D, *, scale=0.5, **options):
@@ -98,7 +98,7 @@ class LinearEKVAE(pd.EKVAE):
             self.initial_net = AffineStart(state_dim)
 
 
-class LinearGuide(pd.KalmanGuide):
+class LinearGuide(dssm.KalmanGuide):
     """q(a|x) = N(W^-1 (x - c), cov), by default that of p(x|a) alone; `widen` makes its scales larger."""
 
     def __init__(self, model, *, kind="smoothing", widen=1.0):
@@ -425,7 +425,7 @@ class Bent(Dynamics):
         return z + (2 * z).sin(), (1 + 2 * (2 * z).cos()).unsqueeze(-1)
 
 
-class Curved(pd.EKVAE):
+class Curved(dssm.EKVAE):
     def __init__(self, *, tangent=False, bound="joint"):
         super().__init__(1, 1, 1, mlp_dims=(), noise=0.3, bound=bound)
         self.dynamics = Bent(tangent=tangent)
@@ -486,8 +486,8 @@ def test_collapsed_bound_is_never_evaluated():
     joint.load_state_dict(model.state_dict())
     of_joint.load_state_dict(guide.state_dict())
     batch = data(model, padded=True)
-    sequences = pd.SequenceDataset([x[:n] for x, n in zip(batch.x, LENGTHS, strict=True)])
-    scores = [pd.evaluate(m, g, sequences, num_particles=50) for m, g in ((model, guide), (joint, of_joint))]
+    sequences = dssm.SequenceDataset([x[:n] for x, n in zip(batch.x, LENGTHS, strict=True)])
+    scores = [dssm.evaluate(m, g, sequences, num_particles=50) for m, g in ((model, guide), (joint, of_joint))]
     assert torch.equal(scores[0].iwae.nats, scores[1].iwae.nats)
     assert model.training
     # In training they differ: at one seed the codes are the same, and the states no part of the weights.
@@ -888,14 +888,14 @@ def test_collapsed_chunks_add_up(name):
     for length in (1, 2, 3, 7):
         parts = [
             Trace_ELBO().loss(model, guide, *chunk[:3], controls=chunk.controls)
-            for chunk in pd.chunks(model, guide, batch, length)
+            for chunk in dssm.chunks(model, guide, batch, length)
         ]
         assert sum(parts) == pytest.approx(whole, abs=1e-8)
     afresh = [
         Trace_ELBO().loss(model, guide, batch.x[:1, i : i + 2], controls=batch.controls[:1, i : i + 2]) for i in (0, 2)
     ]
     one = Batch(batch.x[:1, :4], torch.tensor([4]), None, batch.controls[:1, :4])
-    carried = [Trace_ELBO().loss(model, guide, *c[:3], controls=c.controls) for c in pd.chunks(model, guide, one, 2)]
+    carried = [Trace_ELBO().loss(model, guide, *c[:3], controls=c.controls) for c in dssm.chunks(model, guide, one, 2)]
     assert carried[0] == pytest.approx(afresh[0], abs=1e-8)
     assert abs(carried[1] - afresh[1]) > 1e-3, "negative control: a chunk that starts afresh is another"
 
@@ -906,7 +906,7 @@ def test_joint_chunks_start_from_the_last_state():
     model, guide = linear(control_dim=U)
     batch = data(model, control=True)
     last = None
-    for i, chunk in enumerate(pd.chunks(model, guide, batch, 2)):
+    for i, chunk in enumerate(dssm.chunks(model, guide, batch, 2)):
         trace = poutine.trace(guide).get_trace(*chunk[:3], controls=chunk.controls)
         of_model = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*chunk[:3], controls=chunk.controls)
         trace.compute_log_prob()
@@ -940,13 +940,13 @@ def test_joint_chunks_start_from_the_last_state():
 def test_truncated_training(name, bound, initial):
     model, guide = build(name, bound=bound, initial=initial, control_dim=U)
     batch = data(model, control=True, batch=3, steps=12)._replace(lengths=torch.tensor([12, 4, 9]))
-    sequences = pd.SequenceDataset([x[:n] for x, n in zip(batch.x, batch.lengths, strict=True)])
-    sequences = pd.SequenceDataset(
+    sequences = dssm.SequenceDataset([x[:n] for x, n in zip(batch.x, batch.lengths, strict=True)])
+    sequences = dssm.SequenceDataset(
         sequences.sequences, controls=[u[:n] for u, n in zip(batch.controls, batch.lengths, strict=True)]
     )
     programs = (model, guide)
     before = {(i, n): p.detach().clone() for i, m in enumerate(programs) for n, p in m.named_parameters()}
-    history = pd.fit(model, guide, sequences, sequences, epochs=3, batch_size=3, truncate=5, lr=1e-2, progress=False)
+    history = dssm.fit(model, guide, sequences, sequences, epochs=3, batch_size=3, truncate=5, lr=1e-2, progress=False)
     assert history["valid"][-1] < history["valid"][0]
     after = {(i, n): p.detach() for i, m in enumerate(programs) for n, p in m.named_parameters()}
     assert [k for k in before if torch.equal(before[k], after[k])] == []
@@ -1027,8 +1027,8 @@ class TestContract(PairContract):
         args, kwargs = self._arguments()
         model, guide, x, lengths, _ = args
         batch, bounds = Batch(x, lengths, None, kwargs["controls"]), []
-        pd.save(tmp_path / "pair.pt", model, guide)
-        for m, g in ((model, guide), copy.deepcopy((model, guide)), pd.load(tmp_path / "pair.pt")[:2]):
+        dssm.save(tmp_path / "pair.pt", model, guide)
+        for m, g in ((model, guide), copy.deepcopy((model, guide)), dssm.load(tmp_path / "pair.pt")[:2]):
             m.double().train(), g.double().train()
             torch.manual_seed(0)
             with torch.no_grad():
@@ -1044,13 +1044,13 @@ def test_svi_learns():
     for name, bound in (("ekvae", "joint"), ("kvae", "collapsed")):
         torch.manual_seed(0)
         model = MODELS[name](2, N, D, mlp_dims=(16,), bound=bound)
-        guide = pd.KalmanGuide(model, encoder_dims=(16,))
-        sequences = pd.SequenceDataset(x)
-        before = pd.evaluate(model, guide, sequences).elbo.nats_per_step
-        svi = SVI(model, guide, pd.ClippedNormAdam({"lr": 1e-2}), Trace_ELBO())
+        guide = dssm.KalmanGuide(model, encoder_dims=(16,))
+        sequences = dssm.SequenceDataset(x)
+        before = dssm.evaluate(model, guide, sequences).elbo.nats_per_step
+        svi = SVI(model, guide, dssm.ClippedNormAdam({"lr": 1e-2}), Trace_ELBO())
         for _ in range(30):
             svi.step(x)
-        assert pd.evaluate(model, guide, sequences).elbo.nats_per_step < 0.5 * before
+        assert dssm.evaluate(model, guide, sequences).elbo.nats_per_step < 0.5 * before
 
 
 # What is refused.
@@ -1082,7 +1082,7 @@ def test_svi_learns():
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match="^" + message):
-        pd.EKVAE(X, **options)
+        dssm.EKVAE(X, **options)
 
 
 @pytest.mark.parametrize(
@@ -1095,20 +1095,20 @@ def test_bad_options(options, message):
 )
 def test_bad_options_of_a_kvae(options, message):
     with pytest.raises(ValueError, match="^" + message):
-        pd.KVAE(X, **options)
+        dssm.KVAE(X, **options)
 
 
 def test_bad_guides():
-    model = pd.EKVAE(X)
-    for wrong in (pd.DMM(X, 2), None):
+    model = dssm.EKVAE(X)
+    for wrong in (dssm.DMM(X, 2), None):
         with pytest.raises(ValueError, match="^model: expected an EKVAE or a KVAE"):
-            pd.KalmanGuide(wrong)
+            dssm.KalmanGuide(wrong)
     with pytest.raises(ValueError, match="^kind: expected 'smoothing' or 'filtering'"):
-        pd.KalmanGuide(model, kind="fixed-lag")
+        dssm.KalmanGuide(model, kind="fixed-lag")
     with pytest.raises(ValueError, match="^encoder_dims: expected"):
-        pd.KalmanGuide(model, encoder_dims=(0,))
+        dssm.KalmanGuide(model, encoder_dims=(0,))
     with pytest.raises(ValueError, match="^image_shape: expected"):
-        pd.KalmanGuide(model, image_shape=(1, 3, 3))
+        dssm.KalmanGuide(model, image_shape=(1, 3, 3))
 
 
 def test_step_sites_and_whole_gaps():
@@ -1122,7 +1122,7 @@ def test_step_sites_and_whole_gaps():
 
 
 def test_collapsed_program_cannot_be_drawn_from():
-    model = pd.EKVAE(X, bound="collapsed")
+    model = dssm.EKVAE(X, bound="collapsed")
     with pytest.raises(NotImplementedError, match="^bound: the collapsed program can only be scored"):
         model(torch.zeros(2, 3, X))
     model.eval()
@@ -1130,19 +1130,19 @@ def test_collapsed_program_cannot_be_drawn_from():
 
 
 def test_a_step_that_is_no_diagonal_gaussian_is_refused():
-    class Heavy(pd.KalmanGuide):
+    class Heavy(dssm.KalmanGuide):
         def step(self, past, context):
             fn = super().step(past, context).base_dist
             return torch.distributions.Independent(torch.distributions.Laplace(fn.loc, fn.scale), 1)
 
-    class Wide(pd.KalmanGuide):
+    class Wide(dssm.KalmanGuide):
         def step(self, past, context):
             return super().step(past, context).base_dist
 
-    model = pd.EKVAE(x_dim=4, state_dim=3, code_dim=2)
+    model = dssm.EKVAE(x_dim=4, state_dim=3, code_dim=2)
     with pytest.raises(ValueError, match="^step: expected to return a diagonal Gaussian, got Independent"):
         Heavy(model)(torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match="^step: expected to return a distribution of event shape"):
         Wide(model)(torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match="^guide: expected one with a law of each step, got a KalmanGuide"):
-        pd.FlowGuide(pd.KalmanGuide(model))
+        dssm.FlowGuide(dssm.KalmanGuide(model))

@@ -18,7 +18,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from stopping import RaiseAt, Stop
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm._utils.interrupts import uninterrupted
 from pyro_dssm.saving.pairs import read_tensors
 
@@ -28,7 +28,7 @@ EPOCHS = 2
 def waves(count=6, seed=0):
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 7, (count,), generator=g).tolist()
-    return pd.SequenceDataset([torch.randn(n, 2, generator=g).cumsum(0) for n in lengths])
+    return dssm.SequenceDataset([torch.randn(n, 2, generator=g).cumsum(0) for n in lengths])
 
 
 class Counted(nn.Module):
@@ -44,9 +44,9 @@ class Counted(nn.Module):
         return x
 
 
-def pair(seed=0, guide=pd.PartialAlignment):
+def pair(seed=0, guide=dssm.PartialAlignment):
     torch.manual_seed(seed)
-    model = pd.ArSSM(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian", dropout=0.1)
+    model = dssm.ArSSM(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian", dropout=0.1)
     return model, guide(model, rnn_dim=4, hidden_dim=6)
 
 
@@ -63,7 +63,7 @@ def same(a, b):
 
 def fit(programs, valid=True, **options):
     usual = {"epochs": EPOCHS, "batch_size": 3, "lr": 5e-2, "progress": False, "augment": RaiseAt()}
-    return pd.fit(*programs, waves(), waves(3, seed=1) if valid else None, **{**usual, **options})
+    return dssm.fit(*programs, waves(), waves(3, seed=1) if valid else None, **{**usual, **options})
 
 
 def without_seconds(history):
@@ -73,7 +73,7 @@ def without_seconds(history):
 def check_folder(folder, programs, before):
     """The folder holds what is in place to the bit, or nothing as long as that is what it began with."""
     if (folder / "best.safetensors").exists():
-        assert same(state(*pd.load(folder / "best.safetensors")), state(*programs))
+        assert same(state(*dssm.load(folder / "best.safetensors")), state(*programs))
         assert not same(state(*programs), before)
     else:
         assert same(state(*programs), before)
@@ -218,7 +218,7 @@ def test_interrupted(moment, error, valid, averaging, tmp_path, monkeypatch):
     expected, records_of_all = whole_run(valid, averaging)
     programs = pair()
     before = state(*programs)
-    options = {"averaging": averaging, "checkpoint": tmp_path, "optimizer": pd.ClippedNormAdam({"lr": 5e-2})}
+    options = {"averaging": averaging, "checkpoint": tmp_path, "optimizer": dssm.ClippedNormAdam({"lr": 5e-2})}
     with monkeypatch.context() as patch, pytest.raises(type(error)) as caught:
         fit(programs, valid, **options, **MOMENTS[moment](error, patch))
     check_folder(tmp_path, programs, before)
@@ -254,7 +254,7 @@ def check_any_moment(folder, valid, averaging, moments, seed=0):
     options = {"averaging": averaging, "epochs": 2}
 
     def optimizer():
-        return pyro.optim.Adam({"lr": 5e-2}) if seed % 2 else pd.ClippedNormAdam({"lr": 5e-2})
+        return pyro.optim.Adam({"lr": 5e-2}) if seed % 2 else dssm.ClippedNormAdam({"lr": 5e-2})
 
     expected = pair()
     with Moment() as counted:
@@ -400,9 +400,9 @@ def test_evaluation_leaves_the_modes_of_parts(fails):
     modes = [part.training for part in model.modules()]
     if fails:
         with pytest.raises(ValueError, match="finite"):
-            pd.evaluate(model, guide, pd.SequenceDataset(torch.full((2, 3, 2), math.nan)))
+            dssm.evaluate(model, guide, dssm.SequenceDataset(torch.full((2, 3, 2), math.nan)))
     else:
-        pd.evaluate(model, guide, waves())
+        dssm.evaluate(model, guide, waves())
     assert [part.training for part in model.modules()] == modes
 
 

@@ -20,7 +20,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm import plots
 from pyro_dssm.guides import Guide
 from pyro_dssm.nn.layers import normal
@@ -35,7 +35,7 @@ def frames():
     return torch.randn(3, 4, X)
 
 
-DATA = pd.SequenceDataset(torch.randn(3, 5, X))
+DATA = dssm.SequenceDataset(torch.randn(3, 5, X))
 HIDDEN = torch.tensor([True, False, True, True]).expand(3, 4)
 
 
@@ -43,8 +43,8 @@ HIDDEN = torch.tensor([True, False, True, True]).expand(3, 4)
 
 
 def plain(**options):
-    model = pd.ArSSM(X, 2, rnn_dim=4, **MODEL, **options)
-    return model, pd.FullAlignment(model, rnn_dim=4, hidden_dim=5)
+    model = dssm.ArSSM(X, 2, rnn_dim=4, **MODEL, **options)
+    return model, dssm.FullAlignment(model, rnn_dim=4, hidden_dim=5)
 
 
 def standardised():
@@ -55,17 +55,17 @@ def standardised():
 
 def flow():
     model, guide = plain()
-    return model, pd.FlowGuide(guide, 2, 6, conditional=True)
+    return model, dssm.FlowGuide(guide, 2, 6, conditional=True)
 
 
 def kalman(cls):
     model = cls(X, 2, 2, mlp_dims=(4,))
-    return model, pd.KalmanGuide(model, encoder_dims=(4,))
+    return model, dssm.KalmanGuide(model, encoder_dims=(4,))
 
 
 def filtering():
-    model = pd.DVBF(X, 2, **MODEL)
-    return model, pd.NoiseGuide(model, rnn_dim=4, hidden_dim=5)
+    model = dssm.DVBF(X, 2, **MODEL)
+    return model, dssm.NoiseGuide(model, rnn_dim=4, hidden_dim=5)
 
 
 class OwnGuide(Guide):
@@ -87,7 +87,7 @@ class OwnGuide(Guide):
 
 
 def own():
-    model = pd.ArSSM(X, 2, rnn_dim=4, **MODEL)
+    model = dssm.ArSSM(X, 2, rnn_dim=4, **MODEL)
     return model, OwnGuide(model)
 
 
@@ -96,8 +96,8 @@ PAIRS = {
     "step sites": lambda: plain(sites="step"),
     "standardised": standardised,
     "flow": flow,
-    "EKVAE": lambda: kalman(pd.EKVAE),
-    "KVAE": lambda: kalman(pd.KVAE),
+    "EKVAE": lambda: kalman(dssm.EKVAE),
+    "KVAE": lambda: kalman(dssm.KVAE),
     "DVBF": filtering,
     "of one's own": own,
 }
@@ -107,11 +107,11 @@ PAIRS = {
 
 
 def step(model, guide, optimizer=None, loss=None):
-    SVI(model, guide, optimizer or pd.ClippedNormAdam(), loss or Trace_ELBO()).step(frames())
+    SVI(model, guide, optimizer or dssm.ClippedNormAdam(), loss or Trace_ELBO()).step(frames())
 
 
 def fit(model, guide, **options):
-    return pd.fit(model, guide, DATA, **{"valid": DATA, "epochs": 1, "progress": False, **options})
+    return dssm.fit(model, guide, DATA, **{"valid": DATA, "epochs": 1, "progress": False, **options})
 
 
 def copied(how):
@@ -132,8 +132,8 @@ def kept(model, guide):
 
 
 def loaded(model, guide, folder):
-    pd.save(folder / "pair", model, guide)
-    step(*pd.load(folder / "pair"))
+    dssm.save(folder / "pair", model, guide)
+    step(*dssm.load(folder / "pair"))
 
 
 def resumed(model, guide, folder):
@@ -159,9 +159,9 @@ def failing_inside(model, guide):
     handle = next(model.children()).register_forward_hook(stop)
     memories = [m for m in model.modules() if isinstance(m, nn.Linear)]
     handles = [handle, *(m.register_forward_hook(stop) for m in memories)]
-    for use in (step, fit, pd.evaluate):
+    for use in (step, fit, dssm.evaluate):
         with pytest.raises(Interrupted):
-            use(model, guide, *([DATA] if use is pd.evaluate else []))
+            use(model, guide, *([DATA] if use is dssm.evaluate else []))
     for handle in handles:
         handle.remove()
 
@@ -172,7 +172,7 @@ def wrong(model, guide):
 
 
 def step_on(model, guide, x):
-    SVI(model, guide, pd.ClippedNormAdam(), Trace_ELBO()).step(x)
+    SVI(model, guide, dssm.ClippedNormAdam(), Trace_ELBO()).step(x)
 
 
 def predicted(model, guide):
@@ -188,7 +188,7 @@ def cleared(model, guide):
 
 
 def calibrated(model, guide):
-    pd.calibrate(model, guide, DATA, num_samples=39, num_rounds=1)
+    dssm.calibrate(model, guide, DATA, num_samples=39, num_rounds=1)
 
 
 def drawn(model, guide):
@@ -200,9 +200,9 @@ def drawn(model, guide):
     pyplot.close("all")
 
 
-OPTIMISER, ADAM, LOSS, KL = pd.ClippedNormAdam(), pyro.optim.Adam({"lr": 1e-3}), pd.RecordingELBO(), pd.LinearKL()
+OPTIMISER, ADAM, LOSS, KL = dssm.ClippedNormAdam(), pyro.optim.Adam({"lr": 1e-3}), dssm.RecordingELBO(), dssm.LinearKL()
 SCHEDULE = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-3}, "gamma": 0.9})
-BOUND = pd.GECO(0.1)
+BOUND = dssm.GECO(0.1)
 
 USES = {
     "call": lambda m, g: (g(frames()), m(frames())),
@@ -217,7 +217,7 @@ USES = {
     "fit, a schedule stays": lambda m, g: fit(m, g, optimizer=SCHEDULE),
     "fit, a constraint stays": lambda m, g: fit(m, g, kl=BOUND),
     "fit in chunks": lambda m, g: fit(m, g, truncate=2),
-    "evaluate": lambda m, g: pd.evaluate(m, g, DATA, num_particles=2),
+    "evaluate": lambda m, g: dssm.evaluate(m, g, DATA, num_particles=2),
     "sample": lambda m, g: m.sample(2, 3),
     "forecast": lambda m, g: m.forecast(g, frames(), 2, 2),
     "reconstruct": lambda m, g: m.reconstruct(g, frames()),
@@ -283,8 +283,8 @@ def test_nothing_grows(use, pair, tmp_path):
 @pytest.mark.slow
 def test_growth_is_found(tmp_path, monkeypatch):
     """Negative control."""
-    monkeypatch.setattr(pd._store, "release", lambda entries: None)
-    monkeypatch.setattr(pd._program, "release", lambda entries: None)
+    monkeypatch.setattr(dssm._store, "release", lambda entries: None)
+    monkeypatch.setattr(dssm._program, "release", lambda entries: None)
     assert grown("plain", "SVI", 2, tmp_path)["entries"] == 58
 
 
@@ -295,8 +295,8 @@ def test_five_hundred_pairs(tmp_path):
 
     def use(model, guide):
         fit(model, guide, optimizer=OPTIMISER, loss=LOSS, kl=KL)
-        pd.evaluate(model, guide, DATA)
-        pd.save(tmp_path / "pair", model, guide)
+        dssm.evaluate(model, guide, DATA)
+        dssm.save(tmp_path / "pair", model, guide)
 
     USES["all"] = use
     try:
@@ -342,7 +342,7 @@ def names_of(*programs):
 def test_the_living_stay():
     """As in a notebook: the entries of pairs in use have their names, and optimisers their moments."""
     first, second = plain(), flow()
-    optimiser = pd.ClippedNormAdam()
+    optimiser = dssm.ClippedNormAdam()
     for pair in (first, second):
         step(*pair, optimiser)
     mine = {id(p) for program in first for p in program.parameters()}
@@ -368,7 +368,7 @@ def test_the_living_stay():
 def test_what_two_pairs_share_stays():
     first, second = plain(), plain()
     second[0].emission_net = first[0].emission_net
-    optimiser = pd.ClippedNormAdam()
+    optimiser = dssm.ClippedNormAdam()
     for pair in (first, second):
         step(*pair, optimiser)
     shared = list(first[0].emission_net.parameters())
@@ -465,7 +465,7 @@ def test_nobody_is_robbed_by_the_dead():
 @pytest.mark.slow
 def test_threads():
     """Pairs are dropped in one thread while another one trains, and the collector runs in between all the time."""
-    threshold, waiting, optimiser = gc.get_threshold(), queue.Queue(), pd.ClippedNormAdam()
+    threshold, waiting, optimiser = gc.get_threshold(), queue.Queue(), dssm.ClippedNormAdam()
 
     def drop():
         while (pair := waiting.get()) is not None:
@@ -493,13 +493,13 @@ def test_threads():
 
 
 EXIT = """
-import torch, pyro, pyro_dssm as pd
+import torch, pyro, pyro_dssm as dssm
 from pyro.infer import SVI, Trace_ELBO
 pairs = []
 for _ in range(2):
-    model = pd.ArSSM(2, 2, rnn_dim=4, mlp_dims=(4,), emission="gaussian")
-    model.pair = (pd.FullAlignment(model, rnn_dim=4),)
-    SVI(model, model.pair[0], pd.ClippedNormAdam(), Trace_ELBO()).step(torch.randn(3, 4, 2))
+    model = dssm.ArSSM(2, 2, rnn_dim=4, mlp_dims=(4,), emission="gaussian")
+    model.pair = (dssm.FullAlignment(model, rnn_dim=4),)
+    SVI(model, model.pair[0], dssm.ClippedNormAdam(), Trace_ELBO()).step(torch.randn(3, 4, 2))
     pairs.append(model)
 pairs[0].circle = pairs
 print(len(pyro.get_param_store()))

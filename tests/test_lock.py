@@ -13,21 +13,21 @@ import pytest
 import torch
 from stopping import RaiseAt
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm._utils import files as _files
 from pyro_dssm._utils.files import FolderLock
 
 
 def pair():
     torch.manual_seed(0)
-    model = pd.DMM(2, 2, mlp_dims=(4,), emission="gaussian")
-    return model, pd.MeanField(model, rnn_dim=3, hidden_dim=4)
+    model = dssm.DMM(2, 2, mlp_dims=(4,), emission="gaussian")
+    return model, dssm.MeanField(model, rnn_dim=3, hidden_dim=4)
 
 
 def fit(folder, programs=None, **options):
-    data = pd.SequenceDataset(torch.linspace(-1, 1, 24).reshape(4, 3, 2))
+    data = dssm.SequenceDataset(torch.linspace(-1, 1, 24).reshape(4, 3, 2))
     usual = {"epochs": 2, "batch_size": 2, "progress": False, "checkpoint": folder, "augment": RaiseAt()}
-    return pd.fit(*(programs or pair()), data, **{**usual, **options})
+    return dssm.fit(*(programs or pair()), data, **{**usual, **options})
 
 
 def files(folder):
@@ -71,13 +71,13 @@ def test_a_second_run_is_told_who_holds_the_folder(tmp_path):
 SCRIPT = """
 import sys, time
 import torch
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-model = pd.DMM(2, 2, mlp_dims=(4,), emission="gaussian")
-guide = pd.MeanField(model, rnn_dim=3, hidden_dim=4)
-data = pd.SequenceDataset(torch.linspace(-1, 1, 24).reshape(4, 3, 2))
+model = dssm.DMM(2, 2, mlp_dims=(4,), emission="gaussian")
+guide = dssm.MeanField(model, rnn_dim=3, hidden_dim=4)
+data = dssm.SequenceDataset(torch.linspace(-1, 1, 24).reshape(4, 3, 2))
 
 
 class Wait:
@@ -89,7 +89,7 @@ class Wait:
         return "the same"
 
 
-pd.fit(
+dssm.fit(
     model, guide, data, epochs=2, batch_size=1, num_workers=int(sys.argv[2]), checkpoint=sys.argv[1], progress=False,
     augment=Wait(),
 )

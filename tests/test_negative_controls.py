@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.nn.layers import MLP, NormalHead, normal
 from pyro_dssm.testing import (
     check_batch_changes_nothing,
@@ -27,7 +27,7 @@ X, Z = 3, 4
 SMALL = {"rnn_dim": 5, "hidden_dim": 6}
 
 
-class Sound(pd.RSSM):
+class Sound(dssm.RSSM):
     """A model whose parts a broken one changes."""
 
     def __init__(self):
@@ -160,7 +160,7 @@ def model_with(**parts):
 
 
 def guide_with(step, model=None):
-    class Broken(pd.FullAlignment):
+    class Broken(dssm.FullAlignment):
         def step(self, past, context):
             return step(super().step(past, context))
 
@@ -170,7 +170,7 @@ def guide_with(step, model=None):
 
 def with_model(**parts):
     model = model_with(**parts)
-    return model, pd.FullAlignment(model, **SMALL)
+    return model, dssm.FullAlignment(model, **SMALL)
 
 
 def frozen_emission():
@@ -201,7 +201,7 @@ def frozen_scale():
 
 
 def frozen_context():
-    class Frozen(pd.FullAlignment):
+    class Frozen(dssm.FullAlignment):
         def encode(self, context):
             return super().encode(context.detach())
 
@@ -242,7 +242,7 @@ def looking_ahead():
     return Ahead(), None
 
 
-class DrawsWidely(pd.programs.path.Path):
+class DrawsWidely(dssm.programs.path.Path):
     """Passes on a path, but for its draws."""
 
     def __init__(self, path):
@@ -272,7 +272,7 @@ class DrawsWidely(pd.programs.path.Path):
 def other_path():
     """A guide's own path, whose draws are not those of its steps."""
 
-    class Own(pd.FullAlignment):
+    class Own(dssm.FullAlignment):
         def path(self, inputs):
             return DrawsWidely(super().path(inputs))
 
@@ -283,7 +283,7 @@ def other_path():
 def other_draw():
     """What forecasts and scores draw is something else than what trains."""
 
-    class Own(pd.FullAlignment):
+    class Own(dssm.FullAlignment):
         def draw(self, inputs, num_samples):
             return super().draw(inputs, num_samples) * 1.5
 
@@ -294,7 +294,7 @@ def other_draw():
 def remembering():
     """Keeps what it has computed of a batch, and takes any other of its shape for the same."""
 
-    class Remembering(pd.FullAlignment):
+    class Remembering(dssm.FullAlignment):
         def encode(self, context):
             if context.shape not in self.__dict__.setdefault("known", {}):
                 self.known[context.shape] = super().encode(context)
@@ -316,7 +316,7 @@ def unused():
     return model, None
 
 
-class Dropping(pd.Guide):
+class Dropping(dssm.Guide):
     """Wraps a guide without its `encode` and `read_context`, that is, with a context of its own."""
 
     def __init__(self, base):
@@ -329,8 +329,8 @@ class Dropping(pd.Guide):
 
 
 def dropping():
-    model = pd.DMM(X, Z, mlp_dims=(6,), emission="gaussian")
-    return model, Dropping(pd.Filtering(model, **SMALL))
+    model = dssm.DMM(X, Z, mlp_dims=(6,), emission="gaussian")
+    return model, Dropping(dssm.Filtering(model, **SMALL))
 
 
 def bernoulli_prior_drawn_otherwise():
@@ -339,7 +339,7 @@ def bernoulli_prior_drawn_otherwise():
             drawn = super().sample(sample_shape)
             return torch.maximum(drawn, (torch.rand_like(drawn) < 0.15).to(drawn.dtype))
 
-    class Own(pd.RSSM):
+    class Own(dssm.RSSM):
         def emission(self, z, x_past):
             return Coin(logits=self.logits(z)).to_event(1)
 
@@ -398,7 +398,10 @@ NAMED = {
         r"density of z_1 in Broken.transition integrates to .*, not to one",
     ),
     "a flow that changes parents": (
-        lambda: (model := pd.DVBF(X, 3, emission="gaussian", mlp_dims=(6,)), Dropping(pd.NoiseGuide(model, **SMALL))),
+        lambda: (
+            model := dssm.DVBF(X, 3, emission="gaussian", mlp_dims=(6,)),
+            Dropping(dssm.NoiseGuide(model, **SMALL)),
+        ),
         r"q\(z_\d .*\) and [xz]_\d: with Dropping around NoiseGuide it .*, with NoiseGuide alone it does",
     ),
 }
@@ -511,7 +514,7 @@ MORE = {
 
 def build(make):
     model, guide = make()
-    return model, pd.FullAlignment(model, **SMALL) if guide is None else guide
+    return model, dssm.FullAlignment(model, **SMALL) if guide is None else guide
 
 
 @pytest.mark.sample(6)

@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.nn.functional import softplus
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.nn.layers import MLP, Combiner, GatedTransition, NormalHead, join, reverse, shift
 from pyro_dssm.nn.memories import Last, Memories, Recurrent
 
@@ -92,14 +92,14 @@ def test_last_keeps_the_last():
 @pytest.mark.parametrize(
     ("structure", "shared", "names"),
     [
-        (pd.Structure.named("ArSSM"), False, {"hz": 3, "hx": 7}),
-        (pd.Structure.named("VRNN"), False, {"hz": 3, "hx": 7}),
-        (pd.Structure.named("VRNN"), True, {"h": 7, "x": 2}),
-        (pd.Structure("markov", "none", "full", "full"), True, {"h": 7, "x": 2, "z": 4}),
-        (pd.Structure("full", "none", "full", "full"), True, {"h": 7, "x": 2, "hz": 3}),
-        (pd.Structure.named("SRNN"), False, {"hx": 7, "z": 4}),
-        (pd.Structure.named("RSSM"), False, {"hz": 3}),
-        (pd.Structure(), False, {"z": 4}),
+        (dssm.Structure.named("ArSSM"), False, {"hz": 3, "hx": 7}),
+        (dssm.Structure.named("VRNN"), False, {"hz": 3, "hx": 7}),
+        (dssm.Structure.named("VRNN"), True, {"h": 7, "x": 2}),
+        (dssm.Structure("markov", "none", "full", "full"), True, {"h": 7, "x": 2, "z": 4}),
+        (dssm.Structure("full", "none", "full", "full"), True, {"h": 7, "x": 2, "hz": 3}),
+        (dssm.Structure.named("SRNN"), False, {"hx": 7, "z": 4}),
+        (dssm.Structure.named("RSSM"), False, {"hz": 3}),
+        (dssm.Structure(), False, {"z": 4}),
     ],
 )
 def test_two_sizes_of_rnn_states(structure, shared, names, cell):
@@ -114,9 +114,9 @@ def test_two_sizes_of_rnn_states(structure, shared, names, cell):
 
 @pytest.mark.parametrize("size", [(3, 7), [3, 7]])
 def test_sizes_that_a_model_offers(size):
-    model = pd.ArSSM(2, 4, rnn_dim=size, emission="gaussian", skip=True)
+    model = dssm.ArSSM(2, 4, rnn_dim=size, emission="gaussian", skip=True)
     assert (model.transition_dims, model.emission_dims) == ((3 + 4, 0, 0), (3 + 4, 7 + 2))
-    guide = pd.FullAlignment(model, rnn_dim=6)
+    guide = dssm.FullAlignment(model, rnn_dim=6)
     assert (guide.past_dim, guide.context_dim) == (3, 7 + 6)
 
 
@@ -238,8 +238,8 @@ def test_combiner_without_past():
 
 
 def make():
-    model = pd.ArSSM(2, 2, rnn_dim=3, mlp_dims=(4,), emission="gaussian")
-    return model, pd.FullAlignment(model, rnn_dim=3, hidden_dim=4)
+    model = dssm.ArSSM(2, 2, rnn_dim=3, mlp_dims=(4,), emission="gaussian")
+    return model, dssm.FullAlignment(model, rnn_dim=3, hidden_dim=4)
 
 
 def test_every_instance_has_a_name_of_its_own():
@@ -266,13 +266,13 @@ def test_parameters_are_registered_under_that_name():
 
 def test_wrapped_guides_are_named_within_the_wrapper():
     model, guide = make()
-    flow = pd.FlowGuide(guide, 1, 4)
+    flow = dssm.FlowGuide(guide, 1, 4)
     flow(torch.randn(2, 3, 2))
     assert all(key.startswith((flow._pyro_name + ".", model._pyro_name + ".")) for key in pyro.get_param_store())
 
 
 def test_copies_are_renamed_throughout():
-    flow = pd.FlowGuide(make()[1], 1, 4)
+    flow = dssm.FlowGuide(make()[1], 1, 4)
     twin = copy.deepcopy(flow)
     assert twin.base._pyro_name == f"{twin._pyro_name}.base"
     assert twin._pyro_context is twin.base._pyro_context
@@ -280,13 +280,13 @@ def test_copies_are_renamed_throughout():
 
 
 def test_arguments():
-    model = pd.VRNN(3, z_dim=2, emission="gaussian", rnn_dim=5)
+    model = dssm.VRNN(3, z_dim=2, emission="gaussian", rnn_dim=5)
     assert model.arguments == {"x_dim": 3, "z_dim": 2, "emission": "gaussian", "rnn_dim": 5}
-    assert pd.VRNN(**model.arguments).memories.get("h").out_dim == 5
-    guide = pd.Filtering(model, latents="model", rnn_dim=4)
+    assert dssm.VRNN(**model.arguments).memories.get("h").out_dim == 5
+    guide = dssm.Filtering(model, latents="model", rnn_dim=4)
     assert guide.arguments == {"model": model, "latents": "model", "rnn_dim": 4}
-    structure = pd.Structure("full")
-    assert pd.DSSM(structure, 3, 2).arguments == {"structure": structure, "x_dim": 3, "z_dim": 2}
+    structure = dssm.Structure("full")
+    assert dssm.DSSM(structure, 3, 2).arguments == {"structure": structure, "x_dim": 3, "z_dim": 2}
 
 
 def test_all_memories_by_structure():
@@ -301,14 +301,14 @@ def test_all_memories_by_structure():
         "STORN": {"hz", "hx"},
     }
     for name, memories in expected.items():
-        assert set(pd.DSSM(pd.Structure.named(name), 2, 2).memories) == memories, name
-    assert set(pd.VRNN(2, 2).memories) == {"x", "h"}
-    assert set(pd.STORN(2, 2).memories) == {"x", "h"}
-    assert set(pd.SVGLP(2, 2).memories) == {"x", "h", "hx"}
-    assert set(pd.ArSSM(2, 2, skip=True).memories) == {"hz", "hx", "z", "x"}
+        assert set(dssm.DSSM(dssm.Structure.named(name), 2, 2).memories) == memories, name
+    assert set(dssm.VRNN(2, 2).memories) == {"x", "h"}
+    assert set(dssm.STORN(2, 2).memories) == {"x", "h"}
+    assert set(dssm.SVGLP(2, 2).memories) == {"x", "h", "hx"}
+    assert set(dssm.ArSSM(2, 2, skip=True).memories) == {"hz", "hx", "z", "x"}
 
 
 @pytest.mark.parametrize(("structure", "identity"), [("DMM", True), ("RSSM", False)])
 def test_gated_transition_starts_as_the_identity_on_the_last_latent_alone(structure, identity):
-    model = pd.DSSM(pd.Structure.named(structure), 2, 8, rnn_dim=8, transition_net="gated")
+    model = dssm.DSSM(dssm.Structure.named(structure), 2, 8, rnn_dim=8, transition_net="gated")
     assert torch.equal(model.transition_net.carry.weight, torch.eye(8)) == identity

@@ -10,7 +10,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.saving.pairs import read_tensors
 from pyro_dssm.training import _run
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Encountered NaN")
 
 def waves(count=6, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return pd.SequenceDataset(torch.randn(count, 4, 2, generator=g))
+    return dssm.SequenceDataset(torch.randn(count, 4, 2, generator=g))
 
 
 class Spoiled(torch.autograd.Function):
@@ -50,9 +50,9 @@ class Spoils(nn.Module):
 
 def pair(seed=0):
     torch.manual_seed(seed)
-    model = pd.RSSM(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian")
+    model = dssm.RSSM(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian")
     model.emission_net.parameters_of_x.append(Spoils())
-    return model, pd.PartialAlignment(model, rnn_dim=4, hidden_dim=6)
+    return model, dssm.PartialAlignment(model, rnn_dim=4, hidden_dim=6)
 
 
 class OwnOptim(pyro.optim.PyroOptim):
@@ -74,9 +74,9 @@ def torch_adam(lr):
 
 
 OPTIMISERS = {
-    "ours": lambda: pd.ClippedNormAdam({"lr": 1e-2}),
-    "ours, on the device": lambda: pd.ClippedNormAdam({"lr": 1e-2}),
-    "ours without clipping": lambda: pd.ClippedNormAdam({"lr": 1e-2, "clip_norm": None, "weight_decay": 0.1}),
+    "ours": lambda: dssm.ClippedNormAdam({"lr": 1e-2}),
+    "ours, on the device": lambda: dssm.ClippedNormAdam({"lr": 1e-2}),
+    "ours without clipping": lambda: dssm.ClippedNormAdam({"lr": 1e-2, "clip_norm": None, "weight_decay": 0.1}),
     "Adam": lambda: pyro.optim.Adam({"lr": 1e-2}),
     "Adam with clipping": lambda: pyro.optim.Adam({"lr": 1e-2}, {"clip_norm": 10.0}),
     "Adam by name": lambda: pyro.optim.Adam(lambda name: {"lr": 1e-2 if "emission" in name else 1e-3}),
@@ -153,7 +153,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name, kind, tmp_path, monkeyp
     # The first of the second epoch's three batches.
     watch = Watch(monkeypatch, programs, optimizer, kind, 4)
     with pytest.raises(FloatingPointError) as caught:
-        pd.fit(
+        dssm.fit(
             *programs,
             waves(),
             epochs=3,
@@ -176,17 +176,17 @@ def test_a_step_that_is_not_finite_changes_nothing(name, kind, tmp_path, monkeyp
     loaded = read_tensors(tmp_path / "best.safetensors")[0]
     for prefix, program in zip(("model.", "guide."), programs, strict=True):
         assert all(torch.equal(loaded[prefix + k], v) for k, v in program.state_dict().items())
-    assert not isinstance(optimizer, pd.ClippedNormAdam) or not optimizer._deferred
+    assert not isinstance(optimizer, dssm.ClippedNormAdam) or not optimizer._deferred
 
 
 def test_an_error_on_the_device_is_raised_before_anything_is_written(tmp_path, monkeypatch):
     """Also by a checkpoint within the epoch; what comes after the masked step is masked too."""
     monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: True)
     for seconds, calls in ((0, 2), (60, 3)):
-        programs, optimizer = pair(), pd.ClippedNormAdam({"lr": 1e-2})
+        programs, optimizer = pair(), dssm.ClippedNormAdam({"lr": 1e-2})
         watch = Watch(monkeypatch, programs, optimizer, "nan", 2)
         with pytest.raises(FloatingPointError, match="epoch 1, batch 2"):
-            pd.fit(
+            dssm.fit(
                 *programs,
                 waves(),
                 batch_size=2,
@@ -206,10 +206,10 @@ def test_both_steps_of_our_optimiser_are_one(there, monkeypatch):
     monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: there)
     programs = pair()
     options = {"epochs": 2, "batch_size": 2, "weight_decay": 0.1, "lr": 1e-2, "progress": False}
-    history = pd.fit(*programs, waves(), **options)
+    history = dssm.fit(*programs, waves(), **options)
     monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: False)
     others = pair()
-    other = pd.fit(*others, waves(), **options)
+    other = dssm.fit(*others, waves(), **options)
     for a, b in zip(weights(programs), weights(others), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert history["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
@@ -218,7 +218,7 @@ def test_both_steps_of_our_optimiser_are_one(there, monkeypatch):
 @pytest.mark.parametrize("there", [False, True])
 def test_plain_svi_raises_at_once(there, monkeypatch):
     monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: there)
-    (model, guide), optimizer = pair(), pd.ClippedNormAdam({"lr": 1e-2})
+    (model, guide), optimizer = pair(), dssm.ClippedNormAdam({"lr": 1e-2})
     svi = SVI(model, guide, optimizer, Trace_ELBO())
     x = waves().sequences
     svi.step(torch.stack(x))
@@ -254,7 +254,7 @@ def test_chunks(monkeypatch):
 
     monkeypatch.setattr(_run.Run, "finish", at_the_end)
     with pytest.raises(FloatingPointError, match="epoch 1, batch 2"):
-        pd.fit(
+        dssm.fit(
             *programs,
             waves(),
             batch_size=2,
@@ -272,7 +272,7 @@ def far_off(*which, value=1e25):
     x = waves(5, seed=1).sequences
     for i in which:
         x[i][2, 1] = value
-    return pd.SequenceDataset(x)
+    return dssm.SequenceDataset(x)
 
 
 @pytest.mark.parametrize("averaging", [0.0, 0.5])
@@ -281,7 +281,7 @@ def test_a_validation_bound_that_is_not_finite(which, words, averaging, tmp_path
     programs = pair()
     before = weights(programs)
     with pytest.raises(FloatingPointError, match=f"{words}.*epoch 1") as caught:
-        pd.fit(
+        dssm.fit(
             *programs,
             waves(),
             far_off(*which),
@@ -304,7 +304,7 @@ def test_later_it_leaves_the_best_weights(tmp_path):
                 programs[0].emission_net.parameters_of_x[-2].bias.fill_(1e25)
 
     with pytest.raises(FloatingPointError):
-        pd.fit(*programs, waves(), waves(3, seed=1), epochs=4, checkpoint=tmp_path, progress=False, callback=spoil)
+        dssm.fit(*programs, waves(), waves(3, seed=1), epochs=4, checkpoint=tmp_path, progress=False, callback=spoil)
     loaded = read_tensors(tmp_path / "best.safetensors")[0]
     assert all(torch.equal(loaded[f"model.{k}"], v) for k, v in programs[0].state_dict().items())
     assert all(torch.isfinite(w).all() for w in weights(programs))
@@ -313,9 +313,9 @@ def test_later_it_leaves_the_best_weights(tmp_path):
 def test_evaluate_warns():
     programs = pair()
     with pytest.warns(UserWarning, match="got -inf for sequence 2 and 1 more of 5"):
-        score = pd.evaluate(*programs, far_off(2, 4))
+        score = dssm.evaluate(*programs, far_off(2, 4))
     assert score.elbo.not_finite() == [2, 4]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert pd.evaluate(*programs, waves()).elbo.not_finite() == []
+        assert dssm.evaluate(*programs, waves()).elbo.not_finite() == []
     assert math.isinf(score.elbo.nats_per_step)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 N, T, D = 8, 12, 3
 
@@ -13,11 +13,11 @@ N, T, D = 8, 12, 3
 def blind(seed=0):
     """A model whose frames are standard normal whatever the latents are."""
     torch.manual_seed(seed)
-    model = pd.DMM(x_dim=D, z_dim=2, mlp_dims=(6,), emission="gaussian", emission_options={"scale": 1.0})
+    model = dssm.DMM(x_dim=D, z_dim=2, mlp_dims=(6,), emission="gaussian", emission_options={"scale": 1.0})
     for p in model.emission_net.parameters():
         p.data.zero_()
         p.requires_grad_(False)
-    return model, pd.PartialAlignment(model, rnn_dim=4, hidden_dim=6)
+    return model, dssm.PartialAlignment(model, rnn_dim=4, hidden_dim=6)
 
 
 def masks(kind, hidden):
@@ -39,8 +39,8 @@ def surprise(x, mask):
 @pytest.mark.parametrize("kind", ["frames", "entries"])
 def test_training_counts_what_is_observed(kind, hidden, truncate):
     x, mask = torch.randn(N, T, D), masks(kind, hidden)
-    data = pd.SequenceDataset(x, masks=mask)
-    [record] = pd.fit(*blind(), data, data, epochs=1, batch_size=3, truncate=truncate, progress=False).epochs
+    data = dssm.SequenceDataset(x, masks=mask)
+    [record] = dssm.fit(*blind(), data, data, epochs=1, batch_size=3, truncate=truncate, progress=False).epochs
     expected = surprise(x, mask)
     if hidden == 0:
         assert record["reconstruction"] == pytest.approx(expected, rel=1e-5)
@@ -54,9 +54,9 @@ def test_training_counts_what_is_observed(kind, hidden, truncate):
 
 def test_masks_that_an_augment_makes_count():
     x, mask = torch.randn(N, T, D), masks("frames", 0.5)
-    history = pd.fit(
+    history = dssm.fit(
         *blind(),
-        pd.SequenceDataset(x),
+        dssm.SequenceDataset(x),
         epochs=1,
         batch_size=N,
         augment=lambda batch: batch._replace(mask=mask),
@@ -73,9 +73,9 @@ def test_evaluation(kind):
     x, mask = torch.randn(N, T, D), masks(kind, 0.5)
     lengths = [T - i for i in range(N)]
     parts = [m[:n] for m, n in zip(mask, lengths, strict=True)]
-    data = pd.SequenceDataset([v[:n] for v, n in zip(x, lengths, strict=True)], masks=parts)
+    data = dssm.SequenceDataset([v[:n] for v, n in zip(x, lengths, strict=True)], masks=parts)
     pair = blind()
-    score = pd.evaluate(*pair, data, batch_size=3)
+    score = dssm.evaluate(*pair, data, batch_size=3)
     counts = torch.tensor([m.double().mean() * len(m) for m in parts], dtype=torch.float64)
     torch.testing.assert_close(score.elbo.observed, counts)
     bound = score.elbo
@@ -88,8 +88,8 @@ def test_evaluation(kind):
     assert "per observed frame" in str(score)
     assert f"{bound.nats_per_observed_frame:.3f} ± {bound.standard_error_per_observed_frame:.3f}" in str(score)
     # Where nothing is hidden, both are one, and only one is shown.
-    for whole in (pd.SequenceDataset(x), pd.SequenceDataset(x, masks=torch.ones(N, T, dtype=torch.bool))):
-        score = pd.evaluate(*pair, whole)
+    for whole in (dssm.SequenceDataset(x), dssm.SequenceDataset(x, masks=torch.ones(N, T, dtype=torch.bool))):
+        score = dssm.evaluate(*pair, whole)
         assert not score.elbo.hides
         assert score.elbo.nats_per_observed_frame == score.elbo.nats_per_step
         assert score.elbo.standard_error_per_observed_frame == score.elbo.standard_error
@@ -97,12 +97,12 @@ def test_evaluation(kind):
 
 
 def test_by_hand():
-    bound = pd.Bound(*(torch.tensor(v).double() for v in ([-10.0, -3.0, -8.0], [5.0, 1.0, 2.0], [2.5, 0.5, 1.0])))
+    bound = dssm.Bound(*(torch.tensor(v).double() for v in ([-10.0, -3.0, -8.0], [5.0, 1.0, 2.0], [2.5, 0.5, 1.0])))
     assert bound.nats_per_observed_frame == pytest.approx(21 / 4)
     r = 21 / 4
     squares = (10 - 2.5 * r) ** 2 + (3 - 0.5 * r) ** 2 + (8 - r) ** 2
     assert bound.standard_error_per_observed_frame == pytest.approx(math.sqrt(squares * 3 / 2) / 4)
-    nothing = pd.Bound(torch.zeros(2), torch.tensor([3.0, 4.0]), torch.zeros(2))
+    nothing = dssm.Bound(torch.zeros(2), torch.tensor([3.0, 4.0]), torch.zeros(2))
     assert math.isnan(nothing.nats_per_observed_frame)
     assert nothing.nats_per_step == 0
 
@@ -115,16 +115,16 @@ def test_its_standard_error_covers_the_truth():
     g = torch.Generator().manual_seed(0)
     observed = torch.randint(1, 10, (300, 40), generator=g).double()
     nats = -(2 * observed + observed.sqrt() * torch.randn(300, 40, generator=g).double())
-    bounds = [pd.Bound(a, torch.full((40,), 10.0).double(), b) for a, b in zip(nats, observed, strict=True)]
+    bounds = [dssm.Bound(a, torch.full((40,), 10.0).double(), b) for a, b in zip(nats, observed, strict=True)]
     within = [abs(b.nats_per_observed_frame - 2) < 2 * b.standard_error_per_observed_frame for b in bounds]
     assert 0.89 < sum(within) / 300 < 0.98
 
 
 def test_sequences_of_which_nothing_is_observed():
     mask = torch.zeros(N, T, dtype=torch.bool)
-    data = pd.SequenceDataset(torch.full((N, T, D), math.nan), masks=mask)
+    data = dssm.SequenceDataset(torch.full((N, T, D), math.nan), masks=mask)
     pair = blind()
-    [record] = pd.fit(*pair, data, data, epochs=1, progress=False).epochs
+    [record] = dssm.fit(*pair, data, data, epochs=1, progress=False).epochs
     assert record["reconstruction"] == 0
     assert record["reconstruction_per_observed_frame"] is record["valid_per_observed_frame"] is None
-    assert math.isnan(pd.evaluate(*pair, data).elbo.nats_per_observed_frame)
+    assert math.isnan(dssm.evaluate(*pair, data).elbo.nats_per_observed_frame)

@@ -8,7 +8,7 @@ import torch
 from linear_gaussian import ExactGuide, LinearGaussian
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.testing import check_parents, gradients, run_as
 
@@ -33,18 +33,18 @@ def evidence(model, x, lengths=None):
 
 
 def wrong_guide(model):
-    return pd.PartialAlignment(model, rnn_dim=4, hidden_dim=4)
+    return dssm.PartialAlignment(model, rnn_dim=4, hidden_dim=4)
 
 
 def repeated(x, times):
-    return pd.SequenceDataset(x.expand(times, *x.shape[-2:]))
+    return dssm.SequenceDataset(x.expand(times, *x.shape[-2:]))
 
 
 @pytest.mark.parametrize("sites", ["path", "step"])
 def test_bound_at_the_exact_guide_is_the_evidence(model, sites):
     x, guide = data(), ExactGuide(model)
     with run_as(model, sites), torch.no_grad():
-        log_w = log_weights(model, guide, pd.Batch(x, LENGTHS), 5)
+        log_w = log_weights(model, guide, dssm.Batch(x, LENGTHS), 5)
         torch.testing.assert_close(log_w, evidence(model, x, LENGTHS).expand(5, 3), atol=1e-8, rtol=0)
         loss = Trace_ELBO().loss(model, guide, x, LENGTHS)
     assert loss == pytest.approx(-evidence(model, x, LENGTHS).sum().item(), abs=1e-8)
@@ -52,7 +52,7 @@ def test_bound_at_the_exact_guide_is_the_evidence(model, sites):
 
 def test_evaluate_at_the_exact_guide(model):
     x, guide = data(), ExactGuide(model)
-    score = pd.evaluate(model, guide, pd.SequenceDataset([v[:n] for v, n in zip(x, LENGTHS, strict=True)]))
+    score = dssm.evaluate(model, guide, dssm.SequenceDataset([v[:n] for v, n in zip(x, LENGTHS, strict=True)]))
     expected = evidence(model, x, LENGTHS).detach()
     torch.testing.assert_close(score.elbo.nats, expected, atol=1e-8, rtol=0)
     torch.testing.assert_close(score.iwae.nats, expected, atol=1e-8, rtol=0)
@@ -81,14 +81,14 @@ def check_guide_parents_loosely(guide, posterior):
     )
     later_or_now = torch.ones(5, 5, dtype=torch.bool).triu()
     previous = torch.ones(5, 5, dtype=torch.bool).tril(-1).triu(-1)
-    expected = later_or_now | previous if posterior.z_from_past_x is pd.Order.MARKOV else later_or_now
+    expected = later_or_now | previous if posterior.z_from_past_x is dssm.Order.MARKOV else later_or_now
     assert torch.equal(reacts, expected)
 
 
 def test_bound_of_a_wrong_guide_is_below_the_evidence(model):
     # 400 independent bounds of one sequence; the gap of an untrained guide is many standard errors wide.
     x = data(1)
-    score = pd.evaluate(model, wrong_guide(model), repeated(x, 400), batch_size=400)
+    score = dssm.evaluate(model, wrong_guide(model), repeated(x, 400), batch_size=400)
     nats = score.elbo.nats
     truth = evidence(model, x).item()
     assert nats.mean() + 4 * nats.std() / 20 < truth
@@ -98,7 +98,7 @@ def test_bound_of_a_wrong_guide_is_below_the_evidence(model):
 def test_bound_of_a_shifted_guide(model):
     """Off by a constant, the guide's divergence from the posterior has a closed form: the gap of the bound."""
     x, guide = data(1), ExactGuide(model, shift=0.3)
-    score = pd.evaluate(model, guide, repeated(x, 900), batch_size=100)
+    score = dssm.evaluate(model, guide, repeated(x, 900), batch_size=100)
     gap = evidence(model, x).item() - score.elbo.nats
     expected = float(guide.divergence(x[0]))
     error = float(gap.std() / 30)
@@ -112,7 +112,7 @@ def test_importance_weighted_bound_rises_to_the_evidence(model):
     truth = evidence(model, x).item()
     means, errors = [], []
     for k in (1, 16, 256):
-        nats = pd.evaluate(model, guide, repeated(x, 200), num_particles=k, batch_size=200, seed=k).iwae.nats
+        nats = dssm.evaluate(model, guide, repeated(x, 200), num_particles=k, batch_size=200, seed=k).iwae.nats
         means.append(float(nats.mean()))
         errors.append(float(nats.std() / 200**0.5))
     for i in range(2):
@@ -159,7 +159,7 @@ def test_shift_is_found(autoregressive):
     model = LinearGaussian(autoregressive=autoregressive)
     x, guide = data(), ExactGuide(model, shift=1e-3)
     with torch.no_grad():
-        log_w = log_weights(model, guide, pd.Batch(x, LENGTHS), 5)
+        log_w = log_weights(model, guide, dssm.Batch(x, LENGTHS), 5)
     assert (log_w - evidence(model, x, LENGTHS)).abs().max() > 1e-6
 
 
@@ -168,16 +168,16 @@ def test_training_finds_the_evidence():
     """A guide of the right family, trained by SVI on one set, comes close to the evidence of a frozen model."""
     model = LinearGaussian(z_dim=1)
     x = data(8, 4)
-    guide = pd.PartialAlignment(model, rnn_dim=8, hidden_dim=16)
+    guide = dssm.PartialAlignment(model, rnn_dim=8, hidden_dim=16)
     fixed = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.requires_grad_(False)
-    svi = SVI(model, guide, pd.ClippedNormAdam({"lr": 2e-2}), TraceMeanField_ELBO())
+    svi = SVI(model, guide, dssm.ClippedNormAdam({"lr": 2e-2}), TraceMeanField_ELBO())
     for _ in range(200):
         svi.step(x)
     assert all(torch.equal(p, fixed[name]) for name, p in model.named_parameters())
     truth = evidence(model, x).detach()
-    score = pd.evaluate(model, guide, pd.SequenceDataset(x.repeat(25, 1, 1)), batch_size=200)
+    score = dssm.evaluate(model, guide, dssm.SequenceDataset(x.repeat(25, 1, 1)), batch_size=200)
     gap = float(truth.mean() - score.elbo.nats.mean())
     error = float(score.elbo.nats.view(-1, 8).mean(1).std() / 5)
     assert -4 * error < gap < 0.5

@@ -6,7 +6,7 @@ A few of the pairs run by default; the whole table, over more seeds, is slow. So
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.testing import (
     FORMS,
     check_densities_integrate_to_one,
@@ -27,56 +27,56 @@ POWER = ("itakura-saito", "gamma", "log-normal", "power-gaussian")
 
 
 def zoo(name):
-    cls = pd.ZOO[name]
-    if cls is pd.RNN:
+    cls = dssm.ZOO[name]
+    if cls is dssm.RNN:
         model = cls(X, emission="gaussian", **MODEL)
-        return model, pd.NoLatents(model)
+        return model, dssm.NoLatents(model)
     model = cls(X, Z, emission="gaussian", **MODEL)
-    return model, pd.FullAlignment(model, **GUIDE)
+    return model, dssm.FullAlignment(model, **GUIDE)
 
 
 def guided(name, flow=None, **options):
-    model = pd.ArSSM(X, Z, emission="gaussian", **MODEL, **options)
-    guide = pd.GUIDES[name](model, **GUIDE)
-    return model, guide if flow is None else pd.FlowGuide(guide, 2, 8, conditional=flow)
+    model = dssm.ArSSM(X, Z, emission="gaussian", **MODEL, **options)
+    guide = dssm.GUIDES[name](model, **GUIDE)
+    return model, guide if flow is None else dssm.FlowGuide(guide, 2, 8, conditional=flow)
 
 
-def emitting(kind, x_dim=X, structure=pd.RSSM, skip=False, **options):
+def emitting(kind, x_dim=X, structure=dssm.RSSM, skip=False, **options):
     model = structure(x_dim, Z, emission=kind, emission_options=options, skip=skip, **MODEL)
-    return model, pd.FullAlignment(model, skip=skip, **GUIDE)
+    return model, dssm.FullAlignment(model, skip=skip, **GUIDE)
 
 
 def starting(initial, **options):
-    model = pd.RSSM(X, Z, emission="gaussian", initial=initial, **MODEL, **options)
-    return model, pd.FullAlignment(model, **GUIDE)
+    model = dssm.RSSM(X, Z, emission="gaussian", initial=initial, **MODEL, **options)
+    return model, dssm.FullAlignment(model, **GUIDE)
 
 
 def driven(control_dim=0):
-    model = pd.DVBF(X, 3, emission="gaussian", mlp_dims=(6,), control_dim=control_dim)
-    return model, pd.NoiseGuide(model, **GUIDE)
+    model = dssm.DVBF(X, 3, emission="gaussian", mlp_dims=(6,), control_dim=control_dim)
+    return model, dssm.NoiseGuide(model, **GUIDE)
 
 
 def fused(control_dim=0):
-    model = pd.LocallyLinearSSM(X, 3, emission="gaussian", mlp_dims=(6,), control_dim=control_dim)
-    return model, pd.FusionGuide(model, hidden_dim=6)
+    model = dssm.LocallyLinearSSM(X, 3, emission="gaussian", mlp_dims=(6,), control_dim=control_dim)
+    return model, dssm.FusionGuide(model, hidden_dim=6)
 
 
 def kalman(cls, kind, **options):
     model = cls(X, 3, 2, mlp_dims=(6,), **options)
-    return model, pd.KalmanGuide(model, kind=kind, encoder_dims=(6,))
+    return model, dssm.KalmanGuide(model, kind=kind, encoder_dims=(6,))
 
 
 PAIRS = {
-    **{name: (zoo, name) for name in pd.ZOO},
-    **{f"{name} guide": (guided, name) for name in pd.GUIDES},
-    **{f"flow around {name}": (guided, name, False) for name in pd.GUIDES},
-    **{f"conditional flow around {name}": (guided, name, True) for name in pd.GUIDES},
+    **{name: (zoo, name) for name in dssm.ZOO},
+    **{f"{name} guide": (guided, name) for name in dssm.GUIDES},
+    **{f"flow around {name}": (guided, name, False) for name in dssm.GUIDES},
+    **{f"conditional flow around {name}": (guided, name, True) for name in dssm.GUIDES},
     **{kind: (emitting, kind) for kind in ("bernoulli", "autoregressive", *POWER)},
     "many binary entries": (emitting, "autoregressive", 40),
     "many frames' entries": (emitting, "gaussian", 64),
     "fixed scale": (lambda: emitting("gaussian", scale=0.1),),
     "grey": (lambda: emitting("bernoulli", grey=True),),
-    "residual gamma": (lambda: emitting("gamma", structure=pd.ArSSM, skip=True, residual=True),),
+    "residual gamma": (lambda: emitting("gamma", structure=dssm.ArSSM, skip=True, residual=True),),
     "gaussian start": (starting, "gaussian"),
     "hierarchical start": (starting, "hierarchical"),
     "controls": (lambda: starting("transition", control_dim=2),),
@@ -88,7 +88,7 @@ PAIRS = {
         f"{cls.__name__} {kind} {initial} {bound}": (
             lambda cls=cls, kind=kind, initial=initial, bound=bound: kalman(cls, kind, initial=initial, bound=bound),
         )
-        for cls in (pd.EKVAE, pd.KVAE)
+        for cls in (dssm.EKVAE, dssm.KVAE)
         for kind in ("smoothing", "filtering")
         for initial in ("gaussian", "hierarchical")
         for bound in ("joint", "collapsed")

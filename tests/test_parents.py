@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.models.dssm import ModelPath
 from pyro_dssm.testing import check_guide_parents, check_parents, parents_by_jacobian
 
 pytestmark = pytest.mark.usefixtures("double")
 
 T, D, Z = 5, 2, 2
-STRUCTURES = pd.Structure.all(chain=False)
-NONE, MARKOV, FULL = pd.Order
+STRUCTURES = dssm.Structure.all(chain=False)
+NONE, MARKOV, FULL = dssm.Order
 
 
 def name(structure):
@@ -24,7 +24,7 @@ def forms_of(structure):
 
 
 def make(structure, **options):
-    return pd.DSSM(structure, D, Z, **{"rnn_dim": 6, "mlp_dims": (32,), "emission": "gaussian", **options})
+    return dssm.DSSM(structure, D, Z, **{"rnn_dim": 6, "mlp_dims": (32,), "emission": "gaussian", **options})
 
 
 @pytest.mark.sample(6)
@@ -67,7 +67,7 @@ def alignment(structure):
 @pytest.mark.parametrize("structure", STRUCTURES, ids=name)
 def test_full_alignment(structure):
     for shared in forms_of(structure):
-        guide = pd.FullAlignment(make(structure, shared=shared), rnn_dim=6)
+        guide = dssm.FullAlignment(make(structure, shared=shared), rnn_dim=6)
         check_guide_parents(guide, **alignment(structure), steps=T)
 
 
@@ -75,7 +75,7 @@ def test_full_alignment(structure):
 @pytest.mark.parametrize("structure", STRUCTURES, ids=name)
 def test_partial_alignment(structure):
     past = NONE if structure.posterior.z_from_past_x is NONE else FULL
-    check_guide_parents(pd.PartialAlignment(make(structure), rnn_dim=6), z=MARKOV, past=past, future=True, steps=T)
+    check_guide_parents(dssm.PartialAlignment(make(structure), rnn_dim=6), z=MARKOV, past=past, future=True, steps=T)
 
 
 @pytest.mark.sample(5)
@@ -85,11 +85,11 @@ def test_other_guides(structure):
     for shared in forms_of(structure):
         model = make(structure, shared=shared)
         declared = {
-            pd.ApproachA: {"z": FULL, "past": posterior.z_from_past_x, "future": True},
-            pd.ApproachB: {"z": FULL, "past": FULL, "future": True},
-            pd.ApproachC: {"z": posterior.z_from_z, "past": FULL, "future": True},
-            pd.Filtering: {"z": MARKOV, "past": FULL, "future": False},
-            pd.MeanField: {"z": NONE, "past": FULL, "future": True},
+            dssm.ApproachA: {"z": FULL, "past": posterior.z_from_past_x, "future": True},
+            dssm.ApproachB: {"z": FULL, "past": FULL, "future": True},
+            dssm.ApproachC: {"z": posterior.z_from_z, "past": FULL, "future": True},
+            dssm.Filtering: {"z": MARKOV, "past": FULL, "future": False},
+            dssm.MeanField: {"z": NONE, "past": FULL, "future": True},
         }
         for guide, reads in declared.items():
             check_guide_parents(guide(model, rnn_dim=6, hidden_dim=16), **reads, steps=4)
@@ -99,21 +99,21 @@ def test_other_guides(structure):
     ("direction", "past", "future"), [("left", FULL, False), ("right", NONE, True), ("both", FULL, True)]
 )
 def test_mean_field_directions(direction, past, future):
-    guide = pd.MeanField(make(pd.Structure()), direction=direction, rnn_dim=6)
+    guide = dssm.MeanField(make(dssm.Structure()), direction=direction, rnn_dim=6)
     check_guide_parents(guide, z=NONE, past=past, future=future)
 
 
 @pytest.mark.parametrize("structure", ["DMM", "RSSM", "VRNN"])
 def test_filtering_with_the_models_state(structure):
-    structure = pd.Structure.named(structure)
-    guide = pd.Filtering(make(structure), latents="model", rnn_dim=6)
+    structure = dssm.Structure.named(structure)
+    guide = dssm.Filtering(make(structure), latents="model", rnn_dim=6)
     check_guide_parents(guide, z=structure.posterior.z_from_z, past=FULL, future=False)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_flow_keeps_the_parents(conditional):
-    structure = pd.Structure.named("SRNN")
-    guide = pd.FlowGuide(pd.FullAlignment(make(structure), rnn_dim=6), 2, 8, conditional=conditional)
+    structure = dssm.Structure.named("SRNN")
+    guide = dssm.FlowGuide(dssm.FullAlignment(make(structure), rnn_dim=6), 2, 8, conditional=conditional)
     check_guide_parents(guide, **alignment(structure), steps=4)
 
 
@@ -123,13 +123,13 @@ def test_the_frame_itself_adds_no_parent(structure):
     for shared in forms_of(structure):
         model = make(structure, shared=shared)
         for skip in (False, True):
-            guide = pd.FullAlignment(model, rnn_dim=6, skip=skip)
+            guide = dssm.FullAlignment(model, rnn_dim=6, skip=skip)
             check_guide_parents(guide, **alignment(structure), steps=4)
-            guide = pd.Filtering(model, rnn_dim=6, hidden_dim=16, skip=skip)
+            guide = dssm.Filtering(model, rnn_dim=6, hidden_dim=16, skip=skip)
             check_guide_parents(guide, z=MARKOV, past=FULL, future=False, steps=4)
 
 
-class Reads(pd.Guide):
+class Reads(dssm.Guide):
     """Declares what it reads and no more."""
 
     def __init__(self, model, past, *, future=False, skip=False, **options):
@@ -137,7 +137,7 @@ class Reads(pd.Guide):
         self.loc = nn.Linear(self.context_dim, model.z_dim)
 
     def step(self, past, context):
-        return pd.nn.normal(self.loc(context), torch.ones(Z))
+        return dssm.nn.normal(self.loc(context), torch.ones(Z))
 
 
 @pytest.mark.parametrize("control_dim", [0, 3])
@@ -147,7 +147,7 @@ class Reads(pd.Guide):
 )
 def test_size_and_place_of_the_frame_in_the_context(past, future, control_dim):
     """It is the end of the context, and there only where nothing else is the frame itself."""
-    model = make(pd.Structure.named("ArSSM"), control_dim=control_dim)
+    model = make(dssm.Structure.named("ArSSM"), control_dim=control_dim)
     x, controls = torch.randn(3, T, D), torch.randn(3, T, control_dim) if control_dim else None
     torch.manual_seed(1)
     without = Reads(model, past, future=future)
@@ -170,20 +170,20 @@ def test_size_and_place_of_the_frame_in_the_context(past, future, control_dim):
 
 def test_features_of_the_frame_where_it_is_encoded():
     """Also where the guide's RNNs are all the model's, which read frames as they are."""
-    model, x = make(pd.Structure("none", "none", "markov", "full")), torch.randn(3, T, D)
-    guide = pd.FullAlignment(model, rnn_dim=6, hidden_dim=8, encoder_dims=[5], skip=True)
+    model, x = make(dssm.Structure("none", "none", "markov", "full")), torch.randn(3, T, D)
+    guide = dssm.FullAlignment(model, rnn_dim=6, hidden_dim=8, encoder_dims=[5], skip=True)
     assert repr(guide) == "FullAlignment(DSSM): q(z_t | h²_t, x_t)"
     assert guide.context_dim == 6 + 5
     torch.testing.assert_close(guide.read_context(model.observe(x))[..., -5:], guide.frame_encoder(x))
     with pytest.raises(ValueError, match="^encoder_dims: expected none, since this guide reads no frames"):
-        pd.FullAlignment(model, encoder_dims=[5])
+        dssm.FullAlignment(model, encoder_dims=[5])
 
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_the_frame_reaches_a_wrapped_guide(conditional):
-    structure = pd.Structure.named("SRNN")
-    base = pd.FullAlignment(make(structure), rnn_dim=6, skip=True)
-    guide = pd.FlowGuide(base, 2, 8, conditional=conditional)
+    structure = dssm.Structure.named("SRNN")
+    base = dssm.FullAlignment(make(structure), rnn_dim=6, skip=True)
+    guide = dssm.FlowGuide(base, 2, 8, conditional=conditional)
     assert (guide.skip, guide.context_dim) == (True, base.context_dim)
     assert repr(guide) == "FlowGuide(FullAlignment(DSSM)): z_t = f_2(u_t), q(u_t | z_{t-1}, h²_t, x_t, g←_t)"
     check_guide_parents(guide, **alignment(structure), steps=4)
@@ -191,7 +191,7 @@ def test_the_frame_reaches_a_wrapped_guide(conditional):
 
 def test_the_frame_acts_directly():
     """With the RNN states silenced, a frame moves the law as much as its own weights say, without a bound."""
-    guide = pd.FullAlignment(make(pd.Structure.named("ArSSM")), rnn_dim=6, hidden_dim=8, skip=True)
+    guide = dssm.FullAlignment(make(dssm.Structure.named("ArSSM")), rnn_dim=6, hidden_dim=8, skip=True)
     with torch.no_grad():
         guide.combiner.context.weight.zero_()  # RNN states are silenced
     x = torch.randn(3, T, D)
@@ -206,8 +206,8 @@ def test_the_frame_acts_directly():
 
 def test_factorisation_says_what_is_read():
     """The letters of the paper, for one structure and all guides; the Jacobians above say the same."""
-    model = make(pd.Structure.named("ArSSM"))
-    said = {key: guide(model).factorisation() for key, guide in pd.GUIDES.items()}
+    model = make(dssm.Structure.named("ArSSM"))
+    said = {key: guide(model).factorisation() for key, guide in dssm.GUIDES.items()}
     assert said == {
         "partial": "q(z_t | z_{t-1}, g→_t, g←_t)",
         "full": "q(z_t | h¹_{t-1}, h²_t, g←_t)",
@@ -217,7 +217,7 @@ def test_factorisation_says_what_is_read():
         "filtering": "q(z_t | z_{t-1}, g→_t)",
         "mean-field": "q(z_t | g→_t, g←_t)",
     }
-    said = {key: guide(model, skip=True).factorisation() for key, guide in pd.GUIDES.items()}
+    said = {key: guide(model, skip=True).factorisation() for key, guide in dssm.GUIDES.items()}
     assert said == {
         "partial": "q(z_t | z_{t-1}, g→_t, x_t, g←_t)",
         "full": "q(z_t | h¹_{t-1}, h²_t, x_t, g←_t)",
@@ -235,24 +235,24 @@ def test_factorisation_says_what_is_read():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (pd.Structure("full", "markov", "markov", "markov"), r"p\(z_3 \| ...\) and z_1: it does not react"),
-        (pd.Structure("none", "markov", "markov", "markov"), r"p\(z_2 \| ...\) and z_1: it reacts"),
-        (pd.Structure("markov", "full", "markov", "markov"), r"p\(z_3 \| ...\) and x_1: it does not react"),
-        (pd.Structure("markov", "markov", "full", "markov"), r"p\(x_2 \| ...\) and z_1: it does not react"),
-        (pd.Structure("markov", "markov", "markov", "none"), r"p\(x_2 \| ...\) and x_1: it reacts"),
+        (dssm.Structure("full", "markov", "markov", "markov"), r"p\(z_3 \| ...\) and z_1: it does not react"),
+        (dssm.Structure("none", "markov", "markov", "markov"), r"p\(z_2 \| ...\) and z_1: it reacts"),
+        (dssm.Structure("markov", "full", "markov", "markov"), r"p\(z_3 \| ...\) and x_1: it does not react"),
+        (dssm.Structure("markov", "markov", "full", "markov"), r"p\(x_2 \| ...\) and z_1: it does not react"),
+        (dssm.Structure("markov", "markov", "markov", "none"), r"p\(x_2 \| ...\) and x_1: it reacts"),
     ],
 )
 def test_wrong_structure_is_found(wrong, message):
     with pytest.raises(AssertionError, match=message):
-        check_parents(make(pd.Structure.named("DMM-Aug")), wrong)
+        check_parents(make(dssm.Structure.named("DMM-Aug")), wrong)
 
 
 @pytest.mark.parametrize(
     "change", [{"z": MARKOV}, {"past": MARKOV}, {"future": False}, {"now": False}], ids=lambda change: str(change)
 )
 def test_wrong_guide_is_found(change):
-    structure = pd.Structure.named("ArSSM")
-    guide = pd.FullAlignment(make(structure), rnn_dim=6)
+    structure = dssm.Structure.named("ArSSM")
+    guide = dssm.FullAlignment(make(structure), rnn_dim=6)
     with pytest.raises(AssertionError, match=r"q\(z_\d \| ...\) and [xz]_\d: it reacts"):
         check_guide_parents(guide, **{**alignment(structure), **change})
 
@@ -260,13 +260,13 @@ def test_wrong_guide_is_found(change):
 def test_model_that_peeks_is_found():
     """A transition that ignores what it declares to read."""
 
-    class Deaf(pd.DSSM):
+    class Deaf(dssm.DSSM):
         def __init__(self):
-            super().__init__(pd.Structure("markov", "markov"), D, Z, emission="gaussian")
+            super().__init__(dssm.Structure("markov", "markov"), D, Z, emission="gaussian")
             self.head = nn.Linear(Z, Z)
 
         def transition(self, z_past, x_past, u):
-            return pd.nn.normal(self.head(z_past), torch.ones(Z))
+            return dssm.nn.normal(self.head(z_past), torch.ones(Z))
 
     with pytest.raises(AssertionError, match=r"p\(z_2 \| ...\) and x_1: it does not react"):
         check_parents(Deaf())

@@ -12,7 +12,7 @@ import torch
 from stopping import RaiseAt
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.gaps import RandomGaps
 from pyro_dssm.data.transpose import RandomTransposition
 from pyro_dssm.saving.pairs import read_tensors
@@ -39,7 +39,13 @@ def masks():
 
 
 def pair(
-    kind=pd.DMM, guide=pd.PartialAlignment, controls=0, guide_options=None, freeze=(), settle=lambda both: 0, **options
+    kind=dssm.DMM,
+    guide=dssm.PartialAlignment,
+    controls=0,
+    guide_options=None,
+    freeze=(),
+    settle=lambda both: 0,
+    **options,
 ):
     torch.manual_seed(0)
     model = kind(3, 2, **{"mlp_dims": (4,), "emission": "gaussian", "control_dim": controls, **options})
@@ -52,14 +58,14 @@ def pair(
 
 def flows(**options):
     model, base = pair(**options)
-    return model, pd.FlowGuide(base, num_flows=1, hidden_dim=4)
+    return model, dssm.FlowGuide(base, num_flows=1, hidden_dim=4)
 
 
 def fit(folder, *, programs=None, train=None, valid=None, **options):
     programs = pair() if programs is None else programs
-    train = pd.SequenceDataset(sequences()) if train is None else train
+    train = dssm.SequenceDataset(sequences()) if train is None else train
     usual = {"epochs": 1, "batch_size": 2, "lr": 1e-2, "progress": False, "checkpoint": folder}
-    return pd.fit(*programs, train, valid, **{**usual, **options})
+    return dssm.fit(*programs, train, valid, **{**usual, **options})
 
 
 # Functions and objects of one's own.
@@ -127,7 +133,7 @@ class Nameless:
         return value
 
 
-class Own(pd.KLSchedule):
+class Own(dssm.KLSchedule):
     """A schedule that hides its numbers."""
 
     def __init__(self, peak=1.0, parts=()):
@@ -155,7 +161,7 @@ def decayed(**options):
 
 
 def data(values=None, **options):
-    return lambda: pd.SequenceDataset(sequences() if values is None else values, **options)
+    return lambda: dssm.SequenceDataset(sequences() if values is None else values, **options)
 
 
 def programs(*args, **options):
@@ -181,7 +187,7 @@ CHANGES = [
     ("train.frames", {}, {"train": data(sequences(lengths=(5, 3, 6, 5)))}),
     ("valid.sequences", {}, {"valid": data()}),
     ("valid.content", {"valid": data()}, {"valid": data(changed(sequences(), 3))}),
-    ("model.class", {}, {"programs": programs(pd.SVGLP)}),
+    ("model.class", {}, {"programs": programs(dssm.SVGLP)}),
     ("model.dropout", {}, {"programs": programs(dropout=0.5)}),
     ("model.mlp_dims", {}, {"programs": programs(mlp_dims=(5,))}),
     ("model.emission", {}, {"programs": programs(emission="bernoulli"), "train": data(list(torch.ones(4, 5, 3)))}),
@@ -191,7 +197,7 @@ CHANGES = [
     ("model.dtype", {}, {"programs": programs(settle=lambda both: [program.double() for program in both])}),
     ("model.sites", {}, {"programs": programs(settle=other_sites)}),
     (".p", {"programs": programs(dropout=0.1)}, {"programs": programs(dropout=0.1, settle=other_dropout)}),
-    ("guide.class", {}, {"programs": programs(guide=pd.FullAlignment)}),
+    ("guide.class", {}, {"programs": programs(guide=dssm.FullAlignment)}),
     ("guide.hidden_dim", {}, {"programs": programs(guide_options={"hidden_dim": 5})}),
     (
         "guide.guide.combiner",
@@ -210,31 +216,31 @@ CHANGES = [
     ("valid_every", {"valid": data()}, {"valid": data(), "valid_every": 2}),
     ("valid_particles", {"valid": data()}, {"valid": data(), "valid_particles": 2}),
     ("loss.class", {}, {"loss": lambda: pyro.infer.Trace_ELBO()}),
-    ("loss.num_particles", {}, {"loss": lambda: pd.RecordingELBO(num_particles=2)}),
+    ("loss.num_particles", {}, {"loss": lambda: dssm.RecordingELBO(num_particles=2)}),
     (
         "loss.vectorize_particles",
-        {"loss": lambda: pd.RecordingELBO(num_particles=2)},
-        {"loss": lambda: pd.RecordingELBO(num_particles=2, vectorize_particles=True)},
+        {"loss": lambda: dssm.RecordingELBO(num_particles=2)},
+        {"loss": lambda: dssm.RecordingELBO(num_particles=2, vectorize_particles=True)},
     ),
     (
         "loss.alpha",
         {"loss": lambda: pyro.infer.RenyiELBO(alpha=0, num_particles=2)},
         {"loss": lambda: pyro.infer.RenyiELBO(alpha=0.5, num_particles=2)},
     ),
-    ("kl.class", {}, {"kl": lambda: pd.LinearKL(1.0, 1.0)}),
-    ("kl.value", {}, {"kl": lambda: pd.ConstantKL(0.5)}),
-    ("kl.start", {"kl": lambda: pd.LinearKL(0.1)}, {"kl": lambda: pd.LinearKL(0.2)}),
-    ("kl.epochs", {"kl": lambda: pd.LinearKL(epochs=3)}, {"kl": lambda: pd.LinearKL(epochs=4)}),
-    ("kl.rise", {"kl": lambda: pd.CyclicKL()}, {"kl": lambda: pd.CyclicKL(rise=0.7)}),
-    ("kl.bound", {"kl": lambda: pd.Lagrangian(0.1)}, {"kl": lambda: pd.Lagrangian(0.2)}),
-    ("kl.factors", {"kl": lambda: pd.GECO(0.1)}, {"kl": lambda: pd.GECO(0.1, factors=(0.9, 1.1))}),
+    ("kl.class", {}, {"kl": lambda: dssm.LinearKL(1.0, 1.0)}),
+    ("kl.value", {}, {"kl": lambda: dssm.ConstantKL(0.5)}),
+    ("kl.start", {"kl": lambda: dssm.LinearKL(0.1)}, {"kl": lambda: dssm.LinearKL(0.2)}),
+    ("kl.epochs", {"kl": lambda: dssm.LinearKL(epochs=3)}, {"kl": lambda: dssm.LinearKL(epochs=4)}),
+    ("kl.rise", {"kl": lambda: dssm.CyclicKL()}, {"kl": lambda: dssm.CyclicKL(rise=0.7)}),
+    ("kl.bound", {"kl": lambda: dssm.Lagrangian(0.1)}, {"kl": lambda: dssm.Lagrangian(0.2)}),
+    ("kl.factors", {"kl": lambda: dssm.GECO(0.1)}, {"kl": lambda: dssm.GECO(0.1, factors=(0.9, 1.1))}),
     ("kl.peak", {"kl": lambda: Own(1.0)}, {"kl": lambda: Own(0.5)}),
     ("kl.parts", {"kl": lambda: Own(1.0, [Own(1.0)])}, {"kl": lambda: Own(1.0, [Own(2.0)])}),
-    ("optimizer.class", {}, {"optimizer": lambda: pd.ClippedNormAdam({"lr": 1e-2})}),
+    ("optimizer.class", {}, {"optimizer": lambda: dssm.ClippedNormAdam({"lr": 1e-2})}),
     (
         "optimizer.betas",
-        {"optimizer": lambda: pd.ClippedNormAdam({"betas": (0.9, 0.9)})},
-        {"optimizer": lambda: pd.ClippedNormAdam({"betas": (0.9, 0.99)})},
+        {"optimizer": lambda: dssm.ClippedNormAdam({"betas": (0.9, 0.9)})},
+        {"optimizer": lambda: dssm.ClippedNormAdam({"betas": (0.9, 0.99)})},
     ),
     ("optimizer.pt_optim_args.lr", {"optimizer": adam()}, {"optimizer": adam(lr=2e-2)}),
     ("optimizer.pt_optim_constructor", {"optimizer": adam()}, {"optimizer": lambda: pyro.optim.SGD({"lr": 1e-2})}),
@@ -361,7 +367,7 @@ def test_what_may_change(name, tmp_path):
     ("options", "then", "now", "words"),
     [
         ({}, 2, 3, None),
-        ({"kl": lambda: pd.LinearKL(epochs=2)}, 2, 3, None),
+        ({"kl": lambda: dssm.LinearKL(epochs=2)}, 2, 3, None),
         ({"optimizer": decayed()}, 2, 3, None),
         ({"lr_schedule": "cosine"}, 2, 3, "epochs: 2 in the checkpoint, 3 now, by which lr_schedule is timed"),
         ({"lr_schedule": halving}, 2, 3, "by which lr_schedule is timed"),
@@ -421,7 +427,7 @@ def captures():
     return augment
 
 
-class Opaque(pd.ConstantKL):
+class Opaque(dssm.ConstantKL):
     """A schedule that holds a function."""
 
     def __init__(self, function):
@@ -474,7 +480,7 @@ def test_functions_are_compared_by_what_they_do():
 def test_values():
     description = Description()
     values = [None, True, 1, 1.0, "1", [1], (2,), {"a": 1}, {1, 2}, np.float32(0.5), np.arange(3), torch.arange(3)]
-    values += [float("nan"), float("inf"), torch.nn.ReLU, torch.relu, np.tanh, pd.Structure(), Shift(torch.ones(2))]
+    values += [float("nan"), float("inf"), torch.nn.ReLU, torch.relu, np.tanh, dssm.Structure(), Shift(torch.ones(2))]
     words = [json.dumps(description.of("augment", value)) for value in values]
     assert not description.opaque
     assert len(set(words)) == len(words)
@@ -486,15 +492,15 @@ def test_the_content_of_mapped_data(tmp_path):
     values = torch.randn(5, 7, 3)
     values.numpy().tofile(tmp_path / "values")
     mapped = torch.from_file(str(tmp_path / "values"), shared=False, size=values.numel()).view(5, 7, 3)
-    assert content(pd.SequenceDataset(mapped)) == content(pd.SequenceDataset(list(values)))
-    assert content(pd.SequenceDataset(values.transpose(0, 1))) == content(
-        pd.SequenceDataset(values.transpose(0, 1).contiguous())
+    assert content(dssm.SequenceDataset(mapped)) == content(dssm.SequenceDataset(list(values)))
+    assert content(dssm.SequenceDataset(values.transpose(0, 1))) == content(
+        dssm.SequenceDataset(values.transpose(0, 1).contiguous())
     )
-    many = [content(pd.SequenceDataset(values))["content"]]
+    many = [content(dssm.SequenceDataset(values))["content"]]
     with pytest.MonkeyPatch.context() as patch:
         for size in (1, 7, 100):
             patch.setattr("pyro_dssm.training._plan.PIECE", size)
-            many.append(content(pd.SequenceDataset(values))["content"])
+            many.append(content(dssm.SequenceDataset(values))["content"])
     assert len(set(many)) == 1
 
 
@@ -518,19 +524,19 @@ def test_weights_of_another_dtype(tmp_path):
 
 @pytest.mark.parametrize("name", ["plan", "history", "optimizer", "kl"])
 def test_a_state_that_is_malformed(name, tmp_path):
-    fit(tmp_path, kl=pd.GECO(0.1))
+    fit(tmp_path, kl=dssm.GECO(0.1))
     tensors, metadata = read_tensors(tmp_path / "last.safetensors")
     programs = pair()
     came = [p.clone() for p in programs[0].parameters()]
     for wrong in ({}, [], None):
-        pd.saving.pairs.write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, name: wrong})
+        dssm.saving.pairs.write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, name: wrong})
         with pytest.raises(ValueError, match=r"^(checkpoint|path|state): expected "):
-            fit(tmp_path, programs=programs, kl=pd.GECO(0.1))
+            fit(tmp_path, programs=programs, kl=dssm.GECO(0.1))
         assert all(map(torch.equal, came, programs[0].parameters()))
 
 
 def test_a_model_that_cannot_be_built_again_is_refused_before_any_work(tmp_path):
-    class Net(pd.DMM):
+    class Net(dssm.DMM):
         def __init__(self, x_dim, z_dim, kind=torch.nn.Tanh, **options):
             super().__init__(x_dim, z_dim, **options)
 
@@ -545,14 +551,14 @@ def test_another_device_is_warned_of(tmp_path, monkeypatch):
     fit(tmp_path)
     tensors, metadata = read_tensors(tmp_path / "last.safetensors")
     metadata["plan"]["device"] = "cuda"
-    pd.saving.pairs.write_tensors(tmp_path / "last.safetensors", tensors, metadata)
+    dssm.saving.pairs.write_tensors(tmp_path / "last.safetensors", tensors, metadata)
     with pytest.warns(UserWarning, match="was begun on cuda, whose noise is another than that of cpu"):
         fit(tmp_path)
 
 
 def test_interrupted_without_a_step_the_same_optimiser_begins_anew(tmp_path):
     """What waits in it for parameters of a run that never began must not reach the next one."""
-    for made in (adam(), lambda: pd.ClippedNormAdam({"lr": 1e-2}), decayed()):
+    for made in (adam(), lambda: dssm.ClippedNormAdam({"lr": 1e-2}), decayed()):
         optimizer, programs = made(), pair()
         folder = tmp_path / str(id(optimizer))
         fit(folder, programs=programs, optimizer=optimizer, augment=RaiseAt())

@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 import matplotlib
 from matplotlib.figure import Figure
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.evaluation.prediction import ByHorizon, OpenLoop
 from pyro_dssm.plots import (
     pitch_name,
@@ -48,7 +48,7 @@ def history(valid=True, kl=1.0, epochs=30):
         {"epoch": n, "reconstruction": 5 + 5 / n, "kl": kl, "valid": 7 + 5 / n if valid else None, "seconds": 1.0}
         for n in range(1, epochs + 1)
     ]
-    return pd.History(records, best_epoch=epochs, best_valid=7.2)
+    return dssm.History(records, best_epoch=epochs, best_valid=7.2)
 
 
 def drawn(ax):
@@ -64,7 +64,7 @@ def labels(ax):
 @pytest.mark.parametrize("count", [1, 2, 3, 40])
 def test_epochs_are_whole_numbers(count):
     records = [{"epoch": n, "reconstruction": 5 / n, "kl": 1.0} for n in range(1, count + 1)]
-    for ax in plot_curves(pd.History(records, best_epoch=count)):
+    for ax in plot_curves(dssm.History(records, best_epoch=count)):
         assert all(tick == round(tick) for tick in ax.get_xticks())
 
 
@@ -108,7 +108,7 @@ def test_curves_without_validation_or_latents():
 
 
 def test_curves_of_a_run_that_ended_in_its_first_epoch():
-    left, right = plot_curves(pd.History(), Figure().subplots(1, 2))
+    left, right = plot_curves(dssm.History(), Figure().subplots(1, 2))
     drawn(left)
     assert left.get_legend() is right.get_legend() is None
 
@@ -238,7 +238,7 @@ def test_one_sequence_has_no_band_but_can_be_drawn(ax):
 
 def test_a_multiplier_with_its_constraint_and_bound():
     records = [{"epoch": n, "multiplier": 0.01 * n, "constraint": 1 / n, "constraint_bound": 0.1} for n in range(1, 21)]
-    left, right = plot_multiplier(pd.History(records), Figure().subplots(1, 2))
+    left, right = plot_multiplier(dssm.History(records), Figure().subplots(1, 2))
     drawn(left)
     assert left.get_yscale() == right.get_yscale() == "log"
     assert_allclose(left.lines[-1].get_ydata(), 0.01 * np.arange(1, 21))
@@ -246,7 +246,7 @@ def test_a_multiplier_with_its_constraint_and_bound():
     assert_allclose(right.lines[1].get_ydata(), 0.1)
     # A negative log-likelihood may be below zero, where a logarithm has nothing to show.
     below = [{**record, "constraint": -1.0} for record in records]
-    assert plot_multiplier(pd.History(below), Figure().subplots(1, 2))[1].get_yscale() == "linear"
+    assert plot_multiplier(dssm.History(below), Figure().subplots(1, 2))[1].get_yscale() == "linear"
 
 
 @pytest.mark.parametrize(

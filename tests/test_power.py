@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.infer import Trace_ELBO
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.emissions import EMISSIONS, PowerEmission, hide
 from pyro_dssm.emissions.power import EULER, FLOOR, LOUDEST, TAPS, UNIT, _Mixture
 from pyro_dssm.speech.audio import Spectrogram
@@ -339,7 +339,7 @@ def test_levels_and_readings_have_a_ceiling(name):
 @pytest.mark.parametrize("means", [True, False])
 def test_a_model_that_grows_comes_to_an_end(name, means):
     """Each frame is twice as loud as the last: left alone, the model stays at the ceiling, in single precision too."""
-    model = pd.DSSM(pd.Structure.named("AR-HMM"), 8, Z, emission=name, emission_options={"residual": True})
+    model = dssm.DSSM(dssm.Structure.named("AR-HMM"), 8, Z, emission=name, emission_options={"residual": True})
     net = by_hand_emission(name, x_dim=8, tap=0)
     with torch.no_grad():
         net.net[-1].bias[:8] = math.log(2) / UNIT
@@ -348,7 +348,7 @@ def test_a_model_that_grows_comes_to_an_end(name, means):
         head.bias.copy_(net.net[-1].bias)
     mean = torch.linspace(0.01, 30, 8)
     model.emission_net.init_bias(mean)
-    guide = pd.FullAlignment(model, rnn_dim=4)
+    guide = dssm.FullAlignment(model, rnn_dim=4)
     ahead = model.forecast(guide, mean.expand(1, 2, 8), 60, 2, means=means)
     assert torch.isfinite(ahead).all()
     if means:
@@ -473,7 +473,9 @@ def test_a_bin_comes_from_five():
 @double
 def test_the_last_frame_is_the_end_of_the_features():
     """In the model: what its emission is given ends with the reading of the frame before."""
-    model = pd.DSSM(pd.Structure.named("ArSSM"), D, Z, emission="gamma", emission_options={"residual": True}, skip=True)
+    model = dssm.DSSM(
+        dssm.Structure.named("ArSSM"), D, Z, emission="gamma", emission_options={"residual": True}, skip=True
+    )
     model.emission_net.init_bias(power(D))
     x, z = power(B, T, D), torch.randn(B, T, Z)
     seen = []
@@ -485,24 +487,24 @@ def test_the_last_frame_is_the_end_of_the_features():
 
 
 ACCEPTED = [
-    (pd.Structure.named("AR-HMM"), {}),
-    (pd.Structure.named("ArSSM"), {"skip": True}),
-    (pd.Structure.named("VRNN"), {"skip": True, "shared": True}),
-    (pd.Structure.named("SRNN"), {"skip": True}),
+    (dssm.Structure.named("AR-HMM"), {}),
+    (dssm.Structure.named("ArSSM"), {"skip": True}),
+    (dssm.Structure.named("VRNN"), {"skip": True, "shared": True}),
+    (dssm.Structure.named("SRNN"), {"skip": True}),
 ]
 REFUSED = [
-    (pd.Structure(), {}),
-    (pd.Structure(), {"skip": True}),
-    (pd.Structure.named("ArSSM"), {}),
-    (pd.Structure.named("VRNN"), {"shared": True}),
-    (pd.Structure("markov", "markov", "markov", "none"), {"skip": True}),
+    (dssm.Structure(), {}),
+    (dssm.Structure(), {"skip": True}),
+    (dssm.Structure.named("ArSSM"), {}),
+    (dssm.Structure.named("VRNN"), {"shared": True}),
+    (dssm.Structure("markov", "markov", "markov", "none"), {"skip": True}),
 ]
 
 
 @each
 @pytest.mark.parametrize(("structure", "options"), ACCEPTED)
 def test_residual_where_the_last_frame_is_offered(name, structure, options):
-    model = pd.DSSM(structure, D, Z, emission=name, emission_options={"residual": True}, **options)
+    model = dssm.DSSM(structure, D, Z, emission=name, emission_options={"residual": True}, **options)
     assert model.emission_net.residual
     assert model.sample(2, 3).shape == (2, 3, D)
 
@@ -511,7 +513,7 @@ def test_residual_where_the_last_frame_is_offered(name, structure, options):
 def test_residual_where_it_is_not(structure, options):
     message = re.escape("emission_options: residual needs an emission that reads the last frame")
     with pytest.raises(ValueError, match=f"^{message}.*got {re.escape(repr(structure))} with skip="):
-        pd.DSSM(structure, D, Z, emission="gamma", emission_options={"residual": True}, **options)
+        dssm.DSSM(structure, D, Z, emission="gamma", emission_options={"residual": True}, **options)
 
 
 @double
@@ -519,7 +521,7 @@ def test_residual_where_it_is_not(structure, options):
 @pytest.mark.parametrize(("structure", "options"), ACCEPTED[:2])
 def test_who_depends_on_whom(name, structure, options):
     """The residual adds no parent: a frame reacts to exactly those that the structure names."""
-    model = pd.DSSM(
+    model = dssm.DSSM(
         structure, D, Z, rnn_dim=6, mlp_dims=(16,), emission=name, emission_options={"residual": True}, **options
     )
 
@@ -528,11 +530,11 @@ def test_who_depends_on_whom(name, structure, options):
 
     of_z, of_x = parents_by_jacobian(of_frames, torch.randn(8, T, Z), power(8, T, D))
     steps = torch.ones(T, T, dtype=torch.bool)
-    full = structure.x_from_x is pd.Order.FULL
+    full = structure.x_from_x is dssm.Order.FULL
     past = steps.tril(-1) if full else steps.tril(-1) & ~steps.tril(-2)
     own = torch.eye(T, dtype=torch.bool)
     assert torch.equal(of_x | own, past | own)
-    assert torch.equal(of_z, steps.tril() if structure.x_from_z is pd.Order.FULL else own)
+    assert torch.equal(of_z, steps.tril() if structure.x_from_z is dssm.Order.FULL else own)
 
 
 # Hidden frames and padding, which are zeros to the networks.
@@ -540,10 +542,10 @@ def test_who_depends_on_whom(name, structure, options):
 
 def pair(name, structure="ArSSM", *, residual=True, **options):
     options = {"rnn_dim": 5, "mlp_dims": (6,), "skip": True, **options}
-    model = pd.DSSM(
-        pd.Structure.named(structure), D, Z, emission=name, emission_options={"residual": residual}, **options
+    model = dssm.DSSM(
+        dssm.Structure.named(structure), D, Z, emission=name, emission_options={"residual": residual}, **options
     )
-    guide = pd.FullAlignment(model, rnn_dim=5, hidden_dim=6)
+    guide = dssm.FullAlignment(model, rnn_dim=5, hidden_dim=6)
     model.emission_net.init_bias(power(D))
     return model, guide
 
@@ -613,7 +615,7 @@ def test_a_hidden_frame_is_read_as_a_zero(name, form):
     assert (seen - of_x)[:, 2].abs() > 1e-3
 
 
-class Silent(pd.Guide):
+class Silent(dssm.Guide):
     """Says the same of everything."""
 
     def __init__(self, model):
@@ -621,7 +623,7 @@ class Silent(pd.Guide):
 
     def step(self, past, context):
         zero = context.new_zeros(*context.shape[:-1], self.model.z_dim)
-        return pd.nn.normal(zero, torch.ones_like(zero))
+        return dssm.nn.normal(zero, torch.ones_like(zero))
 
 
 # Files.
@@ -633,8 +635,8 @@ class Silent(pd.Guide):
 def test_the_reference_is_kept_in_files(name, residual, tmp_path):
     model, guide = pair(name, residual=residual)
     x, z = power(B, T, D), torch.randn(B, T, Z)
-    pd.save(tmp_path / "pair.safetensors", model, guide)
-    again = pd.load(tmp_path / "pair.safetensors")
+    dssm.save(tmp_path / "pair.safetensors", model, guide)
+    again = dssm.load(tmp_path / "pair.safetensors")
     torch.testing.assert_close(again[0].emission_net.reference, model.emission_net.reference, rtol=0, atol=0)
     assert again[0].emission_net.reference.abs().min() > 0
     model.eval(), guide.eval()

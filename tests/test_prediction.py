@@ -8,7 +8,7 @@ import torch
 from linear_gaussian import ExactGuide, LinearGaussian, condition
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm._utils.gaps import interpolate, last_seen
 from pyro_dssm.evaluation import prediction
 from pyro_dssm.evaluation.imputation import coverage, imputation
@@ -16,11 +16,11 @@ from pyro_dssm.evaluation.prediction import ByHorizon, open_loop
 from pyro_dssm.nn.layers import normal
 
 
-class Oscillator(pd.DSSM):
+class Oscillator(dssm.DSSM):
     """z' = A z + B u + noise, x = z + noise: known, driven dynamics."""
 
     def __init__(self, q=1e-9, r=1e-9):
-        super().__init__(pd.Structure("markov", "none", "markov", "none"), 2, 2, control_dim=1)
+        super().__init__(dssm.Structure("markov", "none", "markov", "none"), 2, 2, control_dim=1)
         self.A, self.B = torch.tensor([[1.0, 0.1], [-0.1, 0.98]]), torch.tensor([[0.0], [0.1]])
         self.q, self.r = q, r
         self.unused = nn.Parameter(torch.zeros(()))
@@ -33,7 +33,7 @@ class Oscillator(pd.DSSM):
         return normal(z, torch.full_like(z, self.r))
 
 
-class ReadsTheFrame(pd.Guide):
+class ReadsTheFrame(dssm.Guide):
     """z_t = x_t, which is the exact posterior where the emission has no noise."""
 
     def __init__(self, model, scale=1e-9):
@@ -52,7 +52,7 @@ def driven(count=5, steps=12, **options):
     for t in range(steps):
         frames.append(z)
         z = z @ model.A.T + u[:, t] @ model.B.T
-    return model, pd.SequenceDataset(torch.stack(frames, 1), controls=u, **options)
+    return model, dssm.SequenceDataset(torch.stack(frames, 1), controls=u, **options)
 
 
 # Open loop.
@@ -65,7 +65,7 @@ def test_known_dynamics_are_continued_exactly_with_the_controls(double):
     x = torch.stack(data.sequences)
     torch.testing.assert_close(found.copy_last.errors, (x[:, 4:] - x[:, 3:4]).square().mean(-1))
     # The control: with other controls, or controls of another time, it is not the same future.
-    late = pd.SequenceDataset(x, controls=torch.stack(data.controls).roll(1, 1))
+    late = dssm.SequenceDataset(x, controls=torch.stack(data.controls).roll(1, 1))
     assert open_loop(model, ReadsTheFrame(model), late, known=4, horizon=8).model.mse.min() > 1e-4
 
 
@@ -74,7 +74,7 @@ def test_only_the_known_frames_are_read(double):
     x = torch.stack(data.sequences)
     other = torch.cat([x[:, :4], x[:, 4:] + 1], dim=1)
     errors = open_loop(
-        model, ReadsTheFrame(model), pd.SequenceDataset(other, controls=data.controls), known=4, horizon=8
+        model, ReadsTheFrame(model), dssm.SequenceDataset(other, controls=data.controls), known=4, horizon=8
     )
     torch.testing.assert_close(errors.model.mse, torch.ones(8))
 
@@ -84,7 +84,7 @@ def test_equals_the_closed_form_forecast(double, noise):
     """The mean over n futures has the law's variance over n at most, so its error is within 4.5 of its deviations."""
     model, n, known, horizon = LinearGaussian(), 4000, 4, 6
     x = model.sample(3, known + horizon)
-    found = open_loop(model, ExactGuide(model), pd.SequenceDataset(x), known=known, horizon=horizon,
+    found = open_loop(model, ExactGuide(model), dssm.SequenceDataset(x), known=known, horizon=horizon,
                       num_samples=n, noise=noise)  # fmt: skip
     for b in range(3):
         mean, cov = (v.detach() for v in model.forecast_law(x[b, :known], horizon))
@@ -100,7 +100,7 @@ def test_equals_the_closed_form_forecast(double, noise):
 def test_samples_are_averaged_before_the_error_is_taken(double):
     """One future each: the error is about doubled by the law's own variance; parts are joined without a difference."""
     model = LinearGaussian()
-    data = pd.SequenceDataset(model.sample(40, 8))
+    data = dssm.SequenceDataset(model.sample(40, 8))
     errors = {n: open_loop(model, ExactGuide(model), data, known=3, horizon=5, num_samples=n).model for n in (1, 200)}
     assert errors[1].mean_to(5) > 1.2 * errors[200].mean_to(5)
 
@@ -120,9 +120,9 @@ def test_futures_are_drawn_in_parts(double, monkeypatch):
 
 
 def test_copy_of_the_last_frame_by_hand():
-    model = pd.DMM(1, 2, emission="gaussian")
-    data = pd.SequenceDataset(torch.tensor([[[1.0], [3.0], [4.0], [6.0]], [[0.0], [1.0], [1.0], [0.0]]]))
-    found = open_loop(model, pd.PartialAlignment(model), data, known=2, horizon=2)
+    model = dssm.DMM(1, 2, emission="gaussian")
+    data = dssm.SequenceDataset(torch.tensor([[[1.0], [3.0], [4.0], [6.0]], [[0.0], [1.0], [1.0], [0.0]]]))
+    found = open_loop(model, dssm.PartialAlignment(model), data, known=2, horizon=2)
     assert found.copy_last.errors.tolist() == [[1, 9], [0, 1]]
     assert found.copy_last.mse.tolist() == [0.5, 5]
     # Deviations of 1 and 0 from 0.5: standard deviation sqrt(0.5), over sqrt(2).
@@ -134,10 +134,10 @@ def test_copy_of_the_last_frame_by_hand():
 
 
 def test_hidden_entries_do_not_count_and_the_last_seen_value_is_copied():
-    model = pd.DMM(2, 2, emission="gaussian")
+    model = dssm.DMM(2, 2, emission="gaussian")
     x = torch.tensor([[[1.0, 5.0], [2.0, math.nan], [4.0, 6.0], [math.nan, math.nan], [3.0, math.nan]]])
-    data = pd.SequenceDataset(x, masks=[~x[0].isnan()])
-    found = open_loop(model, pd.PartialAlignment(model), data, known=2, horizon=3)
+    data = dssm.SequenceDataset(x, masks=[~x[0].isnan()])
+    found = open_loop(model, dssm.PartialAlignment(model), data, known=2, horizon=3)
     assert found.copy_last.errors[0].tolist() == pytest.approx([(4 + 1) / 2, math.nan, 1.0], nan_ok=True)
     assert found.model.errors.isnan().tolist() == [[False, True, False]]
 
@@ -146,7 +146,7 @@ def test_a_prediction_that_blows_up_is_infinitely_wrong():
     model, data = driven()
     model.A = 1e30 * model.A
     guide = ReadsTheFrame(model)
-    with pytest.warns(pd.DivergenceWarning, match=r"5 of 5 futures \(of 5 sequences\) .* from frame 2 on"):
+    with pytest.warns(dssm.DivergenceWarning, match=r"5 of 5 futures \(of 5 sequences\) .* from frame 2 on"):
         found = open_loop(model, guide, data, known=4, horizon=8, num_samples=1, batch_size=2)
     assert found.model.at(8) == math.inf
     assert math.isfinite(found.copy_last.at(8))
@@ -156,9 +156,9 @@ def test_a_prediction_that_blows_up_is_infinitely_wrong():
 
 
 def test_errors_are_in_the_order_of_the_data_and_seeded():
-    model = pd.DMM(2, 3, emission="gaussian", dropout=0.5)
-    guide = pd.PartialAlignment(model)
-    data = pd.SequenceDataset([torch.randn(n, 2) for n in (9, 6, 8, 7)])
+    model = dssm.DMM(2, 3, emission="gaussian", dropout=0.5)
+    guide = dssm.PartialAlignment(model)
+    data = dssm.SequenceDataset([torch.randn(n, 2) for n in (9, 6, 8, 7)])
     before = torch.get_rng_state()
     first, again, other = (open_loop(model, guide, data, known=3, horizon=3, seed=s, batch_size=2) for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -178,10 +178,10 @@ def test_errors_are_in_the_order_of_the_data_and_seeded():
     ],
 )
 def test_bad_input_of_open_loop(options, message):
-    model = pd.DMM(2, 3, emission="gaussian")
-    options = {"data": pd.SequenceDataset(torch.zeros(1, 7, 2)), "known": 3, "horizon": 4, **options}
+    model = dssm.DMM(2, 3, emission="gaussian")
+    options = {"data": dssm.SequenceDataset(torch.zeros(1, 7, 2)), "known": 3, "horizon": 4, **options}
     with pytest.raises(ValueError, match=message):
-        open_loop(model, pd.PartialAlignment(model), **options)
+        open_loop(model, dssm.PartialAlignment(model), **options)
 
 
 @pytest.mark.parametrize("horizon", [0, 4, 1.0, True])
@@ -317,7 +317,7 @@ def slow_model(seed=0):
 @pytest.mark.slow
 def test_imputation_by_the_truth_is_better_than_by_hand_and_calibrated(double):
     model = slow_model()
-    data = pd.SequenceDataset(model.sample(60, 10))
+    data = dssm.SequenceDataset(model.sample(60, 10))
     found = imputation(model, ManyFillings(model), data, 0.5, num_samples=79, num_rounds=15, batch_size=60)
     assert found.counts.tolist() == [10] * 60
     assert found.rmse["model"] < found.rmse["interpolation"] < found.rmse["mean_frame"]
@@ -334,19 +334,19 @@ def test_imputation_by_the_truth_is_better_than_by_hand_and_calibrated(double):
 
 
 def test_errors_of_the_simple_methods_by_hand(monkeypatch):
-    model = pd.DMM(1, 2, emission="gaussian")
-    data = pd.SequenceDataset([torch.tensor([1.0, 2.0, 5.0, 4.0]).view(4, 1), torch.tensor([3.0]).view(1, 1)])
+    model = dssm.DMM(1, 2, emission="gaussian")
+    data = dssm.SequenceDataset([torch.tensor([1.0, 2.0, 5.0, 4.0]).view(4, 1), torch.tensor([3.0]).view(1, 1)])
     seen = torch.tensor([True, False, False, True])
     monkeypatch.setattr(
         "pyro_dssm.evaluation.imputation._hide_frames", lambda *args: [seen, torch.ones(1, dtype=torch.bool)]
     )
-    found = imputation(model, pd.PartialAlignment(model), data, num_samples=39)
+    found = imputation(model, dssm.PartialAlignment(model), data, num_samples=39)
     # Visible are 1, 4 and 3, with the mean 8/3; the line has 2 and 3, the last frame 1 and 1.
     assert found.squares["interpolation"].tolist() == [0 + 4, 0]
     assert found.squares["last_frame"].tolist() == [1 + 16, 0]
     assert found.squares["mean_frame"].tolist() == pytest.approx([(2 / 3) ** 2 + (7 / 3) ** 2, 0], abs=1e-5)
     assert found.rmse["last_frame"] == pytest.approx(math.sqrt(17 / 2))
-    given = imputation(model, pd.PartialAlignment(model), data, num_samples=39, mean_frame=torch.zeros(1))
+    given = imputation(model, dssm.PartialAlignment(model), data, num_samples=39, mean_frame=torch.zeros(1))
     assert given.squares["mean_frame"].tolist() == [4 + 25, 0]
 
 
@@ -363,9 +363,9 @@ def test_hidden_frames_are_not_read(monkeypatch):
         return fills[-1]
 
     monkeypatch.setattr(model, "reconstruct", spy)
-    found = imputation(model, ManyFillings(model), pd.SequenceDataset(x), 0.3)
+    found = imputation(model, ManyFillings(model), dssm.SequenceDataset(x), 0.3)
     other = torch.where(masks[0].unsqueeze(-1), x, x + 3)
-    changed = imputation(model, ManyFillings(model), pd.SequenceDataset(other), 0.3)
+    changed = imputation(model, ManyFillings(model), dssm.SequenceDataset(other), 0.3)
     assert (~masks[0]).sum(1).tolist() == [3, 3, 3]
     assert torch.equal(masks[0], masks[1])
     assert torch.equal(fills[0], fills[1])
@@ -374,13 +374,13 @@ def test_hidden_frames_are_not_read(monkeypatch):
 
 @pytest.mark.parametrize("entries", [False, True])
 def test_what_the_data_hide_counts_nowhere(entries):
-    model = pd.DMM(2, 2, emission="gaussian")
+    model = dssm.DMM(2, 2, emission="gaussian")
     x = torch.randn(4, 6, 2)
     masks = [torch.rand(6, 2) < 0.7 if entries else torch.rand(6) < 0.7 for _ in range(4)]
     hidden = torch.stack([~m if entries else ~m.unsqueeze(-1).expand(6, 2) for m in masks])
-    guide, results = pd.PartialAlignment(model), []
+    guide, results = dssm.PartialAlignment(model), []
     for value in (math.nan, 1e6):
-        data = pd.SequenceDataset(x.masked_fill(hidden, value), masks=masks)
+        data = dssm.SequenceDataset(x.masked_fill(hidden, value), masks=masks)
         results.append(imputation(model, guide, data, num_samples=39))
     assert results[0].rmse == results[1].rmse
     assert max(results[0].rmse.values()) < 100
@@ -389,9 +389,9 @@ def test_what_the_data_hide_counts_nowhere(entries):
 
 @pytest.mark.filterwarnings("ignore::pyro_dssm.ConvergenceWarning")
 def test_the_same_frames_are_hidden_whatever_the_batches():
-    model = pd.DMM(2, 2, emission="gaussian")
-    guide = pd.PartialAlignment(model)
-    data = pd.SequenceDataset([torch.randn(n, 2) for n in (3, 8, 5, 1)])
+    model = dssm.DMM(2, 2, emission="gaussian")
+    guide = dssm.PartialAlignment(model)
+    data = dssm.SequenceDataset([torch.randn(n, 2) for n in (3, 8, 5, 1)])
     one, other, changed = (
         imputation(model, guide, data, num_rounds=1, num_samples=39, batch_size=size, seed=seed)
         for size, seed in ((1, 0), (4, 0), (4, 1))
@@ -409,11 +409,14 @@ def test_the_same_frames_are_hidden_whatever_the_batches():
         ({"share": 1}, "share: "),
         ({"num_samples": 10}, "samples: expected at least 39"),
         ({"mean_frame": torch.zeros(3)}, "mean_frame: expected shape"),
-        ({"data": pd.SequenceDataset(torch.zeros(2, 1, 2))}, "data: expected sequences of which a frame can be hidden"),
+        (
+            {"data": dssm.SequenceDataset(torch.zeros(2, 1, 2))},
+            "data: expected sequences of which a frame can be hidden",
+        ),
     ],
 )
 def test_bad_input_of_imputation(options, message):
-    model = pd.DMM(2, 3, emission="gaussian")
-    options = {"data": pd.SequenceDataset(torch.zeros(1, 7, 2)), "num_rounds": 1, **options}
+    model = dssm.DMM(2, 3, emission="gaussian")
+    options = {"data": dssm.SequenceDataset(torch.zeros(1, 7, 2)), "num_rounds": 1, **options}
     with pytest.raises(ValueError, match=message):
-        imputation(model, pd.PartialAlignment(model), **options)
+        imputation(model, dssm.PartialAlignment(model), **options)

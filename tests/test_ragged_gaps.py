@@ -4,18 +4,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.particles.filling import _guided
 from pyro_dssm.particles.sweep import Paths, sweep
 
 FACTOR, NOISE = 0.95, 0.3
 
 
-class Walk(pd.DSSM):
+class Walk(dssm.DSSM):
     """A Gaussian chain, observed with noise of one."""
 
     def __init__(self):
-        super().__init__(pd.Structure.named("DMM"), 1, 1, mlp_dims=(2,))
+        super().__init__(dssm.Structure.named("DMM"), 1, 1, mlp_dims=(2,))
         self.unused = torch.nn.Parameter(torch.zeros(()))
 
     def transition(self, z_past, x_past, u):
@@ -25,7 +25,7 @@ class Walk(pd.DSSM):
         return dist.Normal(z, 1.0).to_event(1)
 
 
-class Elsewhere(pd.Guide):
+class Elsewhere(dssm.Guide):
     """Proposes what is far from where the model goes."""
 
     def __init__(self, model):

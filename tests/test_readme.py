@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -60,7 +60,7 @@ def test_the_blocks_of_the_how_tos_run_in_order(tmp_path, monkeypatch, capsys, e
     examples("support.speech").make_recordings(tmp_path / "recordings")
     names = run_blocks("examples/README.md")
     assert names["RandomWalk"](3, 2).sample(1, 4).shape == (1, 4, 3)
-    guide = names["LinearGuide"](pd.DMM(3, 4))
+    guide = names["LinearGuide"](dssm.DMM(3, 4))
     assert guide(names["torch"].zeros(2, 3, 3)).shape == (2, 3, 4)
     drawn = names["counts"].sample(1, 4)
     assert (drawn == drawn.round()).all()
@@ -79,12 +79,12 @@ def test_no_block_of_another_document_is_left_out(document):
     assert blocks(document, "python") == []
 
 
-@pytest.mark.parametrize("name", pd.ZOO)
+@pytest.mark.parametrize("name", dssm.ZOO)
 def test_the_table_has_a_row_for_every_model(name):
-    cls = pd.ZOO[name]
+    cls = dssm.ZOO[name]
     row = next(line for line in text_of("README.md").splitlines() if line.startswith(f"| `{name}`"))
     assert f"| {cls.year} |" in row
-    structure = pd.Structure(*cls.edges)
+    structure = dssm.Structure(*cls.edges)
     assert structure.markers in row
     if structure.has_chain:
         assert structure.group in row
@@ -93,7 +93,7 @@ def test_the_table_has_a_row_for_every_model(name):
 @pytest.mark.parametrize("name", ["PartialAlignment", "FullAlignment", "Filtering", "MeanField"])
 def test_the_table_of_guides_says_what_they_read(name):
     row = next(line for line in text_of("README.md").splitlines() if line.startswith(f"| `{name}`"))
-    guide = getattr(pd, name)(pd.ArSSM(x_dim=3, z_dim=2))
+    guide = getattr(dssm, name)(dssm.ArSSM(x_dim=3, z_dim=2))
     assert re.search(r"\| (.*)\)", repr(guide)).group(1) in row
 
 

@@ -10,7 +10,7 @@ import torch
 from killing import Forked, kill_and_go_on
 from stopping import RaiseAt, Stop
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.saving.pairs import read_tensors
 
 EPOCHS = 4
@@ -19,12 +19,12 @@ EPOCHS = 4
 def waves(count=9, seed=0):
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 9, (count,), generator=g).tolist()
-    return pd.SequenceDataset([torch.randn(n, 2, generator=g).cumsum(0) for n in lengths])
+    return dssm.SequenceDataset([torch.randn(n, 2, generator=g).cumsum(0) for n in lengths])
 
 
-def pair(seed=0, guide=pd.PartialAlignment, **options):
+def pair(seed=0, guide=dssm.PartialAlignment, **options):
     torch.manual_seed(seed)
-    model = pd.ArSSM(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian", dropout=0.1, **options)
+    model = dssm.ArSSM(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian", dropout=0.1, **options)
     return model, guide(model, rnn_dim=4, hidden_dim=6)
 
 
@@ -54,13 +54,13 @@ def run(folder, *, programs=None, epochs=EPOCHS, **options):
         "checkpoint": folder,
         "augment": RaiseAt(),
     }
-    history = pd.fit(*programs, waves(), valid, **{**usual, **options})
+    history = dssm.fit(*programs, waves(), valid, **{**usual, **options})
     return state(*programs), history
 
 
 OPTIONS = {
     "plain": lambda: {},
-    "schedules": lambda: {"kl": pd.CyclicKL(0.0, 1.0, epochs=3), "lr_schedule": "one-cycle"},
+    "schedules": lambda: {"kl": dssm.CyclicKL(0.0, 1.0, epochs=3), "lr_schedule": "one-cycle"},
     "averaging": lambda: {"averaging": 0.9, "weight_decay": 0.1},
     "without validation": lambda: {"valid": None},
     "patience": lambda: {"patience": 1, "lr": 0.3, "valid_every": 2, "epochs": 8},
@@ -144,8 +144,8 @@ def test_weights_given_at_the_start_do_not_matter(tmp_path):
 
 def test_flow_guide_and_float64(tmp_path):
     def programs():
-        model, base = pair(guide=pd.FullAlignment)
-        guide = pd.FlowGuide(base, num_flows=2, hidden_dim=4)
+        model, base = pair(guide=dssm.FullAlignment)
+        guide = dssm.FlowGuide(base, num_flows=2, hidden_dim=4)
         return model.double(), guide.double()
 
     expected = run(tmp_path / "a", programs=programs(), epochs=3)
@@ -157,7 +157,7 @@ def test_flow_guide_and_float64(tmp_path):
 
 
 def test_schedule_that_remembers(tmp_path):
-    class Remembers(pd.KLSchedule):
+    class Remembers(dssm.KLSchedule):
         total = 0.0
 
         def weight(self, epoch):
@@ -263,10 +263,10 @@ def test_moments_of_parameters_without_a_gradient(tmp_path):
         def __call__(self, batch):
             return batch._replace(x=batch.x[:, :1], lengths=torch.ones_like(batch.lengths))
 
-    programs = pair(guide=pd.ApproachB)
+    programs = pair(guide=dssm.ApproachB)
     run(tmp_path, programs=programs, epochs=1)
     kept = {k for k in read_tensors(tmp_path / "last.safetensors")[0] if k.startswith("optimizer/")}
-    run(tmp_path, programs=pair(guide=pd.ApproachB), epochs=2, augment=Short())
+    run(tmp_path, programs=pair(guide=dssm.ApproachB), epochs=2, augment=Short())
     assert {k for k in read_tensors(tmp_path / "last.safetensors")[0] if k.startswith("optimizer/")} == kept
 
 

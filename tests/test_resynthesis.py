@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.speech import resynthesis
 from pyro_dssm.speech.audio import Spectrogram, write_audio
 from pyro_dssm.speech.metrics import si_sdr
@@ -45,10 +45,10 @@ def recordings(tmp_path):
 def make(name="ArSSM", *, emission="itakura-saito", x_dim=SMALL.num_bins):
     options = {"emission": emission, "mlp_dims": (8,)}
     if name == "RNN":
-        model = pd.RNN(x_dim, rnn_dim=6, **options)
-        return model, pd.NoLatents(model)
-    model = pd.ZOO[name](x_dim, 3, rnn_dim=6, skip=True, **options)
-    return model, pd.FullAlignment(model, rnn_dim=6, hidden_dim=6)
+        model = dssm.RNN(x_dim, rnn_dim=6, **options)
+        return model, dssm.NoLatents(model)
+    model = dssm.ZOO[name](x_dim, 3, rnn_dim=6, skip=True, **options)
+    return model, dssm.FullAlignment(model, rnn_dim=6, hidden_dim=6)
 
 
 def exactly(model, monkeypatch):
@@ -361,7 +361,7 @@ def cases():
     other, _ = make()
     narrow, narrow_guide = make(x_dim=7)
     wave, lost = tone(900), holes(900, (300, 340))
-    data = pd.speech.SpeechDataset([SMALL.power(wave) + FLOOR], [pd.speech.Recording("a.wav", "a")], [0.1], SMALL)
+    data = dssm.speech.SpeechDataset([SMALL.power(wave) + FLOOR], [dssm.speech.Recording("a.wav", "a")], [0.1], SMALL)
     bins = "model: expected frames of 33 bins like the spectrogram's, got x_dim = 7"
     return {
         "resynthesise bins": (lambda: resynthesise(narrow, narrow_guide, data), bins),

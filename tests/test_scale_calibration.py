@@ -9,7 +9,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.evaluation.imputation import coverage, imputation, varying_entries
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.training import calibration
@@ -25,11 +25,11 @@ NOISE = torch.tensor([0.05, 0.2, 0.4])
 SMALL = {"mlp_dims": (6,), "emission": "gaussian"}
 
 
-class Autoregressive(pd.DSSM):
+class Autoregressive(dssm.DSSM):
     """x_t = 0.8 x_{t-1} + noise: all of it known but the noise, whose size may depend on the last frame."""
 
     def __init__(self, scale=1.0, *, grows=False, kind="normal", **options):
-        super().__init__(pd.Structure("none", "none", "markov", "markov"), 3, 0, **options)
+        super().__init__(dssm.Structure("none", "none", "markov", "markov"), 3, 0, **options)
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
         self.grows, self.kind = grows, kind
 
@@ -50,7 +50,7 @@ def recordings(seed, *, count=200, length=12, grows=False, unit=1.0):
     for _ in range(length):
         x = 0.8 * x + NOISE * (1 + x.abs() if grows else 1.0) * torch.randn(count, 3, generator=generator)
         frames.append(x)
-    return pd.SequenceDataset(unit * torch.stack(frames, 1))
+    return dssm.SequenceDataset(unit * torch.stack(frames, 1))
 
 
 def holds(found):
@@ -72,13 +72,13 @@ def test_known_noise_is_found_whatever_the_scale_of_training(case):
     scale = {"narrow": 0.03, "wide": 1.5}.get(case, 0.6)
     grows, unit = case == "growing", 100.0 if case == "in other units" else 1.0
     model = Autoregressive(scale, grows=grows, standardise="shared" if unit > 1 else False)
-    guide = pd.NoLatents(model)
+    guide = dssm.NoLatents(model)
     if unit > 1:
         model.standardise.fit(recordings(0, unit=unit))
         model.standardise.loc.zero_()
     valid, test = (recordings(seed, grows=grows, unit=unit, count=200 if seed == 2 else 60) for seed in (1, 2))
     options = {"num_samples": 39, "num_rounds": 2, "levels": LEVELS}
-    found = pd.calibrate(model, guide, valid, num_sequences=len(valid), **options)
+    found = dssm.calibrate(model, guide, valid, num_sequences=len(valid), **options)
     after = imputation(model, guide, test, **options).coverage
     assert not all(holds(found.before))
     # N = 200 sequences: the standard error of a share is about half a per cent.
@@ -108,18 +108,18 @@ def test_a_model_trained_with_a_wrong_scale_is_calibrated(name, scale):
         for _ in range(16):
             z = z @ a.T + 0.1 * draw(200, 2)
             frames.append(z @ c.T + 0.2 * draw(200, 3))
-        sets.append(pd.SequenceDataset(torch.stack(frames, 1)))
+        sets.append(dssm.SequenceDataset(torch.stack(frames, 1)))
     train, valid, test = sets
     options = {"emission_options": {"scale": scale}, "mlp_dims": (32,), "emission": "gaussian"}
     if name == "EKVAE":
-        model = pd.EKVAE(3, 2, 2, **options)
-        guide = pd.KalmanGuide(model, encoder_dims=(32,))
+        model = dssm.EKVAE(3, 2, 2, **options)
+        guide = dssm.KalmanGuide(model, encoder_dims=(32,))
     else:
-        model = pd.DMM(3, 2, **options)
-        guide = pd.PartialAlignment(model, rnn_dim=32, skip=True)
+        model = dssm.DMM(3, 2, **options)
+        guide = dssm.PartialAlignment(model, rnn_dim=32, skip=True)
     training = {"epochs": 80, "lr": 6e-3, "lr_schedule": "cosine", "batch_size": 40, "valid_every": 10}
-    pd.fit(model, guide, train, valid, progress=False, **training)
-    found = pd.calibrate(model, guide, valid, num_samples=39, levels=LEVELS)
+    dssm.fit(model, guide, train, valid, progress=False, **training)
+    found = dssm.calibrate(model, guide, valid, num_samples=39, levels=LEVELS)
     assert not all(holds(found.before))
     assert all(holds(imputation(model, guide, test, num_samples=39, levels=LEVELS).coverage)), str(found)
 
@@ -166,7 +166,7 @@ def test_factors_that_make_the_draws_worse_are_taken_back(monkeypatch):
         return r, torch.ones(2000, 3)
 
     monkeypatch.setattr(calibration, "_deviations", deviations)
-    found = pd.calibrate(model, pd.NoLatents(model), recordings(1, count=5), num_samples=39, num_rounds=1)
+    found = dssm.calibrate(model, dssm.NoLatents(model), recordings(1, count=5), num_samples=39, num_rounds=1)
     assert min(scales) < 0.5
     kept = float(found.factor.mean())
     assert 0.5 < kept < 0.9
@@ -182,8 +182,8 @@ def test_entries_that_are_seldom_seen_are_drawn_towards_the_others():
     data = recordings(1, count=20)
     masks = [torch.tensor([True, True, False]).expand(12, 3) for _ in range(20)]
     model = Autoregressive(1.0)
-    found = pd.calibrate(
-        model, pd.NoLatents(model), pd.SequenceDataset(data.sequences, masks), num_samples=39, num_rounds=1
+    found = dssm.calibrate(
+        model, dssm.NoLatents(model), dssm.SequenceDataset(data.sequences, masks), num_samples=39, num_rounds=1
     )
     assert found.counts[2] == 0
     assert float(found.factor[:2].min()) < float(found.factor[2]) < float(found.factor[:2].max())
@@ -200,14 +200,14 @@ def test_it_counts_wherever_frames_are_drawn_and_nowhere_else(name, standardise)
         torch.manual_seed(1)
         options = {**SMALL, "emission_options": {"scale": scale}, "standardise": standardise}
         if name == "EKVAE":
-            model = pd.EKVAE(3, 3, 2, **options)
-            return model, pd.KalmanGuide(model, encoder_dims=(6,))
-        model = pd.ArSSM(3, 4, rnn_dim=5, **options) if name == "ArSSM" else pd.DMM(3, 4, **options)
-        return model, pd.PartialAlignment(model, rnn_dim=5)
+            model = dssm.EKVAE(3, 3, 2, **options)
+            return model, dssm.KalmanGuide(model, encoder_dims=(6,))
+        model = dssm.ArSSM(3, 4, rnn_dim=5, **options) if name == "ArSSM" else dssm.DMM(3, 4, **options)
+        return model, dssm.PartialAlignment(model, rnn_dim=5)
 
     scales = (None, None) if name == "learned" else (0.2, 0.3)
     (model, guide), (other, other_guide) = pair(scales[0]), pair(scales[1])
-    data = pd.SequenceDataset(torch.randn(3, 6, 3))
+    data = dssm.SequenceDataset(torch.randn(3, 6, 3))
     for one in (model, other):
         if standardise:
             one.standardise.fit(data)
@@ -221,16 +221,16 @@ def test_it_counts_wherever_frames_are_drawn_and_nowhere_else(name, standardise)
 
     def losses():
         torch.manual_seed(0)
-        recording = pd.RecordingELBO()
+        recording = dssm.RecordingELBO()
         return Trace_ELBO().loss(model, guide, x), recording.loss(model, guide, x), recording.squared_error
 
-    drawn, trained, score = draw_all(model, guide, x), losses(), pd.evaluate(model, guide, data)
+    drawn, trained, score = draw_all(model, guide, x), losses(), dssm.evaluate(model, guide, data)
     model.calibration = torch.full((3,), 1.5)
     for a, b in zip(draw_all(model, guide, x), draw_all(other, other_guide, x), strict=True):
         assert torch.allclose(a, b)
     assert losses() == trained
-    assert torch.equal(pd.evaluate(model, guide, data).elbo.nats, score.elbo.nats)
-    calibrated, wanted = pd.evaluate(model, guide, data, calibrated=True), pd.evaluate(other, other_guide, data)
+    assert torch.equal(dssm.evaluate(model, guide, data).elbo.nats, score.elbo.nats)
+    calibrated, wanted = dssm.evaluate(model, guide, data, calibrated=True), dssm.evaluate(other, other_guide, data)
     assert torch.allclose(calibrated.elbo.nats, wanted.elbo.nats)
     assert not torch.allclose(calibrated.elbo.nats, score.elbo.nats)
     model.uncalibrate()
@@ -239,51 +239,51 @@ def test_it_counts_wherever_frames_are_drawn_and_nowhere_else(name, standardise)
 
 def test_a_score_says_which_scale_it_is_of():
     model = Autoregressive(0.5)
-    guide, data = pd.NoLatents(model), recordings(1, count=4)
-    score = pd.evaluate(model, guide, data)
+    guide, data = dssm.NoLatents(model), recordings(1, count=4)
+    score = dssm.evaluate(model, guide, data)
     assert score.calibrated is None
     assert "scale" not in str(score)
     model.calibration = torch.ones(3)
     for calibrated, word in ((False, "training"), (True, "calibrated")):
-        score = pd.evaluate(model, guide, data, calibrated=calibrated)
+        score = dssm.evaluate(model, guide, data, calibrated=calibrated)
         assert score.to_dict()["calibrated"] is calibrated
         assert str(score).endswith(f"with the emission's {word} scale")
     model.uncalibrate()
     with pytest.raises(ValueError, match="calibrated: expected False for a model that has not been calibrated"):
-        pd.evaluate(model, guide, data, calibrated=True)
+        dssm.evaluate(model, guide, data, calibrated=True)
 
 
 def test_files_and_copies_keep_it(tmp_path):
-    model = pd.DMM(3, 2, **SMALL)
-    guide = pd.Filtering(model, rnn_dim=5)
+    model = dssm.DMM(3, 2, **SMALL)
+    guide = dssm.Filtering(model, rnn_dim=5)
     assert "calibration" not in model.state_dict()
-    pd.save(tmp_path / "plain.safetensors", model, guide)
+    dssm.save(tmp_path / "plain.safetensors", model, guide)
     model.calibration = torch.tensor([0.5, 1.0, 2.0])
-    pd.save(tmp_path / "pair.safetensors", model, guide)
+    dssm.save(tmp_path / "pair.safetensors", model, guide)
     x = torch.randn(2, 5, 3)
-    for other in (pd.load(tmp_path / "pair.safetensors"), copy.deepcopy((model, guide))):
+    for other in (dssm.load(tmp_path / "pair.safetensors"), copy.deepcopy((model, guide))):
         assert torch.equal(other[0].calibration, model.calibration)
         for a, b in zip(draw_all(*other, x), draw_all(model, guide, x), strict=True):
             assert torch.allclose(a, b)
-    assert not pd.load(tmp_path / "plain.safetensors")[0].calibrated
+    assert not dssm.load(tmp_path / "plain.safetensors")[0].calibrated
     # The scale belongs to the weights: other weights come without it.
-    model.load_state_dict(pd.load(tmp_path / "plain.safetensors")[0].state_dict())
+    model.load_state_dict(dssm.load(tmp_path / "plain.safetensors")[0].state_dict())
     assert not model.calibrated
-    assert pd.load(tmp_path / "pair.safetensors")[0].double().calibration.dtype == torch.float64
+    assert dssm.load(tmp_path / "pair.safetensors")[0].double().calibration.dtype == torch.float64
 
 
 def test_training_drops_it_with_a_word(tmp_path):
-    model = pd.DMM(3, 2, **SMALL)
-    guide = pd.Filtering(model, rnn_dim=5)
-    data = pd.SequenceDataset(torch.randn(4, 5, 3))
+    model = dssm.DMM(3, 2, **SMALL)
+    guide = dssm.Filtering(model, rnn_dim=5)
+    data = dssm.SequenceDataset(torch.randn(4, 5, 3))
     options = {"epochs": 1, "progress": False}
     model.calibration = torch.ones(3)
-    assert pd.autoencoder_error(model, guide, data, epochs=1) > 0  # trains a copy
+    assert dssm.autoencoder_error(model, guide, data, epochs=1) > 0  # trains a copy
     with pytest.warns(UserWarning, match="fit: the calibrated scale is of other weights, and dropped"):
-        pd.fit(model, guide, data, **options, checkpoint=tmp_path)
+        dssm.fit(model, guide, data, **options, checkpoint=tmp_path)
     assert not model.calibrated
-    assert not pd.load(tmp_path / "best.safetensors")[0].calibrated
-    pd.fit(model, guide, data, **options)
+    assert not dssm.load(tmp_path / "best.safetensors")[0].calibrated
+    dssm.fit(model, guide, data, **options)
 
 
 @pytest.mark.parametrize(
@@ -299,10 +299,10 @@ def test_training_drops_it_with_a_word(tmp_path):
     ],
 )
 def test_emissions_without_a_scale_are_refused_by_name(emission, options):
-    model = pd.ArSSM(3, 2, rnn_dim=5, mlp_dims=(6,), emission=emission, emission_options=options)
+    model = dssm.ArSSM(3, 2, rnn_dim=5, mlp_dims=(6,), emission=emission, emission_options=options)
     name = type(model.emission_net).__name__
     with pytest.raises(ValueError, match=f"model: expected an emission of independent Gaussian entries.*got {name}"):
-        pd.calibrate(model, pd.Filtering(model), recordings(1, count=4))
+        dssm.calibrate(model, dssm.Filtering(model), recordings(1, count=4))
     assert not model.calibrated
 
 
@@ -312,7 +312,7 @@ def test_emissions_without_a_scale_are_refused_by_name(emission, options):
 def test_other_distributions_are_refused_by_name(kind, name):
     model = Autoregressive(1.0, kind=kind)
     with pytest.raises(ValueError, match=f"got {name}"):
-        pd.calibrate(model, pd.NoLatents(model), recordings(1, count=4))
+        dssm.calibrate(model, dssm.NoLatents(model), recordings(1, count=4))
 
 
 @pytest.mark.parametrize(
@@ -325,8 +325,8 @@ def test_other_distributions_are_refused_by_name(kind, name):
         ({"num_rounds": 0}, "num_rounds: expected a positive integer"),
         ({"levels": (2.0,)}, "levels: expected probabilities"),
         ({"valid": torch.zeros(2, 3, 3)}, "valid: expected a SequenceDataset"),
-        ({"valid": pd.SequenceDataset(torch.zeros(2, 3, 4))}, "valid: expected frames of size 3"),
-        ({"valid": pd.SequenceDataset(torch.zeros(2, 1, 3))}, "expected sequences of which"),
+        ({"valid": dssm.SequenceDataset(torch.zeros(2, 3, 4))}, "valid: expected frames of size 3"),
+        ({"valid": dssm.SequenceDataset(torch.zeros(2, 1, 3))}, "expected sequences of which"),
     ],
 )
 def test_bad_input_leaves_what_there_was(options, message):
@@ -334,7 +334,7 @@ def test_bad_input_leaves_what_there_was(options, message):
     model.calibration = torch.full((3,), 0.5)
     options = {"valid": recordings(1, count=4), **options}
     with pytest.raises(ValueError, match=message):
-        pd.calibrate(model, pd.NoLatents(model), **options)
+        dssm.calibrate(model, dssm.NoLatents(model), **options)
     assert torch.equal(model.calibration, torch.full((3,), 0.5))
 
 
@@ -342,8 +342,8 @@ def test_it_can_be_printed_and_kept():
     model = Autoregressive(0.6)
     model.train()
     state = torch.get_rng_state()
-    found = pd.calibrate(
-        model, pd.NoLatents(model), recordings(1, count=20), num_samples=39, num_rounds=1, levels=LEVELS
+    found = dssm.calibrate(
+        model, dssm.NoLatents(model), recordings(1, count=20), num_samples=39, num_rounds=1, levels=LEVELS
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
@@ -352,23 +352,23 @@ def test_it_can_be_printed_and_kept():
     assert [line.split()[0] for line in lines[2:]] == ["50%", "80%", "95%"]
     kept = json.loads(json.dumps(found.to_dict()))
     assert set(kept) == {"factor", "before", "after", "counts", "too_wide"}
-    again = pd.calibrate(
-        model, pd.NoLatents(model), recordings(1, count=20), num_samples=39, num_rounds=1, levels=LEVELS
+    again = dssm.calibrate(
+        model, dssm.NoLatents(model), recordings(1, count=20), num_samples=39, num_rounds=1, levels=LEVELS
     )
     assert torch.equal(again.factor, found.factor)
     with pytest.raises(ValueError, match="guide: expected"):
-        pd.calibrate(model, pd.NoLatents(Autoregressive()), recordings(1, count=4))
+        dssm.calibrate(model, dssm.NoLatents(Autoregressive()), recordings(1, count=4))
 
 
 def test_what_never_varies_does_not_count():
     x = torch.randn(20, 8, 3)
     x[..., 1] = 0.25
     model = Autoregressive(1.0)
-    data = pd.SequenceDataset(x)
+    data = dssm.SequenceDataset(x)
     assert varying_entries(model, data).tolist() == [True, False, True]
-    found = imputation(model, pd.NoLatents(model), data, num_samples=39)
+    found = imputation(model, dssm.NoLatents(model), data, num_samples=39)
     assert 3 * found.varying.counts.sum() == 2 * found.coverage.counts.sum()
     assert "Of the entries that vary:" in str(found)
     assert found.to_dict()["coverage_varying"]["share"] == found.varying.share.tolist()
     with pytest.raises(ValueError, match="samples: expected at least"):
-        imputation(model, pd.NoLatents(model), data, num_samples=5)
+        imputation(model, dssm.NoLatents(model), data, num_samples=5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.training._scale import channel_scales, warn_of_scale
 
 D = 3
@@ -24,12 +24,12 @@ def images():
 
 
 def found(x, masks=None, emission="gaussian", **options):
-    model = pd.DMM(x_dim=x.shape[-1], z_dim=2, mlp_dims=(4,), emission=emission, **options)
+    model = dssm.DMM(x_dim=x.shape[-1], z_dim=2, mlp_dims=(4,), emission=emission, **options)
     if model.standardise is not None:
-        model.standardise.fit(pd.SequenceDataset(x, masks=masks))
+        model.standardise.fit(dssm.SequenceDataset(x, masks=masks))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_scale(model, pd.SequenceDataset(x, masks=masks))
+        warn_of_scale(model, dssm.SequenceDataset(x, masks=masks))
     return " ".join(str(w.message) for w in caught)
 
 
@@ -63,7 +63,7 @@ def test_far(name):
     assert "standardise=True" in message
     assert not found(FAR[name], standardise=True)
     if name.startswith("one"):
-        mean, std, _ = channel_scales(pd.SequenceDataset(FAR[name]))
+        mean, std, _ = channel_scales(dssm.SequenceDataset(FAR[name]))
         assert f"got channel 1 of mean {mean[1]:.3g} and standard deviation {std[1]:.3g}. " in message
 
 
@@ -100,7 +100,7 @@ def test_what_is_hidden_is_left_out(kind, hidden):
     x = frames()
     mask = torch.rand(x.shape[:2] if kind == "frames" else x.shape) > 0.3
     seen = mask.unsqueeze(-1).expand_as(x) if mask.dim() == 2 else mask
-    data = pd.SequenceDataset(torch.where(seen, x, hidden), masks=mask)
+    data = dssm.SequenceDataset(torch.where(seen, x, hidden), masks=mask)
     mean, std, largest = channel_scales(data)
     for i in range(D):
         values = x[..., i][seen[..., i]].double()
@@ -122,7 +122,7 @@ def test_long_sequences_are_hardly_read(tmp_path):
 
     array = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(200, 3000, D))
     array[:] = 7 * np.sin(np.arange(3000))[:, None] + 3
-    data = pd.SequenceDataset([torch.from_numpy(x).as_subclass(Watched) for x in array])
+    data = dssm.SequenceDataset([torch.from_numpy(x).as_subclass(Watched) for x in array])
     read.clear()
     mean, std, _ = channel_scales(data)
     assert 1000 < sum(read) <= 64 * 64
@@ -133,8 +133,8 @@ def test_long_sequences_are_hardly_read(tmp_path):
 def test_fit_warns():
     def fit(x):
         torch.manual_seed(0)
-        model = pd.DMM(x_dim=D, z_dim=2, mlp_dims=(4,), emission="gaussian")
-        pd.fit(model, pd.PartialAlignment(model, rnn_dim=3), pd.SequenceDataset(x), epochs=1, progress=False)
+        model = dssm.DMM(x_dim=D, z_dim=2, mlp_dims=(4,), emission="gaussian")
+        dssm.fit(model, dssm.PartialAlignment(model, rnn_dim=3), dssm.SequenceDataset(x), epochs=1, progress=False)
 
     with pytest.warns(UserWarning, match="expected channels of about unit scale") as caught:
         fit(frames() * 100)

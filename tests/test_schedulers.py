@@ -11,7 +11,7 @@ import torch
 from stopping import RaiseAt, Stop
 from torch.optim import lr_scheduler as schedulers
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.evaluation import likelihood as evaluation
 from pyro_dssm.objectives.constraints import GECO, Lagrangian
 from pyro_dssm.saving.pairs import read_tensors
@@ -22,13 +22,13 @@ EPOCHS = 4
 
 def waves(count=6, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return pd.SequenceDataset(torch.randn(count, 4, 2, generator=g))
+    return dssm.SequenceDataset(torch.randn(count, 4, 2, generator=g))
 
 
 def pair(seed=0):
     torch.manual_seed(seed)
-    model = pd.RSSM(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian")
-    return model, pd.PartialAlignment(model, rnn_dim=4, hidden_dim=6)
+    model = dssm.RSSM(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian")
+    return model, dssm.PartialAlignment(model, rnn_dim=4, hidden_dim=6)
 
 
 def state(model, guide):
@@ -41,7 +41,7 @@ def same(a, b):
 
 def fit(programs, valid=None, **options):
     """Two batches an epoch."""
-    return pd.fit(*programs, waves(), valid, **{"epochs": EPOCHS, "batch_size": 3, "progress": False, **options})
+    return dssm.fit(*programs, waves(), valid, **{"epochs": EPOCHS, "batch_size": 3, "progress": False, **options})
 
 
 def make(name, options, optimizer=torch.optim.Adam, lr=1e-2):
@@ -167,7 +167,7 @@ def test_a_state_that_cannot_be_kept_is_refused(tmp_path):
 
 
 RATES = {
-    "ours": (lambda: pd.ClippedNormAdam({"lr": 3e-3}), 3e-3),
+    "ours": (lambda: dssm.ClippedNormAdam({"lr": 3e-3}), 3e-3),
     "Adam": (lambda: pyro.optim.Adam({"lr": 3e-3}), 3e-3),
     "lrd": (lambda: pyro.optim.ClippedAdam({"lr": 3e-3, "lrd": 0.5}), 3e-3 / 4),
     "by name": (lambda: pyro.optim.SGD(lambda name: {"lr": 3e-3 if "emission" in name else 1e-3}), 3e-3),
@@ -192,7 +192,7 @@ STATEFUL = {
     "ReduceLROnPlateau": lambda: plateau(threshold=1e9, threshold_mode="abs"),
     "SGD": lambda: pyro.optim.SGD({"lr": 1e-2, "momentum": 0.9}),
     "DCTAdam": lambda: pyro.optim.DCTAdam({"lr": 1e-2, "lrd": 0.9}),
-    "ours": lambda: pd.ClippedNormAdam({"lr": 1e-2}),
+    "ours": lambda: dssm.ClippedNormAdam({"lr": 1e-2}),
 }
 
 
@@ -252,16 +252,16 @@ def test_an_optimiser_that_was_used_starts_from_scratch(name):
 
 def test_a_checkpoint_holds_one_pair(tmp_path):
     """Of a class whose names are the same in both."""
-    used = pd.ClippedNormAdam({"lr": 1e-2})
+    used = dssm.ClippedNormAdam({"lr": 1e-2})
     fit(pair(seed=1), optimizer=used, epochs=1)
     fit(pair(), optimizer=used, epochs=1, checkpoint=tmp_path / "a")
-    fit(pair(), optimizer=pd.ClippedNormAdam({"lr": 1e-2}), epochs=1, checkpoint=tmp_path / "b")
+    fit(pair(), optimizer=dssm.ClippedNormAdam({"lr": 1e-2}), epochs=1, checkpoint=tmp_path / "b")
     assert same(*(read_tensors(tmp_path / folder / "last.safetensors")[0] for folder in "ab"))
 
 
 def test_a_step_of_one_pair_leaves_another_alone():
     """In plain SVI too, where the other one still has gradients."""
-    optimizer = pd.ClippedNormAdam({"lr": 1e-2})
+    optimizer = dssm.ClippedNormAdam({"lr": 1e-2})
     pairs = [pair(0), pair(1)]
     svis = [pyro.infer.SVI(*programs, optimizer, pyro.infer.Trace_ELBO()) for programs in pairs]
     x = torch.stack(waves().sequences)
@@ -273,7 +273,7 @@ def test_a_step_of_one_pair_leaves_another_alone():
 
 def test_a_state_that_was_set_is_taken_up():
     """Moments that the caller gives to a new optimiser are not those of an earlier run."""
-    first = pd.ClippedNormAdam({"lr": 1e-2})
+    first = dssm.ClippedNormAdam({"lr": 1e-2})
     programs = pair()
     fit(programs, optimizer=first, epochs=1)
     begun = state(*programs)
@@ -282,7 +282,7 @@ def test_a_state_that_was_set_is_taken_up():
         again = pair()
         for program, prefix in zip(again, ("0.", "1."), strict=True):
             program.load_state_dict({k.removeprefix(prefix): v for k, v in begun.items() if k.startswith(prefix)})
-        optimizer = pd.ClippedNormAdam({"lr": 1e-2})
+        optimizer = dssm.ClippedNormAdam({"lr": 1e-2})
         if given:
             optimizer.set_state(first.get_state())
         fit(again, optimizer=optimizer, epochs=1)
@@ -290,7 +290,7 @@ def test_a_state_that_was_set_is_taken_up():
     assert not same(*ends)
 
 
-class Counting(pd.KLSchedule):
+class Counting(dssm.KLSchedule):
     """Of a user's own, with a state of its own that nobody is told of."""
 
     total = 0.0
@@ -307,7 +307,7 @@ class Counting(pd.KLSchedule):
         self.last.append(0.01)
 
 
-class Arrays(pd.KLSchedule):
+class Arrays(dssm.KLSchedule):
     """Keeps its state in NumPy's arrays, one of which changes in place."""
 
     def __init__(self):
@@ -332,7 +332,7 @@ class Told(Counting):
         self.last = deque([0.01] * int(state["last"]), maxlen=2)
 
 
-class Hidden(pd.KLSchedule):
+class Hidden(dssm.KLSchedule):
     """Its state is where only its own methods find it."""
 
     def __init__(self):
@@ -355,7 +355,7 @@ class Holder:
     total = 0.0
 
 
-class Around(pd.KLSchedule):
+class Around(dssm.KLSchedule):
     """Holds other schedules."""
 
     def __init__(self, *inner):
@@ -378,8 +378,8 @@ KINDS = {
     "in arrays": Arrays,
     "hidden": Hidden,
     "around others": lambda: Around(GECO(0.5), Counting()),
-    "linear": lambda: pd.LinearKL(0.1, 1.0, epochs=2),
-    "cyclic": lambda: pd.CyclicKL(0.1, 1.0, epochs=2),
+    "linear": lambda: dssm.LinearKL(0.1, 1.0, epochs=2),
+    "cyclic": lambda: dssm.CyclicKL(0.1, 1.0, epochs=2),
 }
 
 

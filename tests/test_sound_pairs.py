@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.testing import check_density_gradients, check_draw_gradients, random_batch
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -28,9 +28,9 @@ LATENTS = {
 }
 
 
-class Model(pd.DSSM):
+class Model(dssm.DSSM):
     def __init__(self, transition, emission):
-        super().__init__(pd.Structure.named("DMM"), 2, 2)
+        super().__init__(dssm.Structure.named("DMM"), 2, 2)
         self.moves, self.shows = transition, emission
         self.of_z, self.of_x = nn.Linear(2, 4), nn.Linear(2, 4)
 
@@ -41,7 +41,7 @@ class Model(pd.DSSM):
         return self.shows(*self.of_x(z).chunk(2, -1))
 
 
-class OwnGuide(pd.Guide):
+class OwnGuide(dssm.Guide):
     def __init__(self, model, kind):
         super().__init__(model, latents="last", past="now", future=False)
         self.kind, self.net = kind, nn.Linear(self.past_dim + self.context_dim, 4)
@@ -70,8 +70,8 @@ def test_draws_whose_gradient_is_right_on_average_alone(kind):
 
 def test_a_calibrated_pair_is_sound():
     """Frames are drawn with the calibrated scale, and scored with it where draws are compared with their density."""
-    model = pd.DMM(3, 2, emission="gaussian", mlp_dims=(16,))
-    guide = pd.PartialAlignment(model, rnn_dim=4)
+    model = dssm.DMM(3, 2, emission="gaussian", mlp_dims=(16,))
+    guide = dssm.PartialAlignment(model, rnn_dim=4)
     model.calibration = torch.tensor([0.1, 1.0, 5.0])
-    pd.testing.check_pair(model, guide, *pd.testing.random_batch(model)[:3])
+    dssm.testing.check_pair(model, guide, *dssm.testing.random_batch(model)[:3])
     assert model.calibrated

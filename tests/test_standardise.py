@@ -13,7 +13,7 @@ from pyro.poutine import uncondition
 from sampling import sampled
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm import testing
 from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.evaluation.prediction import open_loop
@@ -28,11 +28,11 @@ SMALL = {"mlp_dims": (6,), "emission": "gaussian"}
 RNN = {**SMALL, "rnn_dim": 5}
 
 
-class Own(pd.DSSM):
+class Own(dssm.DSSM):
     """A user's model, whose emission is one of several distributions."""
 
     def __init__(self, kind="normal", **options):
-        super().__init__(pd.Structure("markov", "full", "full", "markov"), D, Z, rnn_dim=5, **options)
+        super().__init__(dssm.Structure("markov", "full", "full", "markov"), D, Z, rnn_dim=5, **options)
         self.kind = kind
         self.moves = NormalHead(sum(self.transition_dims), Z)
         self.frame = MLP(sum(self.emission_dims), (6,), D)
@@ -58,7 +58,7 @@ class Own(pd.DSSM):
         return normal(loc, torch.full_like(loc, 0.4))
 
 
-class OwnEmission(pd.Emission):
+class OwnEmission(dssm.Emission):
     """A user's emission module, through which networks read frames in a form of their own."""
 
     def __init__(self, in_dim):
@@ -76,48 +76,48 @@ class OwnEmission(pd.Emission):
         return normal(loc, torch.full_like(loc, 0.3))
 
 
-class WithOwnEmission(pd.ArSSM):
+class WithOwnEmission(dssm.ArSSM):
     def __init__(self, **options):
         super().__init__(D, Z, **RNN, **options)
         self.emission_net = OwnEmission(sum(self.emission_dims))
 
 
 def fusion(model):
-    return pd.FusionGuide(model, hidden_dim=6)
+    return dssm.FusionGuide(model, hidden_dim=6)
 
 
 PAIRS = {
-    "DMM": (lambda **o: pd.DMM(D, Z, **SMALL, **o), lambda m: pd.PartialAlignment(m, rnn_dim=5, skip=True)),
+    "DMM": (lambda **o: dssm.DMM(D, Z, **SMALL, **o), lambda m: dssm.PartialAlignment(m, rnn_dim=5, skip=True)),
     "RSSM": (
-        lambda **o: pd.RSSM(D, Z, control_dim=2, emission_options={"scale": 0.3}, **RNN, **o),
-        lambda m: pd.Filtering(m, latents="model", rnn_dim=5, encoder_dims=(4,)),
+        lambda **o: dssm.RSSM(D, Z, control_dim=2, emission_options={"scale": 0.3}, **RNN, **o),
+        lambda m: dssm.Filtering(m, latents="model", rnn_dim=5, encoder_dims=(4,)),
     ),
-    "VRNN": (lambda **o: pd.VRNN(D, Z, **RNN, **o), lambda m: pd.FullAlignment(m, rnn_dim=5)),
+    "VRNN": (lambda **o: dssm.VRNN(D, Z, **RNN, **o), lambda m: dssm.FullAlignment(m, rnn_dim=5)),
     "ArSSM": (
-        lambda **o: pd.ArSSM(D, Z, skip=True, control_dim=2, **RNN, **o),
-        lambda m: pd.FlowGuide(pd.FullAlignment(m, rnn_dim=5), 2, 6),
+        lambda **o: dssm.ArSSM(D, Z, skip=True, control_dim=2, **RNN, **o),
+        lambda m: dssm.FlowGuide(dssm.FullAlignment(m, rnn_dim=5), 2, 6),
     ),
     "hierarchical": (
-        lambda **o: pd.DMM(D, Z, initial="hierarchical", **SMALL, **o),
-        lambda m: pd.MeanField(m, rnn_dim=5),
+        lambda **o: dssm.DMM(D, Z, initial="hierarchical", **SMALL, **o),
+        lambda m: dssm.MeanField(m, rnn_dim=5),
     ),
     "EKVAE": (
-        lambda **o: pd.EKVAE(D, 3, 2, mlp_dims=(6,), initial="hierarchical", **o),
-        lambda m: pd.KalmanGuide(m, encoder_dims=(6,)),
+        lambda **o: dssm.EKVAE(D, 3, 2, mlp_dims=(6,), initial="hierarchical", **o),
+        lambda m: dssm.KalmanGuide(m, encoder_dims=(6,)),
     ),
     "KVAE": (
-        lambda **o: pd.KVAE(D, 3, 2, mlp_dims=(6,), rnn_dim=5, bound="collapsed", **o),
-        lambda m: pd.KalmanGuide(m, encoder_dims=(6,)),
+        lambda **o: dssm.KVAE(D, 3, 2, mlp_dims=(6,), rnn_dim=5, bound="collapsed", **o),
+        lambda m: dssm.KalmanGuide(m, encoder_dims=(6,)),
     ),
-    "DVBF": (lambda **o: pd.DVBF(D, 3, **SMALL, **o), lambda m: pd.NoiseGuide(m, rnn_dim=5)),
-    "fusion": (lambda **o: pd.LocallyLinearSSM(D, 3, **SMALL, **o), fusion),
-    "RNN": (lambda **o: pd.RNN(D, **RNN, **o), pd.NoLatents),
-    "own": (Own, lambda m: pd.ApproachB(m, rnn_dim=5)),
-    "laplace": (lambda **o: Own("laplace", **o), lambda m: pd.ApproachB(m, rnn_dim=5)),
-    "student": (lambda **o: Own("student", **o), lambda m: pd.ApproachC(m, rnn_dim=5)),
-    "joint": (lambda **o: Own("joint", **o), lambda m: pd.FullAlignment(m, rnn_dim=5)),
-    "mixture": (lambda **o: Own("mixture", **o), lambda m: pd.FullAlignment(m, rnn_dim=5)),
-    "own emission": (WithOwnEmission, lambda m: pd.FullAlignment(m, rnn_dim=5)),
+    "DVBF": (lambda **o: dssm.DVBF(D, 3, **SMALL, **o), lambda m: dssm.NoiseGuide(m, rnn_dim=5)),
+    "fusion": (lambda **o: dssm.LocallyLinearSSM(D, 3, **SMALL, **o), fusion),
+    "RNN": (lambda **o: dssm.RNN(D, **RNN, **o), dssm.NoLatents),
+    "own": (Own, lambda m: dssm.ApproachB(m, rnn_dim=5)),
+    "laplace": (lambda **o: Own("laplace", **o), lambda m: dssm.ApproachB(m, rnn_dim=5)),
+    "student": (lambda **o: Own("student", **o), lambda m: dssm.ApproachC(m, rnn_dim=5)),
+    "joint": (lambda **o: Own("joint", **o), lambda m: dssm.FullAlignment(m, rnn_dim=5)),
+    "mixture": (lambda **o: Own("mixture", **o), lambda m: dssm.FullAlignment(m, rnn_dim=5)),
+    "own emission": (WithOwnEmission, lambda m: dssm.FullAlignment(m, rnn_dim=5)),
 }
 MORE = ("DMM", "DVBF", "RSSM", "VRNN", "ArSSM", "hierarchical", "fusion", "RNN", "laplace", "mixture")
 WHOLE_FRAMES_ONLY = ("joint", "mixture")
@@ -174,12 +174,12 @@ def test_bounds_differ_by_the_volume_of_what_is_observed(name):
         y, x, lengths, mask, controls, seen = data(model, mask)
         volume = torch.where(seen, S.double().log(), 0.0).sum((-1, -2))
         for form in testing.FORMS:
-            if form == "step" and isinstance(guide, pd.KalmanGuide) and mask is not None:
+            if form == "step" and isinstance(guide, dssm.KalmanGuide) and mask is not None:
                 continue
             found = []
             for (one, its_guide), frames in (((plain, plain_guide), y), ((model, guide), x)):
                 with testing.run_as(one, form):
-                    batch = pd.Batch(frames, lengths, mask, controls)
+                    batch = dssm.Batch(frames, lengths, mask, controls)
                     found.append(seeded(log_weights, one, its_guide, batch, 3))
             assert torch.allclose(found[1], found[0] - volume, rtol=1e-10, atol=1e-10), (form, mask is not None)
 
@@ -192,7 +192,7 @@ def test_training_sees_the_same_gradients_and_squared_errors(name, vectorize):
     y, x, lengths, mask, controls, _ = data(model, masks_of(name)[-1])
     found = []
     for (one, its_guide), frames in (((plain, plain_guide), y), ((model, guide), x)):
-        loss = pd.RecordingELBO(num_particles=2, vectorize_particles=vectorize, max_plate_nesting=1)
+        loss = dssm.RecordingELBO(num_particles=2, vectorize_particles=vectorize, max_plate_nesting=1)
         value = seeded(loss.differentiable_loss, one, its_guide, frames, lengths, mask, controls=controls)
         found.append((testing.gradients(value, one, its_guide), loss.squared_error, loss.kl))
     for key, gradient in found[0][0].items():
@@ -243,11 +243,11 @@ def test_measurements_are_in_the_units_of_the_data(name):
     (plain, plain_guide), (model, guide) = twins(name, s=s)
     y = torch.randn(6, 9, D)
     u = torch.randn(6, 9, model.control_dim) if model.control_dim else None
-    sets = [pd.SequenceDataset(v, controls=u) for v in (y, M.double() + s * y)]
+    sets = [dssm.SequenceDataset(v, controls=u) for v in (y, M.double() + s * y)]
     pairs = ((plain, plain_guide), (model, guide))
     errors = [open_loop(*p, d, known=4, horizon=5).model.errors for p, d in zip(pairs, sets, strict=True)]
     assert torch.allclose(errors[1], 25 * errors[0])
-    scores = [pd.evaluate(*p, d, num_particles=2).iwae.nats_per_step for p, d in zip(pairs, sets, strict=True)]
+    scores = [dssm.evaluate(*p, d, num_particles=2).iwae.nats_per_step for p, d in zip(pairs, sets, strict=True)]
     assert scores[1] == pytest.approx(scores[0] + D * math.log(5.0), abs=1e-9)
 
 
@@ -260,7 +260,7 @@ def test_chunks_add_up(name):
     for (one, its_guide), frames in (((plain, plain_guide), y), ((model, guide), x)):
         torch.manual_seed(0)
         losses = 0.0
-        for part in pd.chunks(one, its_guide, pd.Batch(frames, lengths, None, controls), 2):
+        for part in dssm.chunks(one, its_guide, dssm.Batch(frames, lengths, None, controls), 2):
             losses += Trace_ELBO().loss(one, its_guide, *part[:3], controls=part.controls)
         found.append(losses)
     assert found[1] == pytest.approx(found[0] + float(torch.where(seen, S.double().log(), 0.0).sum()), abs=1e-9)
@@ -282,7 +282,7 @@ def test_single_precision_survives_large_means(name):
     x = m + s * y
     y = x - m  # what is left of y in single precision
     found = [
-        seeded(log_weights, o, g, pd.Batch(f, lengths, mask, controls), 3)
+        seeded(log_weights, o, g, dssm.Batch(f, lengths, mask, controls), 3)
         for o, g, f in ((plain, plain_guide, y), (model, guide, x))
     ]
     assert torch.allclose(*found, rtol=1e-4, atol=1e-4)
@@ -295,7 +295,7 @@ def test_single_precision_survives_large_means(name):
 
 
 def test_a_tight_emission_far_from_zero_keeps_its_density():
-    part = pd.Standardise(1)
+    part = dssm.Standardise(1)
     part.loc.fill_(12345.678)
     part.scale.fill_(0.5)
     fn = dist.Normal(torch.tensor([0.3]), 0.01).to_event(1)
@@ -312,11 +312,11 @@ def test_files_and_copies_keep_the_numbers(name, tmp_path):
     guide = guide_of(model)
     u = torch.randn(4, 5, model.control_dim) if model.control_dim else None
     x = M + S * torch.randn(4, 5, D)
-    model.standardise.fit(pd.SequenceDataset(x, controls=u))
-    pd.save(tmp_path / "pair.safetensors", model, guide)
-    batch = pd.Batch(x, torch.full((4,), 5), None, u)
+    model.standardise.fit(dssm.SequenceDataset(x, controls=u))
+    dssm.save(tmp_path / "pair.safetensors", model, guide)
+    batch = dssm.Batch(x, torch.full((4,), 5), None, u)
     wanted = seeded(log_weights, model, guide, batch, 2)
-    for other in (pd.load(tmp_path / "pair.safetensors"), copy.deepcopy((model, guide))):
+    for other in (dssm.load(tmp_path / "pair.safetensors"), copy.deepcopy((model, guide))):
         assert other[0].standardise.fitted
         assert set(other[0].state_dict()) >= {"standardise.loc", "standardise.scale"}
         assert torch.allclose(seeded(log_weights, *other, batch, 2), wanted)
@@ -327,17 +327,17 @@ def test_files_and_copies_keep_the_numbers(name, tmp_path):
 
 
 def test_a_shared_scale_is_kept_too(tmp_path):
-    model = pd.DMM(D, Z, **SMALL, standardise="shared")
-    model.standardise.fit(pd.SequenceDataset(M + S * torch.randn(20, 5, D)))
+    model = dssm.DMM(D, Z, **SMALL, standardise="shared")
+    model.standardise.fit(dssm.SequenceDataset(M + S * torch.randn(20, 5, D)))
     assert len(model.standardise.scale.unique()) == 1
-    pd.save(tmp_path / "pair.safetensors", model, pd.Filtering(model))
-    again = pd.load(tmp_path / "pair.safetensors")[0].standardise
+    dssm.save(tmp_path / "pair.safetensors", model, dssm.Filtering(model))
+    again = dssm.load(tmp_path / "pair.safetensors")[0].standardise
     assert again.shared
     assert torch.equal(again.scale, model.standardise.scale)
 
 
 def test_a_plain_model_has_nothing_of_it():
-    model = pd.DMM(D, Z, **SMALL)
+    model = dssm.DMM(D, Z, **SMALL)
     assert model.standardise is None
     assert not [name for name in model.state_dict() if "standardise" in name]
 
@@ -350,13 +350,13 @@ def test_what_is_hidden_does_not_count():
     xs = [1e4 + 3 * torch.randn(n, D, generator=generator) for n in (5, 40, 11)]
     masks = [torch.rand(len(x), D, generator=generator) > 0.3 for x in xs]
     hidden = [torch.where(mask, x, torch.nan) for x, mask in zip(xs, masks, strict=True)]
-    part = pd.Standardise(D).fit(pd.SequenceDataset(hidden, masks))
+    part = dssm.Standardise(D).fit(dssm.SequenceDataset(hidden, masks))
     for i in range(D):
         seen = torch.cat([x[mask[:, i], i] for x, mask in zip(xs, masks, strict=True)]).double()
         assert float(part.loc[i]) == pytest.approx(float(seen.mean()), rel=1e-7)
         assert float(part.scale[i]) == pytest.approx(float(seen.std(correction=0)), rel=1e-6)
     frames = [mask[:, 0] for mask in masks]
-    part = pd.Standardise(D).fit(pd.SequenceDataset(xs, frames))
+    part = dssm.Standardise(D).fit(dssm.SequenceDataset(xs, frames))
     seen = torch.cat([x[mask] for x, mask in zip(xs, frames, strict=True)]).double()
     assert torch.allclose(part.loc, seen.mean(0).float())
     assert torch.allclose(part.scale, seen.std(0, correction=0).float())
@@ -365,28 +365,28 @@ def test_what_is_hidden_does_not_count():
 def test_channels_that_do_not_vary_keep_their_unit():
     x = torch.randn(7, 5, D)
     x[..., 1] = 0.1
-    part = pd.Standardise(D).fit(pd.SequenceDataset(x))
+    part = dssm.Standardise(D).fit(dssm.SequenceDataset(x))
     assert part.scale[1] == 1
     assert part(x)[..., 1].abs().max() < 1e-6
     with pytest.raises(ValueError, match="data: expected data that vary"):
-        pd.Standardise(1).fit(pd.SequenceDataset(x[..., 1:2]))
+        dssm.Standardise(1).fit(dssm.SequenceDataset(x[..., 1:2]))
     x[0, 0, 2] = torch.inf
     with pytest.raises(ValueError, match="data: expected finite values wherever observed, got others in entry 2"):
-        pd.Standardise(D).fit(pd.SequenceDataset(x))
+        dssm.Standardise(D).fit(dssm.SequenceDataset(x))
     with pytest.raises(
         ValueError, match="data: expected a SequenceDataset with frames of size 3, got frames of size 1"
     ):
-        pd.Standardise(D).fit(pd.SequenceDataset(x[..., 1:2]))
+        dssm.Standardise(D).fit(dssm.SequenceDataset(x[..., 1:2]))
 
 
 def test_other_data_are_refused():
     x = torch.randn(7, 5, D)
-    model = pd.DMM(D, Z, **SMALL, standardise=True)
-    model.standardise.fit(pd.SequenceDataset(x)).fit(pd.SequenceDataset(x.clone()))
+    model = dssm.DMM(D, Z, **SMALL, standardise=True)
+    model.standardise.fit(dssm.SequenceDataset(x)).fit(dssm.SequenceDataset(x.clone()))
     with pytest.raises(ValueError, match="got other data"):
-        model.standardise.fit(pd.SequenceDataset(2 * x))
+        model.standardise.fit(dssm.SequenceDataset(2 * x))
     before = model.standardise.scale.clone()
-    model.standardise.fit(pd.SequenceDataset(2 * x), refit=True)
+    model.standardise.fit(dssm.SequenceDataset(2 * x), refit=True)
     assert torch.allclose(model.standardise.scale, 2 * before)
 
 
@@ -396,7 +396,7 @@ def test_nothing_runs_before_it_is_fitted(name):
     model = make(standardise=True)
     guide = guide_of(model)
     x = torch.randn(B, T, D)
-    data = pd.SequenceDataset(x)
+    data = dssm.SequenceDataset(x)
     calls = [
         lambda: model(x),
         lambda: guide(x),
@@ -404,9 +404,9 @@ def test_nothing_runs_before_it_is_fitted(name):
         lambda: model.forecast(guide, x, 2),
         lambda: model.reconstruct(guide, x),
         lambda: model.impute(guide, x),
-        lambda: pd.evaluate(model, guide, data),
-        lambda: pd.error_bound(data, standardise=model.standardise),
-        lambda: SVI(model, guide, pd.ClippedNormAdam({"lr": 1e-3}), Trace_ELBO()).step(x),
+        lambda: dssm.evaluate(model, guide, data),
+        lambda: dssm.error_bound(data, standardise=model.standardise),
+        lambda: SVI(model, guide, dssm.ClippedNormAdam({"lr": 1e-3}), Trace_ELBO()).step(x),
         lambda: testing.random_batch(model),
     ]
     if name == "DMM":
@@ -417,47 +417,47 @@ def test_nothing_runs_before_it_is_fitted(name):
 
 
 def test_fit_takes_the_training_part_alone(tmp_path):
-    train, valid = (pd.SequenceDataset(M + S * torch.randn(6, 5, D)) for _ in range(2))
+    train, valid = (dssm.SequenceDataset(M + S * torch.randn(6, 5, D)) for _ in range(2))
 
     def run(epochs, **options):
         torch.manual_seed(0)
-        model = pd.DMM(D, Z, **SMALL, standardise=True)
-        guide = pd.Filtering(model, rnn_dim=5)
-        pd.fit(model, guide, train, valid, epochs=epochs, progress=False, **options)
+        model = dssm.DMM(D, Z, **SMALL, standardise=True)
+        guide = dssm.Filtering(model, rnn_dim=5)
+        dssm.fit(model, guide, train, valid, epochs=epochs, progress=False, **options)
         return model
 
     model = run(2, checkpoint=tmp_path)
-    wanted = pd.Standardise(D).fit(train)
+    wanted = dssm.Standardise(D).fit(train)
     assert torch.equal(model.standardise.loc, wanted.loc)
     assert torch.equal(model.standardise.scale, wanted.scale)
-    best = pd.load(tmp_path / "best.safetensors")[0]
+    best = dssm.load(tmp_path / "best.safetensors")[0]
     assert torch.equal(best.standardise.loc, wanted.loc)
     resumed, whole = run(4, checkpoint=tmp_path), run(4)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     # Fine-tuning on other data keeps the numbers that the weights are of.
-    other = pd.SequenceDataset([x + S for x in train.sequences])
-    pd.fit(model, pd.Filtering(model, rnn_dim=5), other, epochs=1, progress=False)
+    other = dssm.SequenceDataset([x + S for x in train.sequences])
+    dssm.fit(model, dssm.Filtering(model, rnn_dim=5), other, epochs=1, progress=False)
     assert torch.equal(model.standardise.loc, wanted.loc)
 
 
 def test_a_run_goes_on_with_the_numbers_of_its_checkpoint(tmp_path):
-    train = pd.SequenceDataset(M + S * torch.randn(6, 5, D))
+    train = dssm.SequenceDataset(M + S * torch.randn(6, 5, D))
     options = {"epochs": 1, "progress": False, "checkpoint": tmp_path}
-    model = pd.DMM(D, Z, **SMALL, standardise=True)
-    pd.fit(model, pd.Filtering(model, rnn_dim=5), train, **options)
-    again = pd.DMM(D, Z, **SMALL, standardise=True)
-    again.standardise.fit(pd.SequenceDataset([x + 2 * S for x in train.sequences]))
-    pd.fit(again, pd.Filtering(again, rnn_dim=5), train, **options)
+    model = dssm.DMM(D, Z, **SMALL, standardise=True)
+    dssm.fit(model, dssm.Filtering(model, rnn_dim=5), train, **options)
+    again = dssm.DMM(D, Z, **SMALL, standardise=True)
+    again.standardise.fit(dssm.SequenceDataset([x + 2 * S for x in train.sequences]))
+    dssm.fit(again, dssm.Filtering(again, rnn_dim=5), train, **options)
     assert torch.equal(again.standardise.loc, model.standardise.loc)
 
 
 def test_plain_svi_trains_it():
-    train = pd.SequenceDataset(M + S * torch.randn(6, 5, D))
-    model = pd.VRNN(D, Z, **RNN, standardise=True)
+    train = dssm.SequenceDataset(M + S * torch.randn(6, 5, D))
+    model = dssm.VRNN(D, Z, **RNN, standardise=True)
     model.standardise.fit(train)
     x = torch.stack(train.sequences)
-    testing.check_every_parameter_moves(model, pd.FullAlignment(model, rnn_dim=5), x)
+    testing.check_every_parameter_moves(model, dssm.FullAlignment(model, rnn_dim=5), x)
 
 
 @pytest.mark.usefixtures("double")
@@ -489,7 +489,7 @@ def test_predictive_draws_in_the_units_of_the_data():
         ("power-gaussian", {}),
     ],
 )
-@pytest.mark.parametrize("cls", [pd.ArSSM, pd.EKVAE, pd.LocallyLinearSSM])
+@pytest.mark.parametrize("cls", [dssm.ArSSM, dssm.EKVAE, dssm.LocallyLinearSSM])
 def test_emissions_of_other_kinds_are_refused(emission, options, cls):
     with pytest.raises(ValueError, match=f"standardise: expected False with the emission '{emission}'"):
         cls(D, 3, emission=emission, emission_options=options, standardise=True)
@@ -498,7 +498,7 @@ def test_emissions_of_other_kinds_are_refused(emission, options, cls):
 @pytest.mark.parametrize(("kind", "name"), [("positive", "LogNormal"), ("binary", "Bernoulli")])
 def test_distributions_of_other_kinds_are_refused(kind, name):
     model = Own(kind, standardise=True)
-    model.standardise.fit(pd.SequenceDataset(torch.randn(3, 4, D)))
+    model.standardise.fit(dssm.SequenceDataset(torch.randn(3, 4, D)))
     with pytest.raises(ValueError, match=f"emission: expected a distribution over the real line.* got {name}"):
         model(torch.randn(3, 4, D))
 
@@ -506,12 +506,12 @@ def test_distributions_of_other_kinds_are_refused(kind, name):
 @pytest.mark.parametrize("value", ["yes", 1, None, "channel", 0.5])
 def test_the_argument_is_checked(value):
     with pytest.raises(ValueError, match="standardise: expected True, False or 'shared', got "):
-        pd.DMM(D, Z, **SMALL, standardise=value)
+        dssm.DMM(D, Z, **SMALL, standardise=value)
 
 
 def test_init_bias_takes_the_mean_frame_of_the_data():
-    train = pd.SequenceDataset(M + S * torch.randn(6, 5, D))
-    model = pd.DMM(D, Z, **SMALL, standardise=True)
+    train = dssm.SequenceDataset(M + S * torch.randn(6, 5, D))
+    model = dssm.DMM(D, Z, **SMALL, standardise=True)
     model.standardise.fit(train)
     frame = M + 2 * S
     model.emission_net.init_bias(frame)
@@ -523,27 +523,33 @@ def test_init_bias_takes_the_mean_frame_of_the_data():
 
 def test_the_bound_of_a_constraint_is_in_the_units_of_the_squared_error():
     """A channel that is a thousand times larger counts as much as any other, and the mean frame is worth 1."""
-    train = pd.SequenceDataset(torch.tensor([1000.0, 1.0, 0.01]) * torch.randn(8, 6, D))
-    model = pd.DMM(D, Z, **SMALL, standardise=True)
-    guide = pd.Filtering(model, rnn_dim=5)
+    train = dssm.SequenceDataset(torch.tensor([1000.0, 1.0, 0.01]) * torch.randn(8, 6, D))
+    model = dssm.DMM(D, Z, **SMALL, standardise=True)
+    guide = dssm.Filtering(model, rnn_dim=5)
     part = model.standardise.fit(train)
-    assert pd.error_bound(train, share=1.0, standardise=part) == pytest.approx(1.0, rel=1e-5)
-    assert pd.moderate_scale(train, nats=1.5, standardise=part) == pytest.approx(1.0, rel=1e-5)
-    assert pd.first_multiplier(train, 0.1, 1.5, standardise=part) == pytest.approx(0.01, rel=1e-4)
+    assert dssm.error_bound(train, share=1.0, standardise=part) == pytest.approx(1.0, rel=1e-5)
+    assert dssm.moderate_scale(train, nats=1.5, standardise=part) == pytest.approx(1.0, rel=1e-5)
+    assert dssm.first_multiplier(train, 0.1, 1.5, standardise=part) == pytest.approx(0.01, rel=1e-4)
     with torch.no_grad():
         for p in model.emission_net.parameters():
             p.zero_()
-    loss = pd.RecordingELBO()
+    loss = dssm.RecordingELBO()
     loss.loss(model, guide, torch.stack(train.sequences))
     assert loss.squared_error == pytest.approx(1.0, rel=1e-5)
-    for bound in (pd.error_bound(train), pd.error_bound(pd.SequenceDataset(1e-3 * train.sequences[0][None])), 1.5):
+    for bound in (
+        dssm.error_bound(train),
+        dssm.error_bound(dssm.SequenceDataset(1e-3 * train.sequences[0][None])),
+        1.5,
+    ):
         with pytest.raises(ValueError, match="kl: expected a bound on the squared error in standardised units"):
-            pd.fit(model, guide, train, epochs=1, kl=pd.Lagrangian(bound), progress=False)
+            dssm.fit(model, guide, train, epochs=1, kl=dssm.Lagrangian(bound), progress=False)
     with pytest.raises(ValueError, match="emission_options: expected a scale in standardised units"):
-        pd.DMM(D, Z, emission="gaussian", emission_options={"scale": pd.moderate_scale(train)}, standardise=True)
-    pd.fit(model, guide, train, epochs=1, kl=pd.Lagrangian(pd.error_bound(train, standardise=part)), progress=False)
-    pd.fit(model, guide, train, epochs=1, kl=pd.Lagrangian(100.0, measure="nats"), progress=False)
-    assert 0 < pd.autoencoder_error(model, guide, train, epochs=1) < 3
+        dssm.DMM(D, Z, emission="gaussian", emission_options={"scale": dssm.moderate_scale(train)}, standardise=True)
+    dssm.fit(
+        model, guide, train, epochs=1, kl=dssm.Lagrangian(dssm.error_bound(train, standardise=part)), progress=False
+    )
+    dssm.fit(model, guide, train, epochs=1, kl=dssm.Lagrangian(100.0, measure="nats"), progress=False)
+    assert 0 < dssm.autoencoder_error(model, guide, train, epochs=1) < 3
 
 
 # Data in other units without it.
@@ -551,15 +557,15 @@ def test_the_bound_of_a_constraint_is_in_the_units_of_the_squared_error():
 
 @pytest.mark.parametrize(("m", "s"), [(0.0, 50.0), (1e4, 1.0), (0.0, 1e-4)])
 def test_frames_far_from_unit_scale_are_warned_of(m, s):
-    train = pd.SequenceDataset(m + s * torch.randn(4, 5, D))
-    model = pd.DMM(D, Z, **SMALL)
+    train = dssm.SequenceDataset(m + s * torch.randn(4, 5, D))
+    model = dssm.DMM(D, Z, **SMALL)
     with pytest.warns(UserWarning, match="train: expected channels of about unit scale.*standardise=True"):
-        pd.fit(model, pd.Filtering(model, rnn_dim=5), train, epochs=1, progress=False, clip_norm=1e-3)
-    model = pd.DMM(D, Z, **SMALL, standardise=True)
-    pd.fit(model, pd.Filtering(model, rnn_dim=5), train, epochs=1, progress=False)
-    other = pd.SequenceDataset(m + 30 * s + s * torch.randn(4, 5, D))
+        dssm.fit(model, dssm.Filtering(model, rnn_dim=5), train, epochs=1, progress=False, clip_norm=1e-3)
+    model = dssm.DMM(D, Z, **SMALL, standardise=True)
+    dssm.fit(model, dssm.Filtering(model, rnn_dim=5), train, epochs=1, progress=False)
+    other = dssm.SequenceDataset(m + 30 * s + s * torch.randn(4, 5, D))
     with pytest.warns(UserWarning, match=r"like those that `model\.standardise` was fitted on"):
-        pd.fit(model, pd.Filtering(model, rnn_dim=5), other, epochs=1, progress=False)
+        dssm.fit(model, dssm.Filtering(model, rnn_dim=5), other, epochs=1, progress=False)
 
 
 def test_it_learns_in_any_unit():
@@ -572,10 +578,10 @@ def test_it_learns_in_any_unit():
     bounds = []
     for data, standardise in ((y, False), (m + s * y, True)):
         torch.manual_seed(0)
-        model = pd.DMM(2, 3, **SMALL, standardise=standardise)
-        guide = pd.Filtering(model, rnn_dim=8)
-        pd.fit(model, guide, pd.SequenceDataset(data), epochs=15, lr=1e-2, progress=False)
-        bounds.append(pd.evaluate(model, guide, pd.SequenceDataset(data), num_particles=4).elbo.nats_per_step)
+        model = dssm.DMM(2, 3, **SMALL, standardise=standardise)
+        guide = dssm.Filtering(model, rnn_dim=8)
+        dssm.fit(model, guide, dssm.SequenceDataset(data), epochs=15, lr=1e-2, progress=False)
+        bounds.append(dssm.evaluate(model, guide, dssm.SequenceDataset(data), num_particles=4).elbo.nats_per_step)
     assert bounds[1] == pytest.approx(bounds[0] + float(s.log().sum()), abs=0.1)
 
 
@@ -588,16 +594,16 @@ from datetime import timedelta
 import torch
 import torch.distributed as distributed
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 torch.set_num_threads(1)
 rank = 0 if os.fork() else 1
 meeting = f"file://{sys.argv[1]}/meeting"
 distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=40))
 torch.manual_seed(0)
-train = pd.SequenceDataset((1 + 1e-3 * rank) * torch.tensor([40.0, -3.0]) + torch.randn(4, 5, 2))
-model = pd.DMM(2, 2, mlp_dims=(4,), emission="gaussian", standardise=True)
-pd.fit(model, pd.Filtering(model, rnn_dim=4), train, epochs=1, progress=False)
+train = dssm.SequenceDataset((1 + 1e-3 * rank) * torch.tensor([40.0, -3.0]) + torch.randn(4, 5, 2))
+model = dssm.DMM(2, 2, mlp_dims=(4,), emission="gaussian", standardise=True)
+dssm.fit(model, dssm.Filtering(model, rnn_dim=4), train, epochs=1, progress=False)
 torch.save([t.detach() for t in (*model.standardise.buffers(), *model.parameters())], f"{sys.argv[1]}/{rank}.pt")
 distributed.barrier()
 if rank == 0:

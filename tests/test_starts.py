@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.runtime import _PYRO_STACK
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.sequences import Batch
 from pyro_dssm.emissions import EMISSIONS
 from pyro_dssm.nn.layers import normal
@@ -30,9 +30,9 @@ SIZES = {"rnn_dim": 3, "hidden_dim": 4}
 
 def zoo(name, guide, flow=False, **options):
     def build(**more):
-        model = pd.ZOO[name](X, Z, **{"rnn_dim": 3, "mlp_dims": (4,), **more})
-        base = pd.GUIDES[guide](model, **SIZES, **options)
-        return model, pd.FlowGuide(base, 2, 4, conditional=True) if flow else base
+        model = dssm.ZOO[name](X, Z, **{"rnn_dim": 3, "mlp_dims": (4,), **more})
+        base = dssm.GUIDES[guide](model, **SIZES, **options)
+        return model, dssm.FlowGuide(base, 2, 4, conditional=True) if flow else base
 
     return build
 
@@ -40,7 +40,7 @@ def zoo(name, guide, flow=False, **options):
 def kalman(cls, **options):
     def build(**more):
         model = cls(X, 3, 2, mlp_dims=(4,), **more)
-        return model, pd.KalmanGuide(model, encoder_dims=(4,), **options)
+        return model, dssm.KalmanGuide(model, encoder_dims=(4,), **options)
 
     return build
 
@@ -54,17 +54,17 @@ def filters(cls, guide, **options):
 
 
 GUIDES = {
-    **{f"{guide} of {name}": zoo(name, guide) for guide, name in zip(pd.GUIDES, pd.ZOO, strict=False)},
+    **{f"{guide} of {name}": zoo(name, guide) for guide, name in zip(dssm.GUIDES, dssm.ZOO, strict=False)},
     "partial of DMM with a mask": zoo("DMM", "partial", reads_mask=True),
     "full of VRNN with an encoder": zoo("VRNN", "full", encoder_dims=[3], reads_mask=True),
     "filtering in flows": zoo("SRNN", "filtering", flow=True, latents="model"),
-    "noise": filters(pd.DVBF, pd.NoiseGuide, **SIZES),
+    "noise": filters(dssm.DVBF, dssm.NoiseGuide, **SIZES),
     "noise of RSSM": lambda **more: (
-        lambda m: (m, pd.NoiseGuide(m, **SIZES))
-    )(pd.RSSM(X, Z, rnn_dim=3, mlp_dims=(4,), **more)),
-    "fusion": filters(pd.LocallyLinearSSM, pd.FusionGuide, hidden_dim=4, reads_mask=True),
-    "filtering EKVAE": kalman(pd.EKVAE, kind="filtering"),
-    "filtering KVAE": kalman(pd.KVAE, kind="filtering", reads_mask=True),
+        lambda m: (m, dssm.NoiseGuide(m, **SIZES))
+    )(dssm.RSSM(X, Z, rnn_dim=3, mlp_dims=(4,), **more)),
+    "fusion": filters(dssm.LocallyLinearSSM, dssm.FusionGuide, hidden_dim=4, reads_mask=True),
+    "filtering EKVAE": kalman(dssm.EKVAE, kind="filtering"),
+    "filtering KVAE": kalman(dssm.KVAE, kind="filtering", reads_mask=True),
 }  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def weights_of_chunks(model, guide, batch, length):
     count = batch.x.shape[0]
     total, given = torch.zeros(count), {"z": torch.zeros(*batch.x.shape[:-1], model.z_dim)}
     start = 0
-    for chunk in pd.chunks(model, guide, batch, length):
+    for chunk in dssm.chunks(model, guide, batch, length):
         active = (batch.lengths > start).nonzero().flatten()
         q = poutine.trace(guide).get_trace(*chunk[:3], controls=chunk.controls)
         p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*chunk[:3], controls=chunk.controls)
@@ -158,7 +158,7 @@ def test_padding_and_batch_mates_are_not_seen(emission, initial, name):
     check_hidden_values_change_nothing(model, guide, x, *rest, controls=batch.controls)
 
 
-class ReadsAll(pd.PartialAlignment):
+class ReadsAll(dssm.PartialAlignment):
     """A start of one's own that reads the whole sequence."""
 
     def zeta_law(self, inputs):
@@ -167,9 +167,9 @@ class ReadsAll(pd.PartialAlignment):
 
 @pytest.mark.parametrize("flow", [False, True])
 def test_a_start_of_ones_own_is_given_the_whole_sequences(flow):
-    model = pd.DMM(X, Z, mlp_dims=(4,), emission="gaussian", initial="hierarchical")
+    model = dssm.DMM(X, Z, mlp_dims=(4,), emission="gaussian", initial="hierarchical")
     guide = ReadsAll(model, **SIZES)
-    guide = pd.FlowGuide(guide, 1, 4) if flow else guide
+    guide = dssm.FlowGuide(guide, 1, 4) if flow else guide
     batch = Batch(torch.randn(B, T, X), LENGTHS)
     for length in (1, 3):
         total, given = weights_of_chunks(model, guide, batch, length)
@@ -185,7 +185,7 @@ def test_the_start_is_trained_through_short_chunks():
     model, guide, batch = build("gaussian", "hierarchical", "partial of DMM")
     found = []
     for length in (1, T):
-        for chunk in pd.chunks(model, guide, batch, length):
+        for chunk in dssm.chunks(model, guide, batch, length):
             torch.manual_seed(0)
             trace = poutine.trace(guide).get_trace(*chunk[:3], controls=chunk.controls)
             break
@@ -198,7 +198,7 @@ def test_the_start_is_trained_through_short_chunks():
 # Causal guides.
 
 
-class Causal(pd.Guide):
+class Causal(dssm.Guide):
     """A causal guide of one's own."""
 
     def __init__(self, model):
@@ -215,10 +215,10 @@ CAUSAL = {
     "filtering with a mask": zoo("RSSM", "filtering", reads_mask=True, encoder_dims=[4]),
     "mean field left": zoo("DMM", "mean-field", direction="left"),
     "full of the VAE": zoo("FrameVAE", "full"),
-    "own": lambda **more: (lambda m: (m, Causal(m)))(pd.DMM(X, Z, **more)),
-    "own in flows": lambda **more: (lambda m: (m, pd.FlowGuide(Causal(m))))(pd.DMM(X, Z, **more)),
-    "EKVAE": kalman(pd.EKVAE, kind="filtering"),
-    "KVAE": kalman(pd.KVAE, kind="filtering"),
+    "own": lambda **more: (lambda m: (m, Causal(m)))(dssm.DMM(X, Z, **more)),
+    "own in flows": lambda **more: (lambda m: (m, dssm.FlowGuide(Causal(m))))(dssm.DMM(X, Z, **more)),
+    "EKVAE": kalman(dssm.EKVAE, kind="filtering"),
+    "KVAE": kalman(dssm.KVAE, kind="filtering"),
 }
 
 
@@ -254,7 +254,7 @@ def test_causal_guides_see_nothing_later(name, emission):
     assert guide.start_frames == 1
 
 
-@pytest.mark.parametrize("make", [zoo("RSSM", "partial"), zoo("VRNN", "full", flow=True), kalman(pd.EKVAE)])
+@pytest.mark.parametrize("make", [zoo("RSSM", "partial"), zoo("VRNN", "full", flow=True), kalman(dssm.EKVAE)])
 def test_other_guides_read_five_frames(make):
     """Negative control: a smoothing guide's start is not causal, and need not be."""
     _, guide = make(emission="gaussian", initial="hierarchical")
@@ -267,10 +267,10 @@ def test_other_guides_read_five_frames(make):
 def test_how_many_frames_is_an_argument():
     class Mine(Causal):
         def __init__(self, model, start_frames):
-            pd.Guide.__init__(self, model, latents="last", past="now", future=False, start_frames=start_frames)
+            dssm.Guide.__init__(self, model, latents="last", past="now", future=False, start_frames=start_frames)
             self.loc = torch.nn.Linear(self.past_dim + self.context_dim, model.z_dim)
 
-    model = pd.DMM(X, Z, emission="gaussian", initial="hierarchical")
+    model = dssm.DMM(X, Z, emission="gaussian", initial="hierarchical")
     guide = Mine(model, 3)
     assert guide.first_frames(model.observe(torch.randn(B, 2, X))).shape == (B, 3, X)
     assert reacts(guide, "gaussian", "path")[1].tolist() == [True] * 3 + [False] * (T - 3)
@@ -283,8 +283,8 @@ def test_how_many_frames_is_an_argument():
 @pytest.mark.parametrize("reads_mask", [False, True])
 def test_what_the_first_frames_are(emission, reads_mask):
     """Zero in the padding and beyond the end, what networks read of a zero where hidden; with the mask beside."""
-    model = pd.DMM(X, Z, emission=emission, initial="hierarchical")
-    guide = pd.PartialAlignment(model, reads_mask=reads_mask, **SIZES)
+    model = dssm.DMM(X, Z, emission=emission, initial="hierarchical")
+    guide = dssm.PartialAlignment(model, reads_mask=reads_mask, **SIZES)
     x, mask = torch.randn(1, 4, X).exp(), torch.tensor([[True, False, True, True]])
     inputs = model.observe(x, torch.tensor([3]), mask)
     found = guide.first_frames(inputs)

@@ -7,7 +7,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.distributions import transforms
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 D = 3
 ENTRIES = {
@@ -26,9 +26,9 @@ FRAMES = {
 }
 
 
-class Own(pd.DSSM):
+class Own(dssm.DSSM):
     def __init__(self, make):
-        super().__init__(pd.Structure("markov", "none", "markov", "none"), D, 2)
+        super().__init__(dssm.Structure("markov", "none", "markov", "none"), D, 2)
         self.net, self.make = nn.Linear(2, D), make
 
     def emission(self, z, x_past):
@@ -52,7 +52,7 @@ def test_what_is_hidden_counts_for_nothing(name, entries, sites):
         pytest.skip("frames whose entries depend on each other are hidden as a whole")
     model = Own({**ENTRIES, **FRAMES}[name])
     model.sites = sites
-    guide = pd.PartialAlignment(model, rnn_dim=3, hidden_dim=4)
+    guide = dssm.PartialAlignment(model, rnn_dim=3, hidden_dim=4)
     x, lengths = model.sample(4, 6), torch.tensor([6, 4, 3, 1])
     mask = torch.rand(4, 6, D) < 0.6 if entries else torch.rand(4, 6) < 0.6
     shown = mask & (torch.arange(6) < lengths[:, None]).view(4, 6, *[1] * entries)
@@ -67,7 +67,7 @@ def test_what_is_hidden_counts_for_nothing(name, entries, sites):
     fn = model.make(model.net(z))
     of_frames = fn.base_dist.log_prob(x) if name in ENTRIES else fn.log_prob(x).unsqueeze(-1)
     expected = torch.where(shown, of_frames, 0.0).sum()
-    with pd.kl_weight(0.0):
+    with dssm.kl_weight(0.0):
         torch.manual_seed(1)
         without = Trace_ELBO().differentiable_loss(model, guide, x, lengths, mask)
     assert float(-without.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
@@ -76,9 +76,9 @@ def test_what_is_hidden_counts_for_nothing(name, entries, sites):
 @pytest.mark.parametrize("name", ["log-normal", "dirichlet", "one-hot"])
 def test_ragged_recordings_train_and_gaps_are_filled(name):
     model = Own({**ENTRIES, **FRAMES}[name])
-    guide = pd.PartialAlignment(model, rnn_dim=3, hidden_dim=4)
-    data = pd.SequenceDataset([model.sample(1, n)[0] for n in (6, 4, 3, 5)])
-    history = pd.fit(model, guide, data, epochs=2, batch_size=2, progress=False)
+    guide = dssm.PartialAlignment(model, rnn_dim=3, hidden_dim=4)
+    data = dssm.SequenceDataset([model.sample(1, n)[0] for n in (6, 4, 3, 5)])
+    history = dssm.fit(model, guide, data, epochs=2, batch_size=2, progress=False)
     assert all(torch.isfinite(torch.tensor(history["reconstruction"])))
     mask = torch.tensor([[True, True, False, True, True, False]])
     draws = model.impute(guide, data.sequences[0][None], mask=mask, num_samples=40)

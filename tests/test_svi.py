@@ -13,7 +13,7 @@ from pyro.nn import PyroParam
 from torch import nn
 from torch.distributions import constraints, kl_divergence
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.guides import Guide
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.nn.memories import Recurrent
@@ -21,7 +21,7 @@ from pyro_dssm.programs.shared import Shared
 from pyro_dssm.testing import FORMS, check_every_parameter_moves, gradients, run_as
 
 B, T, D, Z = 3, 4, 2, 4
-STRUCTURES = pd.Structure.all(chain=False)
+STRUCTURES = dssm.Structure.all(chain=False)
 LENGTHS = torch.tensor([4, 2, 3])
 
 
@@ -30,10 +30,10 @@ def name(structure):
 
 
 def make(structure="ArSSM", guide="full", *, flow=None, **options):
-    structure = pd.Structure.named(structure) if isinstance(structure, str) else structure
-    model = pd.DSSM(structure, D, Z, **{"rnn_dim": 4, "mlp_dims": (8,), "emission": "gaussian", **options})
-    guide = pd.GUIDES[guide](model, rnn_dim=4, hidden_dim=5)
-    return model, guide if flow is None else pd.FlowGuide(guide, 2, 16, conditional=flow)
+    structure = dssm.Structure.named(structure) if isinstance(structure, str) else structure
+    model = dssm.DSSM(structure, D, Z, **{"rnn_dim": 4, "mlp_dims": (8,), "emission": "gaussian", **options})
+    guide = dssm.GUIDES[guide](model, rnn_dim=4, hidden_dim=5)
+    return model, guide if flow is None else dssm.FlowGuide(guide, 2, 16, conditional=flow)
 
 
 def frames():
@@ -45,7 +45,7 @@ def frames():
 
 @pytest.mark.sample(6)
 @pytest.mark.parametrize("guide", ["partial", "full"])
-@pytest.mark.parametrize("structure", pd.Structure.all(), ids=name)
+@pytest.mark.parametrize("structure", dssm.Structure.all(), ids=name)
 def test_every_parameter_moves(structure, guide):
     check_every_parameter_moves(*make(structure, guide), frames(), LENGTHS)
 
@@ -53,7 +53,7 @@ def test_every_parameter_moves(structure, guide):
 @pytest.mark.sample(8)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("flow", [None, False, True], ids=["gaussian", "flow", "conditional"])
-@pytest.mark.parametrize("guide", pd.GUIDES)
+@pytest.mark.parametrize("guide", dssm.GUIDES)
 def test_every_guide_moves(guide, flow, form):
     structure = {"a": "SRNN", "b": "FSSM", "c": "RSSM", "filtering": "AR-HMM"}.get(guide, "ArSSM")
     # The second pair of the same classes in one process is as alive as the first.
@@ -64,15 +64,15 @@ def test_every_guide_moves(guide, flow, form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("structure", STRUCTURES[2::9], ids=name)
 def test_options_move(structure, form):
-    shared = structure.x_from_z is structure.x_from_x is pd.Order.FULL
+    shared = structure.x_from_z is structure.x_from_x is dssm.Order.FULL
     model, guide = make(structure, "a", shared=shared, skip=True, control_dim=1, transition_net="gated", sites=form)
     check_every_parameter_moves(model, guide, frames(), LENGTHS, controls=torch.randn(B, T, 1))
 
 
-@pytest.mark.parametrize("cls", pd.ZOO.values(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", dssm.ZOO.values(), ids=lambda cls: cls.__name__)
 def test_zoo_moves(cls):
-    model = cls(D, emission="gaussian") if cls is pd.RNN else cls(D, Z, rnn_dim=4, mlp_dims=(8,))
-    guide = pd.NoLatents(model) if cls is pd.RNN else pd.FullAlignment(model, rnn_dim=4, gated=True)
+    model = cls(D, emission="gaussian") if cls is dssm.RNN else cls(D, Z, rnn_dim=4, mlp_dims=(8,))
+    guide = dssm.NoLatents(model) if cls is dssm.RNN else dssm.FullAlignment(model, rnn_dim=4, gated=True)
     check_every_parameter_moves(model, guide, (frames() > 0).float(), LENGTHS)
 
 
@@ -84,7 +84,7 @@ ELBOS = {
     "vectorised": Trace_ELBO(num_particles=3, vectorize_particles=True),
     "vectorised analytic": TraceMeanField_ELBO(num_particles=3, vectorize_particles=True),
     "vectorised renyi": RenyiELBO(num_particles=3, vectorize_particles=True),
-    "recording": pd.RecordingELBO(),
+    "recording": dssm.RecordingELBO(),
 }
 
 
@@ -108,11 +108,11 @@ def test_a_parameter_that_does_not_move_is_found():
 # Subclasses of one's own.
 
 
-class OwnModel(pd.DSSM):
+class OwnModel(dssm.DSSM):
     """Direct parameters, constrained and not, and a network whose name the guide has too."""
 
     def __init__(self):
-        super().__init__(pd.Structure(), D, Z)
+        super().__init__(dssm.Structure(), D, Z)
         self.scale = PyroParam(torch.full((D,), 0.5), constraint=constraints.positive)
         self.weight = nn.Parameter(torch.eye(Z))
         self.net = nn.Linear(Z, D)
@@ -157,7 +157,7 @@ def test_frozen_parameters_stay(form):
     for p in frozen:
         p.requires_grad_(False)
     moving = model.net.bias.detach().clone()
-    svi = SVI(model, guide, pd.ClippedNormAdam({"lr": 1e-2}), Trace_ELBO())
+    svi = SVI(model, guide, dssm.ClippedNormAdam({"lr": 1e-2}), Trace_ELBO())
     x = frames()
     for _ in range(2):
         svi.step(x)
@@ -229,8 +229,8 @@ def test_renyi_is_per_sequence(form):
     elbo = RenyiELBO(alpha=0, num_particles=16, vectorize_particles=True)
     with torch.no_grad():
         draws = -torch.tensor([elbo.loss(model, guide, x) for _ in range(100)])
-    data = pd.SequenceDataset(x.repeat(100, 1, 1))
-    nats = pd.evaluate(model, guide, data, num_particles=16, batch_size=300).iwae.nats.view(100, B).sum(1)
+    data = dssm.SequenceDataset(x.repeat(100, 1, 1))
+    nats = dssm.evaluate(model, guide, data, num_particles=16, batch_size=300).iwae.nats.view(100, B).sum(1)
     error = ((draws.var() + nats.var()) / 100).sqrt()
     assert (draws.mean() - nats.mean()).abs() < 4 * error
 
@@ -240,7 +240,7 @@ def test_renyi_is_per_sequence(form):
 def test_copies_train_on_their_own(how, flow):
     pair = make("VRNN", flow=flow, shared=True)
     x = frames()
-    svi = SVI(*pair, pd.ClippedNormAdam({"lr": 1e-2}), Trace_ELBO())
+    svi = SVI(*pair, dssm.ClippedNormAdam({"lr": 1e-2}), Trace_ELBO())
     svi.step(x)
     twin = how(pair)
     assert twin[1].model is twin[0]
@@ -256,7 +256,7 @@ def test_copies_train_on_their_own(how, flow):
 def test_state_dict_round_trip(flow):
     pairs = make("VRNN", flow=flow, shared=True), make("VRNN", flow=flow, shared=True)
     x, losses = frames(), []
-    SVI(*pairs[0], pd.ClippedNormAdam({"lr": 1e-2}), Trace_ELBO()).step(x)
+    SVI(*pairs[0], dssm.ClippedNormAdam({"lr": 1e-2}), Trace_ELBO()).step(x)
     for ours, theirs in zip(*pairs, strict=True):
         theirs.load_state_dict(ours.state_dict())
     for pair in pairs:
@@ -280,7 +280,7 @@ def test_guide_does_not_hold_its_model():
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_kl_weight(weight, form):
     """With frames alone (no chain), both terms have closed forms given the drawn path."""
-    model, guide = make(pd.Structure("none", "none", "markov", "none"), "full", sites=form)
+    model, guide = make(dssm.Structure("none", "none", "markov", "none"), "full", sites=form)
     x = frames()
     valid = torch.arange(T) < LENGTHS.unsqueeze(-1)
     inputs = model.observe(x, LENGTHS)
@@ -293,9 +293,9 @@ def test_kl_weight(weight, form):
         analytic = kl_divergence(q, dist.Normal(torch.zeros_like(z), 1.0).to_event(1))
         return [(v * valid).sum().item() for v in (reconstruction, sampled, analytic)]
 
-    for elbo, index in ((Trace_ELBO(), 1), (TraceMeanField_ELBO(), 2), (pd.RecordingELBO(), 2)):
+    for elbo, index in ((Trace_ELBO(), 1), (TraceMeanField_ELBO(), 2), (dssm.RecordingELBO(), 2)):
         torch.manual_seed(3)
-        with pd.kl_weight(weight):
+        with dssm.kl_weight(weight):
             loss = elbo.loss(model, guide, x, LENGTHS)
         torch.manual_seed(3)
         found = terms(guide(x, LENGTHS))
@@ -314,7 +314,7 @@ def test_scaling_the_model_alone_is_wrong():
             return TraceMeanField_ELBO().loss(model, guide, x)
 
     plain = loss(model, guide)
-    with pd.kl_weight(0.3):
+    with dssm.kl_weight(0.3):
         right = loss(model, guide)
     wrong = loss(Scale(0.3)(model), guide)
     assert wrong == plain, "the scale of the model's sites is not even read"
@@ -339,7 +339,7 @@ def test_kl_weight_gradient_is_linear_in_the_weight():
     x, found = frames(), []
     for weight in (0.0, 0.3, 1.0):
         torch.manual_seed(1)
-        with pd.kl_weight(weight):
+        with dssm.kl_weight(weight):
             found.append(gradients(TraceMeanField_ELBO().differentiable_loss(model, guide, x), model, guide))
     for key, at_one in found[2].items():
         torch.testing.assert_close(found[1][key], 0.7 * found[0][key] + 0.3 * at_one)
@@ -352,7 +352,7 @@ def test_kl_weight_gradient_is_linear_in_the_weight():
 def test_norm_of_the_whole_gradient_is_clipped(clip_norm):
     model, guide = make()
     x = 10 * frames()
-    optimiser = pd.ClippedNormAdam({"lr": 1e-3, "clip_norm": clip_norm})
+    optimiser = dssm.ClippedNormAdam({"lr": 1e-3, "clip_norm": clip_norm})
     seen = []
 
     class Spy(type(optimiser)):
@@ -393,7 +393,7 @@ def scans(monkeypatch):
 
 def test_states_over_x_are_computed_once_per_step(scans):
     model, guide = make("ArSSM", "full")
-    svi = SVI(model, guide, pd.ClippedNormAdam(), Trace_ELBO())
+    svi = SVI(model, guide, dssm.ClippedNormAdam(), Trace_ELBO())
     x = frames()
     for step in (1, 2):
         svi.step(x, LENGTHS)
@@ -406,13 +406,13 @@ def test_states_over_x_are_computed_once_per_step(scans):
 def readings(monkeypatch):
     """Shapes of what networks read of frames, call by call."""
     shapes = []
-    read = pd.emissions.PowerEmission.read
+    read = dssm.emissions.PowerEmission.read
 
     def counted(self, x):
         shapes.append(tuple(x.shape))
         return read(self, x)
 
-    monkeypatch.setattr(pd.emissions.PowerEmission, "read", counted)
+    monkeypatch.setattr(dssm.emissions.PowerEmission, "read", counted)
     return shapes
 
 
@@ -421,9 +421,9 @@ def readings(monkeypatch):
 def test_frames_are_read_once_per_step(name, skip, scans, readings):
     """By model and guide together, and by the RNN over them as well."""
     options = {"emission": name, "emission_options": {"residual": skip}, "skip": skip}
-    model = pd.ArSSM(D, Z, rnn_dim=4, mlp_dims=(8,), **options)
-    guide = pd.FullAlignment(model, rnn_dim=4, hidden_dim=5, skip=skip)
-    svi = SVI(model, guide, pd.ClippedNormAdam(), Trace_ELBO())
+    model = dssm.ArSSM(D, Z, rnn_dim=4, mlp_dims=(8,), **options)
+    guide = dssm.FullAlignment(model, rnn_dim=4, hidden_dim=5, skip=skip)
+    svi = SVI(model, guide, dssm.ClippedNormAdam(), Trace_ELBO())
     x = frames().exp()
     for step in (1, 2):
         svi.step(x, LENGTHS)
@@ -434,15 +434,15 @@ def test_frames_are_read_once_per_step(name, skip, scans, readings):
 
 def test_frames_are_read_as_they_come_with_step_sites(readings):
     """By the guide all at once; by the model, which may draw them, one by one."""
-    model = pd.ArSSM(D, Z, rnn_dim=4, mlp_dims=(8,), emission="gamma", sites="step")
-    guide = pd.FullAlignment(model, rnn_dim=4, hidden_dim=5)
-    SVI(model, guide, pd.ClippedNormAdam(), Trace_ELBO()).step(frames().exp(), LENGTHS)
+    model = dssm.ArSSM(D, Z, rnn_dim=4, mlp_dims=(8,), emission="gamma", sites="step")
+    guide = dssm.FullAlignment(model, rnn_dim=4, hidden_dim=5)
+    SVI(model, guide, dssm.ClippedNormAdam(), Trace_ELBO()).step(frames().exp(), LENGTHS)
     assert readings == [(B, T, D)] + [(B, D)] * T
 
 
 def test_states_over_z_are_computed_where_the_guide_has_none(scans):
     model, guide = make("ArSSM", "partial")
-    SVI(model, guide, pd.ClippedNormAdam(), Trace_ELBO()).step(frames(), LENGTHS)
+    SVI(model, guide, dssm.ClippedNormAdam(), Trace_ELBO()).step(frames(), LENGTHS)
     assert [sum(m is model.memories.get(key) for m in scans) for key in ("hx", "hz")] == [1, 1]
 
 
@@ -550,15 +550,15 @@ def test_no_step_of_svi_sees_what_an_earlier_one_has_shared(write):
 
     def loss(model, guide):
         torch.manual_seed(0)
-        return SVI(model, guide, pd.ClippedNormAdam(), TraceMeanField_ELBO()).evaluate_loss(x, LENGTHS)
+        return SVI(model, guide, dssm.ClippedNormAdam(), TraceMeanField_ELBO()).evaluate_loss(x, LENGTHS)
 
-    SVI(model, guide, pd.ClippedNormAdam(), TraceMeanField_ELBO()).step(x, LENGTHS)
+    SVI(model, guide, dssm.ClippedNormAdam(), TraceMeanField_ELBO()).step(x, LENGTHS)
     change()
     other.load_state_dict(model.state_dict())
     its_guide.load_state_dict(guide.state_dict())
     expected = loss(other, its_guide)
     torch.manual_seed(0)
-    found = SVI(model, guide, pd.ClippedNormAdam(), TraceMeanField_ELBO()).step(x, LENGTHS)
+    found = SVI(model, guide, dssm.ClippedNormAdam(), TraceMeanField_ELBO()).step(x, LENGTHS)
     assert found == pytest.approx(expected, rel=1e-12)
 
 
@@ -591,7 +591,7 @@ def test_no_global_settings_are_touched():
 def test_forms_can_alternate():
     model, guide = make()
     x = frames()
-    svi = SVI(model, guide, pd.ClippedNormAdam(), Trace_ELBO())
+    svi = SVI(model, guide, dssm.ClippedNormAdam(), Trace_ELBO())
     for form in (*FORMS, *FORMS):
         with run_as(model, form):
             assert svi.step(x) > 0

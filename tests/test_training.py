@@ -13,7 +13,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from stopping import RaiseAt
 from torch.distributions import kl_divergence
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.training._run import seed_of
 from pyro_dssm.training.fitting import LR_SCHEDULES
 
@@ -25,10 +25,10 @@ def waves(count=8, seed=0, low=4, high=9, dtype=torch.float32, **more):
     noise = [0.1 * torch.randn(n, 2, generator=g) for n in lengths]
     angles = [start + 0.7 * torch.arange(n) for start, n in zip(starts, lengths, strict=True)]
     sequences = [torch.stack([a.sin(), a.cos()], -1) + e for a, e in zip(angles, noise, strict=True)]
-    return pd.SequenceDataset([x.to(dtype) for x in sequences], **more)
+    return dssm.SequenceDataset([x.to(dtype) for x in sequences], **more)
 
 
-def pair(seed=0, guide=pd.PartialAlignment, model=pd.ArSSM, **options):
+def pair(seed=0, guide=dssm.PartialAlignment, model=dssm.ArSSM, **options):
     torch.manual_seed(seed)
     model = model(x_dim=2, z_dim=2, rnn_dim=4, mlp_dims=(6,), emission="gaussian", **options)
     return model, guide(model, rnn_dim=4, hidden_dim=6)
@@ -44,7 +44,7 @@ def same(a, b):
 
 
 def fit(model, guide, train, valid=None, **options):
-    return pd.fit(model, guide, train, valid, **{"batch_size": 4, "progress": False, **options})
+    return dssm.fit(model, guide, train, valid, **{"batch_size": 4, "progress": False, **options})
 
 
 @pytest.fixture
@@ -62,13 +62,13 @@ def no_noise(monkeypatch):
 
 
 @pytest.mark.sample(6)
-@pytest.mark.parametrize("guide", [pd.PartialAlignment, pd.FullAlignment, pd.MeanField])
+@pytest.mark.parametrize("guide", [dssm.PartialAlignment, dssm.FullAlignment, dssm.MeanField])
 def test_bound_improves(guide):
     model, guide = pair(guide=guide)
     train, valid = waves(16), waves(6, seed=1)
-    before = pd.evaluate(model, guide, valid).elbo.nats_per_step
-    history = fit(model, guide, train, valid, epochs=12, lr=2e-2, kl=pd.LinearKL(0.2, 1.0, epochs=6))
-    after = pd.evaluate(model, guide, valid).elbo.nats_per_step
+    before = dssm.evaluate(model, guide, valid).elbo.nats_per_step
+    history = fit(model, guide, train, valid, epochs=12, lr=2e-2, kl=dssm.LinearKL(0.2, 1.0, epochs=6))
+    after = dssm.evaluate(model, guide, valid).elbo.nats_per_step
     assert after < before - 0.3
     assert len(history.epochs) == 12
 
@@ -85,14 +85,14 @@ def test_best_weights_in_place():
         lr=1e-2,
         # Gets worse in the second half.
         lr_schedule=lambda done: 1.0 if done < 0.5 else 60.0,
-        kl=pd.LinearKL(0.1, 1.0, epochs=8),
+        kl=dssm.LinearKL(0.1, 1.0, epochs=8),
         callback=lambda record: seen.append(weights(model, guide)),
     )
     bounds = history["valid"]
     assert history.best_epoch == 1 + bounds.index(min(bounds)) < 8
     assert same(weights(model, guide), seen[history.best_epoch - 1])
     # Un-annealed, although the weight was still below 1.
-    assert history.best_valid == min(bounds) == pd.evaluate(model, guide, valid, batch_size=4).elbo.nats_per_step
+    assert history.best_valid == min(bounds) == dssm.evaluate(model, guide, valid, batch_size=4).elbo.nats_per_step
     assert history.epochs[history.best_epoch - 1]["kl_weight"] < 1
 
 
@@ -158,7 +158,7 @@ def test_average_is_validated():
         averaging=0.9,
         callback=lambda record: seen.append(weights(model, guide)),
     )
-    assert pd.evaluate(model, guide, valid, batch_size=4).elbo.nats_per_step == history.best_valid
+    assert dssm.evaluate(model, guide, valid, batch_size=4).elbo.nats_per_step == history.best_valid
     # Training itself goes on from its own weights, not from the average.
     assert not same(weights(model, guide), seen[history.best_epoch - 1])
 
@@ -183,22 +183,22 @@ def test_best_differs_from_one_bad_epoch():
 
 
 def test_kl_schedules():
-    assert [pd.ConstantKL(0.3).weight(e) for e in (0, 1.5, 100)] == [0.3] * 3
-    linear = pd.LinearKL(0.2, 1.0, epochs=10)
+    assert [dssm.ConstantKL(0.3).weight(e) for e in (0, 1.5, 100)] == [0.3] * 3
+    linear = dssm.LinearKL(0.2, 1.0, epochs=10)
     assert [linear.weight(e) for e in (0, 5, 10, 99)] == pytest.approx([0.2, 0.6, 1.0, 1.0])
-    cyclic = pd.CyclicKL(0.0, 1.0, epochs=4, rise=0.5)
+    cyclic = dssm.CyclicKL(0.0, 1.0, epochs=4, rise=0.5)
     assert [cyclic.weight(e) for e in (0, 1, 2, 3.9, 4, 5)] == pytest.approx([0, 0.5, 1, 1, 0, 0.5])
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: pd.ConstantKL(-0.1), "value: expected a finite number"),
-        (lambda: pd.ConstantKL(float("nan")), "value: expected a finite number"),
-        (lambda: pd.LinearKL(0, 1, epochs=0), "epochs: expected a positive number"),
-        (lambda: pd.LinearKL(float("inf"), 1), "start: expected a finite number"),
-        (lambda: pd.CyclicKL(rise=0), "rise: expected a share"),
-        (lambda: pd.CyclicKL(rise=1.5), "rise: expected a share"),
+        (lambda: dssm.ConstantKL(-0.1), "value: expected a finite number"),
+        (lambda: dssm.ConstantKL(float("nan")), "value: expected a finite number"),
+        (lambda: dssm.LinearKL(0, 1, epochs=0), "epochs: expected a positive number"),
+        (lambda: dssm.LinearKL(float("inf"), 1), "start: expected a finite number"),
+        (lambda: dssm.CyclicKL(rise=0), "rise: expected a share"),
+        (lambda: dssm.CyclicKL(rise=1.5), "rise: expected a share"),
     ],
 )
 def test_bad_kl_schedules(make, message):
@@ -210,7 +210,7 @@ def test_kl_weight_moves_within_an_epoch():
     model, guide = pair()
     asked = []
 
-    class Asked(pd.LinearKL):
+    class Asked(dssm.LinearKL):
         def weight(self, epoch):
             asked.append(epoch)
             return super().weight(epoch)
@@ -223,7 +223,7 @@ def test_kl_weight_moves_within_an_epoch():
 
 
 def test_schedule_may_look_at_the_terms():
-    class Free(pd.KLSchedule):
+    class Free(dssm.KLSchedule):
         seen = ()
 
         def weight(self, epoch):
@@ -260,9 +260,9 @@ def test_lr_of_each_step(name):
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("truncate", [None, 100])
 def test_terms_by_hand(no_noise, weight, truncate):
-    model, guide = pair(guide=pd.FullAlignment)
+    model, guide = pair(guide=dssm.FullAlignment)
     train = waves(5)
-    batch = next(pd.data.sequences.batches(train, 5))
+    batch = next(dssm.data.sequences.batches(train, 5))
     # By hand: one site per step, each divergence and each density on its own.
     model.sites = "step"
     q = poutine.trace(guide).get_trace(*batch[:3])
@@ -274,7 +274,7 @@ def test_terms_by_hand(no_noise, weight, truncate):
         kl += kl_divergence(q.nodes[f"z_{t + 1}"]["fn"], p.nodes[f"z_{t + 1}"]["fn"])[valid].sum().item()
         density = p.nodes[f"x_{t + 1}"]["fn"].log_prob(batch.x[:, t])
         reconstruction -= density[valid].sum().item()
-    [record] = fit(model, guide, train, epochs=1, batch_size=5, kl=pd.ConstantKL(weight), truncate=truncate).epochs
+    [record] = fit(model, guide, train, epochs=1, batch_size=5, kl=dssm.ConstantKL(weight), truncate=truncate).epochs
     assert kl > 0.1
     assert record["reconstruction"] == pytest.approx(reconstruction / train.num_frames, rel=1e-4)
     assert record["kl"] == pytest.approx(kl / train.num_frames, rel=1e-4)
@@ -284,9 +284,9 @@ def test_terms_add_up_to_the_bound(no_noise):
     # Over several batches, with a learning rate that moves nothing.
     model, guide = pair()
     train = waves(7)
-    [record] = fit(model, guide, train, train, epochs=1, batch_size=3, lr=1e-30, kl=pd.ConstantKL(0.3)).epochs
+    [record] = fit(model, guide, train, train, epochs=1, batch_size=3, lr=1e-30, kl=dssm.ConstantKL(0.3)).epochs
     # Without noise the divergences are not the log ratios that `evaluate` takes: compare with the loss itself.
-    batch = next(pd.data.sequences.batches(train, 7))
+    batch = next(dssm.data.sequences.batches(train, 7))
     with torch.no_grad():
         loss = TraceMeanField_ELBO().loss(model, guide, *batch[:3]) / train.num_frames
     assert record["reconstruction"] + record["kl"] == pytest.approx(loss, rel=1e-4)
@@ -311,13 +311,13 @@ def test_best_file(tmp_path):
     model, guide = pair()
     valid = waves(3, seed=1)
     history = fit(model, guide, waves(), valid, epochs=3, lr=1e-2, checkpoint=tmp_path)
-    loaded = pd.load(tmp_path / "best.safetensors")
+    loaded = dssm.load(tmp_path / "best.safetensors")
     assert same(weights(*loaded), weights(model, guide))
-    assert pd.evaluate(*loaded, valid, batch_size=4).elbo.nats_per_step == history.best_valid
+    assert dssm.evaluate(*loaded, valid, batch_size=4).elbo.nats_per_step == history.best_valid
 
 
 def test_progress_bar(capsys):
-    pd.fit(*pair(), waves(), waves(3, seed=1), epochs=2, batch_size=4)
+    dssm.fit(*pair(), waves(), waves(3, seed=1), epochs=2, batch_size=4)
     shown = capsys.readouterr().err
     for word in ("reconstruction ", "KL ", "valid ", "best ", "2/2"):
         assert word in shown
@@ -351,7 +351,7 @@ def test_max_seconds():
     [
         lambda: pyro.optim.ClippedAdam({"lr": 1e-2, "clip_norm": 10.0}),
         lambda: pyro.optim.SGD({"lr": 1e-2}),
-        lambda: pd.ClippedNormAdam({"lr": 1e-2, "clip_norm": None}),
+        lambda: dssm.ClippedNormAdam({"lr": 1e-2, "clip_norm": None}),
     ],
 )
 def test_other_optimisers(optimizer):
@@ -388,7 +388,7 @@ def test_step_sites():
 def test_clip_norm():
     used = []
 
-    class Watched(pd.ClippedNormAdam):
+    class Watched(dssm.ClippedNormAdam):
         def __call__(self, params, *args, **kwargs):
             super().__call__(params)
             used.append((self.grad_norm, torch.stack([p.grad.norm() for p in params]).norm().item()))
@@ -416,7 +416,7 @@ def test_float64(tmp_path):
     data = waves(dtype=torch.float64)
     fit(model, guide, data, data, epochs=2, averaging=0.9, checkpoint=tmp_path)
     assert {p.dtype for p in weights(model, guide).values()} == {torch.float64}
-    assert {p.dtype for p in weights(*pd.load(tmp_path / "best.safetensors")).values()} == {torch.float64}
+    assert {p.dtype for p in weights(*dssm.load(tmp_path / "best.safetensors")).values()} == {torch.float64}
 
 
 def test_data_follow_the_parameters():
@@ -432,7 +432,7 @@ def with_controls(hidden=0.0, controls=None):
     masks = [torch.rand(n, 2, generator=g) > 0.3 for n in data.lengths]
     u = [torch.randn(n, 3, generator=g) for n in data.lengths] if controls is None else controls
     sequences = [torch.where(m, x, hidden) for x, m in zip(data.sequences, masks, strict=True)]
-    return pd.SequenceDataset(sequences, masks, u)
+    return dssm.SequenceDataset(sequences, masks, u)
 
 
 @pytest.mark.parametrize("truncate", [None, 3])
@@ -534,7 +534,7 @@ def test_loss_that_is_not_finite(tmp_path):
     assert all(torch.isfinite(v).all() for v in weights(*fresh).values())
 
 
-class Gradients(pd.ClippedNormAdam):
+class Gradients(dssm.ClippedNormAdam):
     """Adds gradients up and moves nothing."""
 
     def __init__(self):
@@ -560,7 +560,7 @@ def test_each_frame_counts_the_same(no_noise, truncate):
     # The whole set's bound, by hand.
     model, guide = pair()
     model.double(), guide.double()
-    batch = next(pd.data.sequences.batches(train, 10))
+    batch = next(dssm.data.sequences.batches(train, 10))
     loss = TraceMeanField_ELBO().differentiable_loss(model, guide, *batch[:3]) / train.num_frames
     whole = torch.autograd.grad(loss, [*model.parameters(), *guide.parameters()])
     for gradient in found:
@@ -595,7 +595,7 @@ def test_bad_options(options, message):
 
 
 def test_bad_data():
-    wide = pd.SequenceDataset(torch.zeros(2, 3, 5))
+    wide = dssm.SequenceDataset(torch.zeros(2, 3, 5))
     with pytest.raises(ValueError, match="train: expected a SequenceDataset with frames of size 2, got frames of size"):
         fit(*pair(), wide)
     with pytest.raises(ValueError, match="valid: expected a SequenceDataset with frames of size 2, got frames of size"):
@@ -606,7 +606,7 @@ def test_bad_data():
 
 def test_unknown_optimiser_option():
     with pytest.raises(ValueError, match="options: expected lr, betas"):
-        pd.ClippedNormAdam({"momentum": 0.9})
+        dssm.ClippedNormAdam({"momentum": 0.9})
 
 
 def test_other_bounds_are_not_bent_by_the_scale():
@@ -616,13 +616,13 @@ def test_other_bounds_are_not_bent_by_the_scale():
     loss = RenyiELBO(num_particles=5)
     seen = {}
 
-    class Recorder(pd.ClippedNormAdam):
+    class Recorder(dssm.ClippedNormAdam):
         def __call__(self, params, *args, **kwargs):
             named = {**dict(model.named_parameters()), **dict(guide.named_parameters())}
             seen.update({k: p.grad.clone() for k, p in named.items() if p.grad is not None})
 
     fit(model, guide, train, epochs=1, batch_size=4, loss=loss, optimizer=Recorder(), seed=3)
-    batch = next(pd.data.sequences.batches(train, 4, seed=seed_of(3, 0)))
+    batch = next(dssm.data.sequences.batches(train, 4, seed=seed_of(3, 0)))
     torch.manual_seed(seed_of(3, 0, 0))
     loss.loss_and_grads(model, guide, *batch[:3])
     named = {**dict(model.named_parameters()), **dict(guide.named_parameters())}
@@ -633,7 +633,7 @@ def test_other_bounds_are_not_bent_by_the_scale():
 
 def test_guide_of_another_model():
     (model, _), (_, guide) = pair(), pair()
-    for call in (lambda: fit(model, guide, waves()), lambda: pd.evaluate(model, guide, waves())):
+    for call in (lambda: fit(model, guide, waves()), lambda: dssm.evaluate(model, guide, waves())):
         with pytest.raises(ValueError, match="guide: expected the guide of this very model"):
             call()
 
@@ -645,7 +645,7 @@ def test_guide_of_another_model():
         ({"loss": "elbo"}, "loss: expected a ELBO, got 'elbo'"),
         ({"lr_schedule": 5}, "lr_schedule: expected a name or a function, got 5"),
         ({"seed": 1.5}, "seed: expected an integer, got 1.5"),
-        ({"loss": RenyiELBO(), "kl": pd.LinearKL()}, "kl: expected the constant weight 1 with RenyiELBO"),
+        ({"loss": RenyiELBO(), "kl": dssm.LinearKL()}, "kl: expected the constant weight 1 with RenyiELBO"),
         ({"loss": Trace_ELBO(num_particles=2), "truncate": 5}, "loss: expected one with num_particles=1"),
     ],
 )
@@ -658,7 +658,7 @@ def test_options_that_do_not_go_together(options, message):
 def test_without_a_validation_set_the_last_pair_can_be_loaded(tmp_path):
     model, guide = pair()
     fit(model, guide, waves(), epochs=2, checkpoint=tmp_path)
-    again, _ = pd.load(tmp_path / "best.safetensors")
+    again, _ = dssm.load(tmp_path / "best.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

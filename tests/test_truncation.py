@@ -5,7 +5,7 @@ import torch
 from pyro.infer import SVI, TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 MODELS = ("DMM", "ArSSM", "SRNN", "VRNN", "FSSM", "STORN", "DMMAug")
 GUIDES = ("partial", "full", "filtering", "mean-field", "a", "flow")
@@ -26,11 +26,11 @@ def no_noise(monkeypatch):
 def build(model="ArSSM", guide="partial", *, dtype=torch.float64, rnn="gru", **options):
     torch.manual_seed(2)
     usual = {"rnn_dim": 3, "mlp_dims": (4,), "emission": "gaussian", "rnn": rnn}
-    model = pd.ZOO[model](2, 2, **usual, **options)
+    model = dssm.ZOO[model](2, 2, **usual, **options)
     if guide == "flow":
-        guide = pd.FlowGuide(pd.FullAlignment(model, rnn_dim=3, hidden_dim=4, rnn=rnn), num_flows=2, hidden_dim=4)
+        guide = dssm.FlowGuide(dssm.FullAlignment(model, rnn_dim=3, hidden_dim=4, rnn=rnn), num_flows=2, hidden_dim=4)
     else:
-        guide = pd.GUIDES[guide](model, rnn_dim=3, hidden_dim=4, rnn=rnn)
+        guide = dssm.GUIDES[guide](model, rnn_dim=3, hidden_dim=4, rnn=rnn)
     for program in (model, guide):
         program.to(dtype)
         for p in program.parameters():
@@ -41,14 +41,14 @@ def build(model="ArSSM", guide="partial", *, dtype=torch.float64, rnn="gru", **o
 def sequences(lengths=LENGTHS, *, controls=0, masked=False, dtype=torch.float64):
     g = torch.Generator().manual_seed(3)
     items = [
-        pd.data.sequences.Item(
+        dssm.data.sequences.Item(
             torch.randn(n, 2, generator=g, dtype=dtype),
             torch.rand(n, 2, generator=g) > 0.3 if masked else None,
             torch.randn(n, controls, generator=g, dtype=dtype) if controls else None,
         )
         for n in lengths
     ]
-    return pd.data.sequences.collate(items)
+    return dssm.data.sequences.collate(items)
 
 
 def loss_of(model, guide, batch):
@@ -57,7 +57,7 @@ def loss_of(model, guide, batch):
 
 def losses(model, guide, batch, length):
     with torch.no_grad():
-        return [loss_of(model, guide, chunk).item() for chunk in pd.chunks(model, guide, batch, length)]
+        return [loss_of(model, guide, chunk).item() for chunk in dssm.chunks(model, guide, batch, length)]
 
 
 @pytest.mark.sample(8)
@@ -100,7 +100,7 @@ def test_chunks_hold_every_frame():
     model, guide = build()
     batch = sequences(masked=True)
     found = []
-    for chunk in pd.chunks(model, guide, batch, 4):
+    for chunk in dssm.chunks(model, guide, batch, 4):
         loss_of(model, guide, chunk)
         assert chunk.x.shape[1] == chunk.mask.shape[1] == int(chunk.lengths.max()) <= 4
         found.append(chunk)
@@ -112,7 +112,7 @@ def test_one_chunk_has_the_whole_gradient(no_noise):
     model, guide = build()
     batch, parameters = sequences(), [*model.parameters(), *guide.parameters()]
     whole = torch.autograd.grad(loss_of(model, guide, batch), parameters)
-    for chunk in pd.chunks(model, guide, batch, 11):
+    for chunk in dssm.chunks(model, guide, batch, 11):
         cut = torch.autograd.grad(loss_of(model, guide, chunk), parameters)
     for a, b in zip(whole, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -148,7 +148,7 @@ def test_last_chunk_has_the_gradient_of_constant_states(no_noise):
     # The model draws its first latent from its own start, the guide from its own; only later steps share z.
     total, _, _ = run(x[:, a:], state, z, valid[:, a:])
     by_hand = gradient(total, parameters)
-    for chunk in pd.chunks(model, guide, batch, a):
+    for chunk in dssm.chunks(model, guide, batch, a):
         loss = loss_of(model, guide, chunk)
     assert loss.item() == pytest.approx(total.item(), abs=1e-9)
     for one, other in zip(gradient(loss, parameters), by_hand, strict=True):
@@ -160,7 +160,7 @@ def test_gradients_do_not_pass_a_cut(no_noise):
     batch = sequences((8, 8))
     x = batch.x.clone().requires_grad_()
     # Each chunk reads x through the batch: a graph across the cut would lead to the earlier frames.
-    for i, chunk in enumerate(pd.chunks(model, guide, batch._replace(x=x), 4)):
+    for i, chunk in enumerate(dssm.chunks(model, guide, batch._replace(x=x), 4)):
         [grad] = torch.autograd.grad(loss_of(model, guide, chunk), x)
         touched = grad.abs().sum((0, 2)) > 0
         assert touched.tolist() == [4 * i <= t < 4 * (i + 1) for t in range(8)]
@@ -169,7 +169,7 @@ def test_gradients_do_not_pass_a_cut(no_noise):
 def saved_bytes(model, guide, batch, length):
     """The most that the graph of one step keeps."""
     most = 0
-    for chunk in pd.chunks(model, guide, batch, length):
+    for chunk in dssm.chunks(model, guide, batch, length):
         sizes = {}
 
         def keep(t, sizes=sizes):
@@ -198,10 +198,10 @@ def test_memory_does_not_grow_with_the_length():
 def test_everything_trains(name, guide):
     model, guide = build(name, guide, dtype=torch.float32)
     batch = sequences(dtype=torch.float32)
-    data = pd.SequenceDataset([x[:n] for x, n in zip(batch.x, batch.lengths, strict=True)])
+    data = dssm.SequenceDataset([x[:n] for x, n in zip(batch.x, batch.lengths, strict=True)])
     programs = {"model": model, "guide": guide}
     before = {(k, n): p.detach().clone() for k, m in programs.items() for n, p in m.named_parameters()}
-    history = pd.fit(model, guide, data, data, epochs=3, batch_size=3, truncate=4, lr=1e-2, progress=False)
+    history = dssm.fit(model, guide, data, data, epochs=3, batch_size=3, truncate=4, lr=1e-2, progress=False)
     after = {(k, n): p.detach() for k, m in programs.items() for n, p in m.named_parameters()}
     assert [k for k in before if torch.equal(before[k], after[k])] == []
     assert history["valid"][-1] < history["valid"][0]
@@ -214,10 +214,10 @@ def test_truncated_training_learns_as_well():
         model, guide = build(guide="full", dtype=torch.float32)
         t = torch.arange(60.0)
         waves = [torch.stack([(0.5 * t + s).sin(), (0.5 * t + s).cos()], -1) for s in (0.0, 1.0, 2.0, 3.0)]
-        data = pd.SequenceDataset(waves)
+        data = dssm.SequenceDataset(waves)
         # As many steps for both.
         epochs = 24 if truncate is None else 4
-        history = pd.fit(
+        history = dssm.fit(
             model, guide, data, data, epochs=epochs, batch_size=4, truncate=truncate, lr=2e-2, progress=False
         )
         found[truncate] = history["valid"]
@@ -231,7 +231,7 @@ def test_states_are_gone_afterwards(no_noise):
     whole = loss_of(model, guide, batch).item()
     losses(model, guide, batch, 4)
     assert loss_of(model, guide, batch).item() == whole
-    stopped = pd.chunks(model, guide, batch, 4)
+    stopped = dssm.chunks(model, guide, batch, 4)
     loss_of(model, guide, next(stopped))
     next(stopped)
     stopped.close()
@@ -240,20 +240,20 @@ def test_states_are_gone_afterwards(no_noise):
 
 def test_svi_by_hand():
     model, guide = build(dtype=torch.float32)
-    svi = SVI(model, guide, pd.ClippedNormAdam({"lr": 2e-2}), TraceMeanField_ELBO())
+    svi = SVI(model, guide, dssm.ClippedNormAdam({"lr": 2e-2}), TraceMeanField_ELBO())
     batch = sequences(dtype=torch.float32)
-    totals = [sum(svi.step(*chunk[:3]) for chunk in pd.chunks(model, guide, batch, 4)) for _ in range(15)]
+    totals = [sum(svi.step(*chunk[:3]) for chunk in dssm.chunks(model, guide, batch, 4)) for _ in range(15)]
     assert totals[-1] < totals[0]
 
 
 @pytest.mark.parametrize("length", [0, -1, 2.0, True, None])
 def test_bad_length(length):
     with pytest.raises(ValueError, match="length: expected a positive integer"):
-        next(pd.chunks(*build(), sequences(), length))
+        next(dssm.chunks(*build(), sequences(), length))
 
 
 def test_step_sites_are_refused():
     model, guide = build()
     model.sites = "step"
     with pytest.raises(ValueError, match="expected path sites"):
-        next(pd.chunks(model, guide, sequences(), 4))
+        next(dssm.chunks(model, guide, sequences(), 4))

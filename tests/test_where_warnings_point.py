@@ -6,15 +6,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.particles.filling import r_hat
 
 
-class Growing(pd.DSSM):
+class Growing(dssm.DSSM):
     """Leaves the range of floating-point numbers within three steps."""
 
     def __init__(self):
-        super().__init__(pd.Structure.named("DMM"), 1, 1, mlp_dims=(2,))
+        super().__init__(dssm.Structure.named("DMM"), 1, 1, mlp_dims=(2,))
         self.unused = torch.nn.Parameter(torch.zeros(()))
 
     def transition(self, z_past, x_past, u):
@@ -25,8 +25,8 @@ class Growing(pd.DSSM):
 
 
 def small():
-    model = pd.DMM(1, 2, mlp_dims=(4,), emission="gaussian")
-    return model, pd.MeanField(model, rnn_dim=3)
+    model = dssm.DMM(1, 2, mlp_dims=(4,), emission="gaussian")
+    return model, dssm.MeanField(model, rnn_dim=3)
 
 
 x, mask = torch.randn(2, 5, 1), torch.tensor([1, 0, 0, 1, 1], dtype=torch.bool).expand(2, 5)
@@ -44,10 +44,10 @@ def test_warnings_point_at_the_call(name, monkeypatch):
     model, guide = small()
     if name in ("sample", "forecast"):
         model = Growing()
-        guide = pd.MeanField(model, rnn_dim=3)
+        guide = dssm.MeanField(model, rnn_dim=3)
     else:
         monkeypatch.setattr(
-            pd.particles.filling._Limits, "of", classmethod(lambda cls, *_: cls((0.0, -1.0), (0.0, -1.0)))
+            dssm.particles.filling._Limits, "of", classmethod(lambda cls, *_: cls((0.0, -1.0), (0.0, -1.0)))
         )
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -66,18 +66,18 @@ def test_r_hat_at_the_edges():
             r_hat(torch.randn(count, 1))
 
 
-@pytest.mark.parametrize("call", [pd.evaluate, pd.evaluation.imputation, pd.calibrate])
+@pytest.mark.parametrize("call", [dssm.evaluate, dssm.evaluation.imputation, dssm.calibrate])
 @pytest.mark.parametrize("seed", [0.5, "1", None])
 def test_seeds_that_are_none(call, seed):
     model, guide = small()
     with pytest.raises(ValueError, match=r"seed: expected an integer, got"):
-        call(model, guide, pd.SequenceDataset(torch.randn(3, 4, 1)), seed=seed)
+        call(model, guide, dssm.SequenceDataset(torch.randn(3, 4, 1)), seed=seed)
 
 
 def test_means_of_about_zero_do_not_depend_on_the_order():
     x = torch.randn(50, 9, 2, dtype=torch.float64)
     x = x - x.mean((0, 1))
-    part = pd.Standardise(2).double().fit(pd.SequenceDataset(x))
-    part.fit(pd.SequenceDataset(x.flip(0)))
+    part = dssm.Standardise(2).double().fit(dssm.SequenceDataset(x))
+    part.fit(dssm.SequenceDataset(x.flip(0)))
     with pytest.raises(ValueError, match="other data"):
-        part.fit(pd.SequenceDataset(x + 1e-3))
+        part.fit(dssm.SequenceDataset(x + 1e-3))

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO, autoguide
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.evaluation.imputation import imputation
 from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.evaluation.prediction import open_loop
@@ -25,32 +25,32 @@ def seed():
     pyro.set_rng_seed(0)
 
 
-class FlatTransition(pd.DMM):
+class FlatTransition(dssm.DMM):
     def transition(self, z_past, x_past, u):
         return dist.Normal(z_past, 1.0)
 
 
-class FlatEmission(pd.DMM):
+class FlatEmission(dssm.DMM):
     def emission(self, z, x_past):
         return dist.Normal(z, 1.0)
 
 
-class FlatStart(pd.DMM):
+class FlatStart(dssm.DMM):
     def initial(self, zeta):
         return dist.Normal(torch.zeros(Z), 1.0)
 
 
-class Refusing(pd.DMM):
+class Refusing(dssm.DMM):
     def emission(self, z, x_past):
         raise ValueError("emission: expected another day, got today.")
 
 
-class Dependent(pd.DMM):
+class Dependent(dssm.DMM):
     def emission(self, z, x_past):
         return dist.MultivariateNormal(z, torch.eye(D))
 
 
-class FlatGuide(pd.Guide):
+class FlatGuide(dssm.Guide):
     def __init__(self, model):
         super().__init__(model, latents="last", past="now", future=False, rnn_dim=4)
 
@@ -58,9 +58,9 @@ class FlatGuide(pd.Guide):
         return dist.Normal(past, 1.0)
 
 
-def pair(kind=pd.DMM, guide=None, **options):
+def pair(kind=dssm.DMM, guide=None, **options):
     model = kind(D, Z, mlp_dims=(4,), emission="gaussian", **options)
-    return model, guide(model) if guide else pd.PartialAlignment(model, rnn_dim=4, hidden_dim=4)
+    return model, guide(model) if guide else dssm.PartialAlignment(model, rnn_dim=4, hidden_dim=4)
 
 
 def x(value=0.0):
@@ -96,7 +96,7 @@ def svi(loss):
 
 
 def of_sets(call):
-    return lambda model, guide, values, lengths=None, mask=None: call(model, guide, pd.SequenceDataset(values, mask))
+    return lambda model, guide, values, lengths=None, mask=None: call(model, guide, dssm.SequenceDataset(values, mask))
 
 
 NOT_IN_SETS = {"shape", "lengths", "mask"}  # a data set cannot be made with these
@@ -108,9 +108,9 @@ CALLERS = {
         num_particles=2, vectorize_particles=True, max_plate_nesting=1
     ).loss(model, guide, *args),
     "mean field": lambda model, guide, *args: TraceMeanField_ELBO().loss(model, guide, *args),
-    "recording": lambda model, guide, *args: pd.RecordingELBO().loss(model, guide, *args),
+    "recording": lambda model, guide, *args: dssm.RecordingELBO().loss(model, guide, *args),
     "svi": svi(Trace_ELBO()),
-    "svi recording": svi(pd.RecordingELBO()),
+    "svi recording": svi(dssm.RecordingELBO()),
     "traces": lambda model, guide, *args: [poutine.trace(part).get_trace(*args) for part in (model, guide)],
     "nested traces": lambda model, guide, *args: [
         poutine.trace(poutine.trace(part)).get_trace(*args) for part in (model, guide)
@@ -118,10 +118,10 @@ CALLERS = {
     "predictive": lambda model, guide, *args: Predictive(model, guide=guide, num_samples=2)(*args),
     "plain": lambda model, guide, *args: (guide(*args), model(*args)),
     "log_weights": lambda model, guide, values, lengths=None, mask=None: log_weights(
-        model, guide, pd.Batch(values, lengths, mask), 2
+        model, guide, dssm.Batch(values, lengths, mask), 2
     ),
-    "fit": of_sets(lambda model, guide, data: pd.fit(model, guide, data, epochs=1, progress=False)),
-    "evaluate": of_sets(lambda model, guide, data: pd.evaluate(model, guide, data)),
+    "fit": of_sets(lambda model, guide, data: dssm.fit(model, guide, data, epochs=1, progress=False)),
+    "evaluate": of_sets(lambda model, guide, data: dssm.evaluate(model, guide, data)),
 }
 
 
@@ -152,7 +152,7 @@ def test_what_is_no_program_of_ours_keeps_pyros_table():
 
 
 def test_the_collapsed_program_says_in_one_sentence_that_it_cannot_draw():
-    model = pd.KVAE(D, 2, 2, emission="gaussian", bound="collapsed").train()
+    model = dssm.KVAE(D, 2, 2, emission="gaussian", bound="collapsed").train()
     with pytest.raises(NotImplementedError, match="^bound: .* to draw from it.$"):
         poutine.trace(model).get_trace(x())
 
@@ -179,14 +179,14 @@ def test_trying_the_transition_changes_nothing():
 # An AutoGuide in place of a guide.
 
 AUTO = {
-    "fit": lambda model, guide: pd.fit(model, guide, pd.SequenceDataset(x()), epochs=1, progress=False),
-    "evaluate": lambda model, guide: pd.evaluate(model, guide, pd.SequenceDataset(x())),
+    "fit": lambda model, guide: dssm.fit(model, guide, dssm.SequenceDataset(x()), epochs=1, progress=False),
+    "evaluate": lambda model, guide: dssm.evaluate(model, guide, dssm.SequenceDataset(x())),
     "forecast": lambda model, guide: model.forecast(guide, x(), 2),
     "reconstruct": lambda model, guide: model.reconstruct(guide, x()),
-    "open_loop": lambda model, guide: open_loop(model, guide, pd.SequenceDataset(x()), known=2, horizon=1),
-    "imputation": lambda model, guide: imputation(model, guide, pd.SequenceDataset(x()), 0.5),
-    "save": lambda model, guide: pd.save("nowhere.safetensors", model, guide),
-    "FlowGuide": lambda model, guide: pd.FlowGuide(guide),
+    "open_loop": lambda model, guide: open_loop(model, guide, dssm.SequenceDataset(x()), known=2, horizon=1),
+    "imputation": lambda model, guide: imputation(model, guide, dssm.SequenceDataset(x()), 0.5),
+    "save": lambda model, guide: dssm.save("nowhere.safetensors", model, guide),
+    "FlowGuide": lambda model, guide: dssm.FlowGuide(guide),
 }
 
 
@@ -194,7 +194,7 @@ AUTO = {
 @pytest.mark.parametrize("caller", AUTO)
 def test_an_autoguide_is_refused_for_what_it_is(caller, kind):
     model, _ = pair()
-    expected = f"^guide: expected a Guide( of this model)?, got {kind.__name__}, whose parameters .* pd.FullAlignment"
+    expected = f"^guide: expected a Guide( of this model)?, got {kind.__name__}, whose parameters .* dssm.FullAlignment"
     with pytest.raises(ValueError, match=expected):
         AUTO[caller](model, kind(model))
 
@@ -212,14 +212,14 @@ def test_the_guide_of_another_model_is_still_called_that():
 NAN = {
     "model": lambda: pair()[0](x(math.nan)),
     "guide": lambda: pair()[1](x(math.nan)),
-    "fit": lambda: pd.fit(*pair(), pd.SequenceDataset(x(math.nan)), epochs=1, progress=False),
-    "evaluate": lambda: pd.evaluate(*pair(), pd.SequenceDataset(x(math.nan))),
-    "mean_frame": lambda: pd.SequenceDataset(x(math.nan)).mean_frame(),
-    "error_bound": lambda: pd.error_bound(pd.SequenceDataset(x(math.nan))),
-    "moderate_scale": lambda: pd.moderate_scale(pd.SequenceDataset(x(math.nan))),
-    "Trajectories": lambda: pd.Trajectories(x(math.nan)),
-    "from_arrays": lambda: pd.Trajectories.from_arrays(x(math.nan)),
-    "mask elsewhere": lambda: pd.Trajectories.from_arrays(x(math.inf), mask=torch.ones(B, T)),
+    "fit": lambda: dssm.fit(*pair(), dssm.SequenceDataset(x(math.nan)), epochs=1, progress=False),
+    "evaluate": lambda: dssm.evaluate(*pair(), dssm.SequenceDataset(x(math.nan))),
+    "mean_frame": lambda: dssm.SequenceDataset(x(math.nan)).mean_frame(),
+    "error_bound": lambda: dssm.error_bound(dssm.SequenceDataset(x(math.nan))),
+    "moderate_scale": lambda: dssm.moderate_scale(dssm.SequenceDataset(x(math.nan))),
+    "Trajectories": lambda: dssm.Trajectories(x(math.nan)),
+    "from_arrays": lambda: dssm.Trajectories.from_arrays(x(math.nan)),
+    "mask elsewhere": lambda: dssm.Trajectories.from_arrays(x(math.inf), mask=torch.ones(B, T)),
     "forecast": lambda: (lambda model, guide: model.forecast(guide, x(math.nan), 2))(*pair()),
 }
 
@@ -237,6 +237,6 @@ def test_missing_controls_say_that_they_cannot_be_hidden():
     with pytest.raises(ValueError, match=expected):
         model(x(), controls=controls)
     with pytest.raises(ValueError, match="^controls: expected finite .*no mask hides them"):
-        pd.Trajectories(x(), controls)
+        dssm.Trajectories(x(), controls)
     with pytest.raises(ValueError, match="^u: expected finite .*no mask hides them"):
-        pd.Trajectories.from_arrays(x(), u=controls)
+        dssm.Trajectories.from_arrays(x(), u=controls)

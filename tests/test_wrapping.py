@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import nn
 from torch.distributions import Bernoulli, Independent
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.guides import BaseGuide, FrameGuide
 from pyro_dssm.guides.flow import RUN_BY_WRAPPER
 from pyro_dssm.nn.layers import normal
@@ -39,15 +39,15 @@ def shaken(program):
 
 
 def zoo(name, **options):
-    return pd.ZOO[name](X, Z, **{"rnn_dim": 4, "mlp_dims": (6,), "emission": "gaussian", **options})
+    return dssm.ZOO[name](X, Z, **{"rnn_dim": 4, "mlp_dims": (6,), "emission": "gaussian", **options})
 
 
 def dvbf(**options):
-    return pd.DVBF(X, Z, mlp_dims=(6,), emission="gaussian", **options)
+    return dssm.DVBF(X, Z, mlp_dims=(6,), emission="gaussian", **options)
 
 
 def locally_linear(**options):
-    return pd.LocallyLinearSSM(X, Z, mlp_dims=(6,), emission="gaussian", **options)
+    return dssm.LocallyLinearSSM(X, Z, mlp_dims=(6,), emission="gaussian", **options)
 
 
 def of(guide, model, **options):
@@ -58,23 +58,23 @@ def of(guide, model, **options):
 BUILT_IN = {
     **{
         f"{key} of {name}": of(cls, lambda name=name, **options: zoo(name, **options), **SIZES)
-        for name in pd.ZOO
-        for key, cls in pd.GUIDES.items()
+        for name in dssm.ZOO
+        for key, cls in dssm.GUIDES.items()
         if name != "RNN"
     },
     **{
-        f"{direction} of DMM": of(pd.MeanField, lambda **o: zoo("DMM", **o), direction=direction, **SIZES)
+        f"{direction} of DMM": of(dssm.MeanField, lambda **o: zoo("DMM", **o), direction=direction, **SIZES)
         for direction in ("left", "right")
     },
-    "noise of DVBF": of(pd.NoiseGuide, dvbf, **SIZES),
-    "additive noise of DVBF": of(pd.NoiseGuide, dvbf, combiner="additive", **SIZES),
-    "noise of RSSM": of(pd.NoiseGuide, lambda **o: zoo("RSSM", **o), **SIZES),
-    "noise with an encoder": of(pd.NoiseGuide, dvbf, encoder_dims=[4], **SIZES),
-    "fusion": of(pd.FusionGuide, locally_linear, hidden_dim=5),
-    "fusion with a mask": of(pd.FusionGuide, locally_linear, hidden_dim=5, reads_mask=True),
-    "skip": of(pd.FullAlignment, lambda **o: zoo("SRNN", **o), skip=True, encoder_dims=[4], **SIZES),
-    "mask": of(pd.FullAlignment, lambda **o: zoo("ArSSM", **o), reads_mask=True, **SIZES),
-    "noise with a mask": of(pd.NoiseGuide, dvbf, reads_mask=True, **SIZES),
+    "noise of DVBF": of(dssm.NoiseGuide, dvbf, **SIZES),
+    "additive noise of DVBF": of(dssm.NoiseGuide, dvbf, combiner="additive", **SIZES),
+    "noise of RSSM": of(dssm.NoiseGuide, lambda **o: zoo("RSSM", **o), **SIZES),
+    "noise with an encoder": of(dssm.NoiseGuide, dvbf, encoder_dims=[4], **SIZES),
+    "fusion": of(dssm.FusionGuide, locally_linear, hidden_dim=5),
+    "fusion with a mask": of(dssm.FusionGuide, locally_linear, hidden_dim=5, reads_mask=True),
+    "skip": of(dssm.FullAlignment, lambda **o: zoo("SRNN", **o), skip=True, encoder_dims=[4], **SIZES),
+    "mask": of(dssm.FullAlignment, lambda **o: zoo("ArSSM", **o), reads_mask=True, **SIZES),
+    "noise with a mask": of(dssm.NoiseGuide, dvbf, reads_mask=True, **SIZES),
 }
 
 
@@ -97,7 +97,7 @@ def parents(guide, x, controls):
 def assert_same_parents(make, conditional, **options):
     model, guide = make(**options)
     shaken(model)
-    flow = shaken(pd.FlowGuide(guide, 2, 6, conditional=conditional))
+    flow = shaken(dssm.FlowGuide(guide, 2, 6, conditional=conditional))
     x = torch.randn(8, T, X)
     controls = torch.randn(8, T, model.control_dim) if model.control_dim else None
     own, wrapped = parents(guide, x, controls), parents(flow, x, controls)
@@ -124,7 +124,7 @@ def test_parents_of_every_built_in_guide(name, control_dim, conditional):
 # Guides of one's own: each overrides one thing that says what a step depends on.
 
 
-class Own(pd.PartialAlignment):
+class Own(dssm.PartialAlignment):
     """Reads z_{t-1} and all frames from now on."""
 
 
@@ -143,7 +143,7 @@ class OwnFrames(Own):
         return super().read_frames(inputs) * torch.tensor([1.0, 0.0, 0.0])
 
 
-class OwnPrevious(pd.GaussianGuide):
+class OwnPrevious(dssm.GaussianGuide):
     def __init__(self, model):
         super().__init__(model, latents="last", past="last", future=False, **SIZES)
 
@@ -202,7 +202,7 @@ class Forgetful(nn.Module):
         return 0.0 * after
 
 
-class OwnLatents(pd.GaussianGuide):
+class OwnLatents(dssm.GaussianGuide):
     def __init__(self, model):
         super().__init__(model, latents="own", past="none", future=True, **SIZES)
 
@@ -270,7 +270,7 @@ def test_parents_of_guides_of_ones_own(name, conditional):
     if name == "OwnKindOfPath" and conditional:
         model, guide = OVERRIDES[name](**options)
         with pytest.raises(ValueError, match="^guide: expected one whose path has a context .*got a OwnKindOfPath"):
-            pd.FlowGuide(guide, 2, 6, conditional=True)(torch.randn(B, T, X), controls=torch.randn(B, T, 1))
+            dssm.FlowGuide(guide, 2, 6, conditional=True)(torch.randn(B, T, X), controls=torch.randn(B, T, 1))
         return
     assert_same_parents(OVERRIDES[name], conditional, **options)
 
@@ -281,7 +281,7 @@ def test_what_is_overridden_matters(name):
     options = {"control_dim": 1, "initial": "hierarchical"}
     x, controls = torch.randn(8, T, X), torch.randn(8, T, 1)
     plain = {"OwnExtra": OwnLatents, "OwnPrevious": Plain}.get(name)
-    make = of(plain or pd.PartialAlignment, lambda **o: zoo("DMM", **o), **({} if plain else SIZES))
+    make = of(plain or dssm.PartialAlignment, lambda **o: zoo("DMM", **o), **({} if plain else SIZES))
     both = [parents(shaken(m(**options)[1]), x, controls) for m in (OVERRIDES[name], make)]
     if name == "OwnFrames":
         # The same frames, but not the same entries of them.
@@ -294,7 +294,7 @@ def test_what_is_overridden_matters(name):
     assert any(not torch.equal(a, b) for a, b in zip(*both, strict=True))
 
 
-class Plain(pd.GaussianGuide):
+class Plain(dssm.GaussianGuide):
     def __init__(self, model):
         super().__init__(model, latents="last", past="last", future=False, **SIZES)
 
@@ -302,7 +302,7 @@ class Plain(pd.GaussianGuide):
 @pytest.mark.parametrize("name", ["OwnContext", "OwnStart", "OwnKindOfPath", "OwnPrevious"])
 def test_sites_agree_around_guides_of_ones_own(name):
     model, guide = OVERRIDES[name](initial="hierarchical")
-    flow = shaken(pd.FlowGuide(guide, 2, 6))
+    flow = shaken(dssm.FlowGuide(guide, 2, 6))
     x = torch.randn(B, T, X)
     check_sites_agree(model, flow, x)
     check_draws_have_their_density(flow, x)
@@ -311,7 +311,7 @@ def test_sites_agree_around_guides_of_ones_own(name):
 @pytest.mark.parametrize("name", [pytest.param("noise of DVBF", marks=pytest.mark.slow), "fusion"])
 def test_everything_holds_around_the_guides_of_filters(name):
     model, guide = BUILT_IN[name](control_dim=1)
-    flow = shaken(pd.FlowGuide(guide, 2, 6, conditional=True))
+    flow = shaken(dssm.FlowGuide(guide, 2, 6, conditional=True))
     x, mask = torch.randn(B, T, X), torch.rand(B, T) > 0.3
     check_pair(model, flow, x, torch.tensor([5, 1, 4, 2]), mask, controls=torch.randn(B, T, 1))
 
@@ -325,7 +325,7 @@ def overriding(name):
     def method(self, *args, **kwargs):
         return getattr(super(cls, self), name)(*args, **kwargs)
 
-    cls = type("Mine", (pd.PartialAlignment,), {name: method})
+    cls = type("Mine", (dssm.PartialAlignment,), {name: method})
     return cls
 
 
@@ -333,29 +333,29 @@ def overriding(name):
 def test_a_guide_with_draws_of_its_own_is_refused_by_name(name):
     message = f"^guide: expected one with a law of each step, got a Mine, .* it overrides `{name}`"
     with pytest.raises(ValueError, match=message):
-        pd.FlowGuide(overriding(name)(zoo("DMM"), **SIZES))
-    guide = pd.PartialAlignment(zoo("DMM"), **SIZES)
+        dssm.FlowGuide(overriding(name)(zoo("DMM"), **SIZES))
+    guide = dssm.PartialAlignment(zoo("DMM"), **SIZES)
     if not name.startswith("__"):
         setattr(guide, name, None)
         with pytest.raises(ValueError, match=f"got a PartialAlignment, .* it overrides `{name}`"):
-            pd.FlowGuide(guide)
+            dssm.FlowGuide(guide)
 
 
 @pytest.mark.parametrize("kind", ["smoothing", "filtering"])
-@pytest.mark.parametrize("cls", [pd.KalmanGuide, type("Mine", (pd.KalmanGuide,), {})])
+@pytest.mark.parametrize("cls", [dssm.KalmanGuide, type("Mine", (dssm.KalmanGuide,), {})])
 def test_kalman_guides_are_refused(cls, kind):
     with pytest.raises(ValueError, match=f"^guide: expected one with a law of each step, got a {cls.__name__}"):
-        pd.FlowGuide(cls(pd.EKVAE(X, 3, 2), kind=kind))
+        dssm.FlowGuide(cls(dssm.EKVAE(X, 3, 2), kind=kind))
 
 
 def test_every_other_method_is_the_wrapped_guides():
     """Nothing that a guide has is left to a copy: what is not run by the wrapper itself is asked of the base."""
     model = zoo("DMM", initial="hierarchical")
-    guide = pd.PartialAlignment(model, **SIZES)
-    flow = pd.FlowGuide(guide)
+    guide = dssm.PartialAlignment(model, **SIZES)
+    flow = dssm.FlowGuide(guide)
     own = {*RUN_BY_WRAPPER, "path", "step", "adapt"}
     asked = [
-        n for cls in (BaseGuide, FrameGuide, pd.Guide) for n in vars(cls) if not n.startswith("_") and n not in own
+        n for cls in (BaseGuide, FrameGuide, dssm.Guide) for n in vars(cls) if not n.startswith("_") and n not in own
     ]
     assert len(asked) > 20
     for name in asked:
@@ -370,11 +370,11 @@ def test_every_other_method_is_the_wrapped_guides():
 
 
 def test_methods_that_only_the_wrapped_guide_has_are_not_taken_for_the_flows():
-    class Mine(pd.PartialAlignment):
+    class Mine(dssm.PartialAlignment):
         def smooth(self, inputs):
             return self.path(inputs).rsample()
 
-    flow = pd.FlowGuide(Mine(zoo("DMM"), **SIZES))
+    flow = dssm.FlowGuide(Mine(zoo("DMM"), **SIZES))
     with pytest.raises(AttributeError, match="smooth"):
         flow.smooth(None)
 
@@ -403,39 +403,39 @@ def test_a_path_that_is_not_drawn_step_by_step_is_refused(law):
         def path(self, inputs):
             return Scored(inputs) if law == "scored" else Twice(self, inputs)
 
-    flow = pd.FlowGuide(Mine(zoo("DMM"), **SIZES))
+    flow = dssm.FlowGuide(Mine(zoo("DMM"), **SIZES))
     message = f"^guide: expected one whose path is drawn step by step, got a Mine, whose path is a {law.title()}"
     with pytest.raises(ValueError, match=message):
         flow(torch.randn(B, T, X))
 
 
 def test_discrete_steps_are_refused():
-    class Coins(pd.PartialAlignment):
+    class Coins(dssm.PartialAlignment):
         def step(self, past, context):
             return Independent(Bernoulli(logits=super().step(past, context).base_dist.loc), 1)
 
-    flow = pd.FlowGuide(Coins(zoo("DMM"), **SIZES))
+    flow = dssm.FlowGuide(Coins(zoo("DMM"), **SIZES))
     with pytest.raises(ValueError, match="^guide: expected steps that can be reparameterised, .* got a Coins"):
         flow(torch.randn(B, T, X))
 
 
 @pytest.mark.parametrize("name", ["encode", "read_context", "zeta_law", "step"])
 def test_a_subclass_that_overrides_what_is_asked_of_the_base_is_refused(name):
-    mine = type("Mine", (pd.FlowGuide,), {name: lambda self, *args: None})
+    mine = type("Mine", (dssm.FlowGuide,), {name: lambda self, *args: None})
     with pytest.raises(TypeError, match=f"^Mine overrides `{name}`, which the wrapped guide is asked for"):
-        mine(pd.PartialAlignment(zoo("DMM"), **SIZES))
+        mine(dssm.PartialAlignment(zoo("DMM"), **SIZES))
 
 
 def test_a_subclass_may_change_how_steps_are_pushed():
-    class Shifted(pd.FlowGuide):
+    class Shifted(dssm.FlowGuide):
         def push(self, fn, context):
             return super().push(normal(fn.base_dist.loc + 1.0, fn.base_dist.scale), context)
 
     model = zoo("DMM")
     torch.manual_seed(0)
-    flow = pd.FlowGuide(pd.MeanField(model, **SIZES), 1, 4)
+    flow = dssm.FlowGuide(dssm.MeanField(model, **SIZES), 1, 4)
     torch.manual_seed(0)
-    other = Shifted(pd.MeanField(model, **SIZES), 1, 4)
+    other = Shifted(dssm.MeanField(model, **SIZES), 1, 4)
     inputs, z = model.observe(torch.randn(B, T, X)), torch.randn(B, T, Z)
     assert not torch.allclose(flow.path(inputs).log_prob(z), other.path(inputs).log_prob(z))
 
@@ -446,8 +446,8 @@ def test_a_subclass_may_change_how_steps_are_pushed():
 @CONDITIONAL
 def test_flows_around_flows(conditional):
     model = zoo("ArSSM")
-    inner = pd.FlowGuide(pd.FullAlignment(model, **SIZES), 2, 6, conditional=conditional)
-    flow = shaken(pd.FlowGuide(inner, 1, 6, conditional=conditional))
+    inner = dssm.FlowGuide(dssm.FullAlignment(model, **SIZES), 2, 6, conditional=conditional)
+    flow = shaken(dssm.FlowGuide(inner, 1, 6, conditional=conditional))
     assert repr(flow) == "FlowGuide(FlowGuide(FullAlignment(ArSSM))): z_t = f_3(u_t), q(u_t | h¹_{t-1}, h²_t, g←_t)"
     assert flow.context_dim == inner.context_dim == inner.base.context_dim
     x = torch.randn(B, T, X), torch.tensor([5, 1, 4, 2])
@@ -459,37 +459,37 @@ def test_flows_around_flows(conditional):
 def test_copies_and_files(tmp_path):
     torch.set_default_dtype(torch.float32)
     model = zoo("RSSM", initial="hierarchical")
-    pair = model, shaken(pd.FlowGuide(pd.Filtering(model, **SIZES), 2, 6, conditional=True))
+    pair = model, shaken(dssm.FlowGuide(dssm.Filtering(model, **SIZES), 2, 6, conditional=True))
     twins = copy.deepcopy(pair)
     assert twins[1].model is twins[0]
     assert twins[1].base.model is twins[0]
-    pd.save(tmp_path / "pair", *pair)
-    data = pd.SequenceDataset(torch.randn(B, T, X))
-    bounds = [pd.evaluate(*p, data).elbo.nats for p in (pair, twins, pd.load(tmp_path / "pair"))]
+    dssm.save(tmp_path / "pair", *pair)
+    data = dssm.SequenceDataset(torch.randn(B, T, X))
+    bounds = [dssm.evaluate(*p, data).elbo.nats for p in (pair, twins, dssm.load(tmp_path / "pair"))]
     assert torch.equal(bounds[0], bounds[1])
     assert torch.equal(bounds[0], bounds[2])
 
 
 def test_modes_reach_the_wrapped_guide():
-    flow = pd.FlowGuide(pd.PartialAlignment(zoo("DMM"), dropout=0.5, **SIZES))
+    flow = dssm.FlowGuide(dssm.PartialAlignment(zoo("DMM"), dropout=0.5, **SIZES))
     assert flow.base.combiner.dropout.training
     flow.eval()
     assert not flow.base.combiner.dropout.training
 
 
 def test_skips_hidden_is_passed_on():
-    class Mine(pd.PartialAlignment):
+    class Mine(dssm.PartialAlignment):
         skips_hidden = True
 
-    assert pd.FlowGuide(Mine(zoo("DMM"), **SIZES)).skips_hidden
-    assert not pd.FlowGuide(pd.PartialAlignment(zoo("DMM"), **SIZES)).skips_hidden
-    assert pd.FlowGuide(pd.PartialAlignment(zoo("DMM"), reads_mask=True, **SIZES)).skips_hidden
+    assert dssm.FlowGuide(Mine(zoo("DMM"), **SIZES)).skips_hidden
+    assert not dssm.FlowGuide(dssm.PartialAlignment(zoo("DMM"), **SIZES)).skips_hidden
+    assert dssm.FlowGuide(dssm.PartialAlignment(zoo("DMM"), reads_mask=True, **SIZES)).skips_hidden
 
 
 def test_the_models_state_is_run_once():
     """A draw through the model's own RNN is handed to the model, as without flows."""
     model, calls = zoo("RSSM"), []
-    flow = pd.FlowGuide(pd.FullAlignment(model, **SIZES), 2, 6)
+    flow = dssm.FlowGuide(dssm.FullAlignment(model, **SIZES), 2, 6)
     scan = model.memories["hz"].scan
     model.memories["hz"].scan = lambda *args: calls.append(1) or scan(*args)
     x = torch.randn(B, T, X)
@@ -503,7 +503,7 @@ def test_the_models_state_is_run_once():
 
 def test_scores_in_double_precision_by_single_default():
     model = zoo("DMM").double()
-    flow = pd.FlowGuide(pd.PartialAlignment(model, **SIZES).double(), conditional=True)
+    flow = dssm.FlowGuide(dssm.PartialAlignment(model, **SIZES).double(), conditional=True)
     inputs, z = model.observe(torch.randn(B, T, X)), torch.randn(B, T, Z)
     torch.set_default_dtype(torch.float32)
     assert flow.path(inputs).log_prob(z).dtype == torch.float64

@@ -360,7 +360,7 @@ def guide_kind(guide: object) -> str:
         return name
     return (
         f"{name}, whose parameters are those of one batch of a fixed size and say nothing of other sequences; take a "
-        "guide that reads the frames, for example pd.FullAlignment(model), or another one of pd.GUIDES"
+        "guide that reads the frames, for example dssm.FullAlignment(model), or another one of dssm.GUIDES"
     )
 
 

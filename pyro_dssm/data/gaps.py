@@ -32,15 +32,15 @@ class RandomGaps:
         ValueError: If an argument is out of its range.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> _ = torch.manual_seed(0)
-        >>> batch = pd.Batch(torch.ones(1, 12, 2), torch.tensor([12]))
+        >>> batch = dssm.Batch(torch.ones(1, 12, 2), torch.tensor([12]))
         >>> RandomGaps(fraction=0.4, length=4)(batch).mask.int()
         tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0]], dtype=torch.int32)
-        >>> data = pd.SequenceDataset(torch.randn(8, 12, 2))
-        >>> model = pd.DMM(x_dim=2, z_dim=2, emission="gaussian")
-        >>> guide = pd.PartialAlignment(model, reads_mask=True)
-        >>> history = pd.fit(model, guide, data, epochs=1, augment=RandomGaps(0.4, 4), progress=False)
+        >>> data = dssm.SequenceDataset(torch.randn(8, 12, 2))
+        >>> model = dssm.DMM(x_dim=2, z_dim=2, emission="gaussian")
+        >>> guide = dssm.PartialAlignment(model, reads_mask=True)
+        >>> history = dssm.fit(model, guide, data, epochs=1, augment=RandomGaps(0.4, 4), progress=False)
     """
 
     def __init__(self, fraction: float = 0.3, length: int = 8, *, whole: bool = True) -> None:

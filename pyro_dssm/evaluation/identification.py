@@ -65,10 +65,10 @@ def latent_states(
         ValueError: If a number is not positive or the data do not fit the model.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2, emission="gaussian")
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2, emission="gaussian")
         >>> data = SequenceDataset([torch.zeros(4, 3), torch.zeros(6, 3)])
-        >>> [tuple(states.shape) for states in latent_states(model, pd.PartialAlignment(model), data)]
+        >>> [tuple(states.shape) for states in latent_states(model, dssm.PartialAlignment(model), data)]
         [(4, 2), (6, 2)]
     """
     check_types(latent_states, locals())
@@ -220,9 +220,9 @@ def system_identification(
         ValueError: If a number is not positive, or the data or the true states do not fit.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model, x = pd.DMM(x_dim=3, z_dim=2, emission="gaussian"), torch.randn(5, 8, 3)
-        >>> found = system_identification(model, pd.PartialAlignment(model), (SequenceDataset(x), x[..., :1]))
+        >>> import pyro_dssm as dssm
+        >>> model, x = dssm.DMM(x_dim=3, z_dim=2, emission="gaussian"), torch.randn(5, 8, 3)
+        >>> found = system_identification(model, dssm.PartialAlignment(model), (SequenceDataset(x), x[..., :1]))
         >>> found.same_set, 0 <= found.r2["y1"] <= 1
         (True, True)
     """

@@ -264,10 +264,10 @@ def imputation(
         ValueError: If a number is out of its range, nothing can be hidden, or the data do not fit the model.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2, emission="gaussian")
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2, emission="gaussian")
         >>> data = SequenceDataset(torch.randn(4, 6, 3))
-        >>> found = imputation(model, pd.PartialAlignment(model), data, 0.5)
+        >>> found = imputation(model, dssm.PartialAlignment(model), data, 0.5)
         >>> list(found.rmse), found.counts.tolist()
         (['model', 'mean_frame', 'interpolation', 'last_frame'], [9.0, 9.0, 9.0, 9.0])
     """

@@ -249,10 +249,10 @@ def evaluate(
         Burda, Grosse, Salakhutdinov. Importance Weighted Autoencoders. 2015. arXiv:1509.00519.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2, emission="gaussian")
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2, emission="gaussian")
         >>> data = SequenceDataset(torch.zeros(5, 4, 3))
-        >>> score = evaluate(model, pd.PartialAlignment(model), data, num_particles=8)
+        >>> score = evaluate(model, dssm.PartialAlignment(model), data, num_particles=8)
         >>> score.iwae.nats_per_step < score.elbo.nats_per_step
         True
     """
@@ -289,7 +289,7 @@ def bounds(
         raise ValueError(f"data: expected frames of size {model.x_dim} like the model, got {data.dim}.")
     if calibrated and not model.calibrated:
         raise ValueError(
-            "calibrated: expected False for a model that has not been calibrated (pd.calibrate), got True."
+            "calibrated: expected False for a model that has not been calibrated (dssm.calibrate), got True."
         )
     like = model._like
     data.check_dtype(like.dtype)

@@ -176,10 +176,10 @@ def open_loop(
         ConvergenceWarning: As of :meth:`DSSM.forecast`, where masks hide known frames.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2, emission="gaussian")
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2, emission="gaussian")
         >>> data = SequenceDataset(torch.randn(6, 12, 3))
-        >>> found = open_loop(model, pd.PartialAlignment(model), data, known=4, horizon=8)
+        >>> found = open_loop(model, dssm.PartialAlignment(model), data, known=4, horizon=8)
         >>> found.model.mse.shape, found.model.at(8) < found.copy_last.at(8)
         (torch.Size([8]), True)
     """

@@ -196,8 +196,8 @@ class BaseGuide(Program):
             ValueError: If an argument has a wrong type, dtype, device, shape or value.
 
         Example:
-            >>> import torch, pyro_dssm as pd
-            >>> q = pd.PartialAlignment(pd.DMM(x_dim=3, z_dim=2)).posterior(torch.zeros(4, 5, 3))
+            >>> import torch, pyro_dssm as dssm
+            >>> q = dssm.PartialAlignment(dssm.DMM(x_dim=3, z_dim=2)).posterior(torch.zeros(4, 5, 3))
             >>> q.mean.shape, q.sample(7).shape, q.log_prob(q.mean).shape
             (torch.Size([4, 5, 2]), torch.Size([7, 4, 5, 2]), torch.Size([4]))
         """

@@ -88,9 +88,9 @@ class DVBF(DSSM):
         Models from Raw Data. 2017. arXiv:1605.06432.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> model = DVBF(x_dim=16, state_dim=3, emission="gaussian")
-        >>> pd.NoiseGuide(model)(torch.zeros(4, 5, 16)).shape
+        >>> dssm.NoiseGuide(model)(torch.zeros(4, 5, 16)).shape
         torch.Size([4, 5, 3])
     """
 
@@ -145,8 +145,8 @@ class LocallyLinearSSM(DSSM):
         Variational Empowerment. 2017. arXiv:1710.05101.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> pd.FusionGuide(LocallyLinearSSM(x_dim=16, z_dim=3, emission="gaussian"))
+        >>> import pyro_dssm as dssm
+        >>> dssm.FusionGuide(LocallyLinearSSM(x_dim=16, z_dim=3, emission="gaussian"))
         FusionGuide(LocallyLinearSSM): q(z_t | z_{t-1}, x_t)
     """
 

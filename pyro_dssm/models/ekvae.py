@@ -48,9 +48,9 @@ class EKVAE(KalmanVAE):
         arXiv:2602.23050. The start of the filter and the noise's parametrisation are choices of this library.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> model = EKVAE(x_dim=256, state_dim=3, code_dim=2, control_dim=1)
-        >>> guide = pd.KalmanGuide(model)
+        >>> guide = dssm.KalmanGuide(model)
         >>> guide(torch.zeros(4, 10, 256), controls=torch.zeros(4, 10, 1)).shape
         torch.Size([4, 10, 5])
     """

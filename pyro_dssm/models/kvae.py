@@ -62,9 +62,9 @@ class KVAE(KalmanVAE):
         Learning. 2017. arXiv:1710.05741.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> model = KVAE(x_dim=256, state_dim=4, code_dim=2)
-        >>> pd.KalmanGuide(model)(torch.zeros(4, 10, 256)).shape
+        >>> dssm.KalmanGuide(model)(torch.zeros(4, 10, 256)).shape
         torch.Size([4, 10, 6])
     """
 

@@ -87,7 +87,7 @@ class Standardise(nn.Module):
         if not self.fitted:
             raise ValueError(
                 "standardise: expected means and scales of the training data, got none yet; call "
-                "`model.standardise.fit(train)` first (`pd.fit` does it by itself)."
+                "`model.standardise.fit(train)` first (`dssm.fit` does it by itself)."
             )
 
     def fit(self, data: SequenceDataset, *, refit: bool = False) -> Standardise:

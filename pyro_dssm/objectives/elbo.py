@@ -256,10 +256,10 @@ class RecordingELBO(TraceMeanField_ELBO):
         arXiv:1602.06725.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2, emission="gaussian")
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2, emission="gaussian")
         >>> loss = RecordingELBO(num_particles=2)
-        >>> bound = -loss.loss(model, pd.PartialAlignment(model), torch.zeros(4, 5, 3))
+        >>> bound = -loss.loss(model, dssm.PartialAlignment(model), torch.zeros(4, 5, 3))
         >>> abs(bound - (loss.reconstruction - loss.kl)) < 1e-3
         True
     """

@@ -31,9 +31,9 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
         ImportError: If matplotlib is not installed.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> records = [{"epoch": n, "reconstruction": 5 / n, "kl": 1.0, "valid": 6 / n} for n in (1, 2, 3)]
-        >>> left, right = plot_curves(pd.History(records, best_epoch=3, best_valid=2.0))
+        >>> left, right = plot_curves(dssm.History(records, best_epoch=3, best_valid=2.0))
         >>> right.get_xlabel(), right.get_ylabel()
         ('epoch', 'nats per frame')
     """
@@ -118,11 +118,11 @@ def plot_multiplier(history: History, axes: Sequence[Axes] | None = None) -> Seq
         ValueError: If the records have no such entries.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> records = [
         ...     {"epoch": n, "multiplier": 1 + 1 / n, "constraint": 1 / n, "constraint_bound": 0.1} for n in (1, 2, 3)
         ... ]
-        >>> left, right = plot_multiplier(pd.History(records))
+        >>> left, right = plot_multiplier(dssm.History(records))
         >>> left.get_yscale(), [line.get_label() for line in right.lines]
         ('log', ['moving average $\\hat{C}$', 'bound $\\varepsilon$'])
     """

@@ -61,7 +61,7 @@ def claim(
     if held is not None and held is not parameter and held is not owner.get(name) and held is not before:
         warnings.warn(
             f"{name}: Pyro's parameter store has been given another value of this name, which is not used: the weights "
-            "are those of the module. Load them into it (load_state_dict, pd.load).",
+            "are those of the module. Load them into it (load_state_dict, dssm.load).",
             stacklevel=2,
         )
     if before is not None and before is not parameter:

@@ -107,10 +107,10 @@ class Shared(Messenger):
         carry: Of a chunk of long sequences.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> from pyro import poutine
-        >>> model = pd.ArSSM(x_dim=3, z_dim=2)
-        >>> guide, x = pd.FullAlignment(model), torch.zeros(4, 5, 3)
+        >>> model = dssm.ArSSM(x_dim=3, z_dim=2)
+        >>> guide, x = dssm.FullAlignment(model), torch.zeros(4, 5, 3)
         >>> with Shared():
         ...     trace = poutine.trace(guide).get_trace(x)
         ...     path = poutine.replay(model, trace)(x)  # its RNNs over x and z need not run again

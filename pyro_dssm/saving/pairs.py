@@ -364,11 +364,11 @@ def save(
         ValueError: If the guide is not the model's, or anything is not JSON-able or could not be built again.
 
     Example:
-        >>> import tempfile, pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2)
+        >>> import tempfile, pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     pd.save(f"{folder}/pair.safetensors", model, pd.PartialAlignment(model), card={"seed": 1})
-        ...     model, guide = pd.load(f"{folder}/pair.safetensors")
+        ...     dssm.save(f"{folder}/pair.safetensors", model, dssm.PartialAlignment(model), card={"seed": 1})
+        ...     model, guide = dssm.load(f"{folder}/pair.safetensors")
         >>> guide
         PartialAlignment(DMM): q(z_t | z_{t-1}, g←_t)
     """
@@ -459,12 +459,12 @@ def inspect(path: str | os.PathLike[str]) -> PairFile:
         UserWarning: If it has no checksum, as files of version 0.1.
 
     Example:
-        >>> import tempfile, pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2)
+        >>> import tempfile, pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = f"{folder}/pair.safetensors"
-        ...     pd.save(path, model, pd.PartialAlignment(model), card={"data": "rolls"}, transform={"rate": 16000})
-        ...     found = pd.inspect(path)
+        ...     dssm.save(path, model, dssm.PartialAlignment(model), card={"data": "rolls"}, transform={"rate": 16000})
+        ...     found = dssm.inspect(path)
         >>> found.model["arguments"], found.card, found.transform
         ({'x_dim': 3, 'z_dim': 2}, {'data': 'rolls'}, {'rate': 16000})
     """

@@ -97,9 +97,9 @@ def check_densities_integrate_to_one(
         AssertionError: If an integral is not one; says of which density, and which method it comes from.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2)
-        >>> check_densities_integrate_to_one(model, pd.Filtering(model), torch.ones(2, 4, 3))
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2)
+        >>> check_densities_integrate_to_one(model, dssm.Filtering(model), torch.ones(2, 4, 3))
     """
     check_types(check_densities_integrate_to_one, locals())
     check_call(model, guide, x, lengths, mask, controls=controls)
@@ -303,9 +303,9 @@ def check_draws_follow_their_density(
         chains.)
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2)
-        >>> check_draws_follow_their_density(model, pd.Filtering(model), torch.ones(2, 4, 3))
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2)
+        >>> check_draws_follow_their_density(model, dssm.Filtering(model), torch.ones(2, 4, 3))
     """
     check_types(check_draws_follow_their_density, locals())
     check_call(model, guide, x, lengths, mask, controls=controls)

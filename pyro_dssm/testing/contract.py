@@ -62,9 +62,9 @@ def check_pair(
         AssertionError: If one of them fails.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.VRNN(x_dim=3, z_dim=4, emission="gaussian").double()
-        >>> guide = pd.FullAlignment(model).double()
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.VRNN(x_dim=3, z_dim=4, emission="gaussian").double()
+        >>> guide = dssm.FullAlignment(model).double()
         >>> batch = random_batch(model)
         >>> check_pair(model, guide, *batch[:3])
     """
@@ -103,11 +103,11 @@ class PairContract:
     """Tests for a model and a guide of your own: inherit, write :meth:`pair`, and let pytest collect it.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> class TestMine(PairContract):
         ...     def pair(self):
-        ...         model = pd.SRNN(x_dim=3, z_dim=4, emission="gaussian")
-        ...         return model, pd.FullAlignment(model)
+        ...         model = dssm.SRNN(x_dim=3, z_dim=4, emission="gaussian")
+        ...         return model, dssm.FullAlignment(model)
         >>> TestMine().test_sites_agree()
     """
 

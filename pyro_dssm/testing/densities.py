@@ -74,8 +74,8 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
         The batch.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> random_batch(pd.DMM(x_dim=3, z_dim=2)).x.shape
+        >>> import pyro_dssm as dssm
+        >>> random_batch(dssm.DMM(x_dim=3, z_dim=2)).x.shape
         torch.Size([4, 6, 3])
     """
     check_types(random_batch, locals())
@@ -131,8 +131,8 @@ def random_latents(
         Shape ``(*, B, T, z_dim)``.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> random_latents(pd.DMM(x_dim=3, z_dim=2), torch.ones(4, 5, 3)).shape
+        >>> import pyro_dssm as dssm
+        >>> random_latents(dssm.DMM(x_dim=3, z_dim=2), torch.ones(4, 5, 3)).shape
         torch.Size([4, 5, 2])
     """
     check_types(random_latents, locals())
@@ -262,8 +262,8 @@ def steps_have_rsample(guide: BaseGuide, *args: Any, controls: Tensor | None = N
         False where one of them says that it has no ``rsample``.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> steps_have_rsample(pd.MeanField(pd.DMM(x_dim=3, z_dim=2)), torch.ones(4, 5, 3))
+        >>> import pyro_dssm as dssm
+        >>> steps_have_rsample(dssm.MeanField(dssm.DMM(x_dim=3, z_dim=2)), torch.ones(4, 5, 3))
         True
     """
     check_types(steps_have_rsample, locals())
@@ -315,9 +315,9 @@ def log_probs_at(
         what it depends on), of each sequence: shape ``(*, B)``.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2)
-        >>> list(log_probs_at(model, pd.PartialAlignment(model), torch.ones(4, 5, 2), torch.ones(4, 5, 3)))
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2)
+        >>> list(log_probs_at(model, dssm.PartialAlignment(model), torch.ones(4, 5, 2), torch.ones(4, 5, 3)))
         ['log q(z)', 'log p(z)', 'log p(x)']
     """
     check_types(log_probs_at, locals())

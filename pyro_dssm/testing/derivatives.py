@@ -184,9 +184,9 @@ def check_density_gradients(
             method to look at.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2).double()
-        >>> check_density_gradients(model, pd.Filtering(model).double(), torch.ones(2, 4, 3).double())
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2).double()
+        >>> check_density_gradients(model, dssm.Filtering(model).double(), torch.ones(2, 4, 3).double())
     """
     check_types(check_density_gradients, locals())
     check_call(model, guide, x, lengths, mask, controls=controls)
@@ -298,9 +298,9 @@ def check_draw_gradients(
         AssertionError: If a gradient is not the derivative.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2).double()
-        >>> check_draw_gradients(model, pd.Filtering(model).double(), torch.ones(2, 4, 3).double())
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2).double()
+        >>> check_draw_gradients(model, dssm.Filtering(model).double(), torch.ones(2, 4, 3).double())
     """
     check_types(check_draw_gradients, locals())
     check_call(model, guide, x, lengths, mask, controls=controls)
@@ -437,9 +437,9 @@ def check_every_parameter_moves(
         AssertionError: If the loss is not finite, or a parameter has stayed where it was.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2)
-        >>> check_every_parameter_moves(model, pd.PartialAlignment(model), torch.ones(2, 4, 3))
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2)
+        >>> check_every_parameter_moves(model, dssm.PartialAlignment(model), torch.ones(2, 4, 3))
     """
     check_types(check_every_parameter_moves, locals())
     check_call(model, guide, x, lengths, mask, controls=controls)

@@ -82,9 +82,9 @@ def check_densities_repeat(
         AssertionError: If a density differs.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2)
-        >>> check_densities_repeat(model, pd.Filtering(model), torch.ones(2, 4, 3))
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2)
+        >>> check_densities_repeat(model, dssm.Filtering(model), torch.ones(2, 4, 3))
     """
     check_types(check_densities_repeat, locals())
     tolerance = tolerance_of(model, tolerance)
@@ -133,9 +133,9 @@ def check_sites_agree(
         AssertionError: If a density, a loss or a gradient differs.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2).double()
-        >>> check_sites_agree(model, pd.Filtering(model).double(), torch.ones(2, 4, 3).double())
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2).double()
+        >>> check_sites_agree(model, dssm.Filtering(model).double(), torch.ones(2, 4, 3).double())
     """
     check_types(check_sites_agree, locals())
     check_call(model, guide, x, lengths, mask, controls=controls)

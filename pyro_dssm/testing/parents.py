@@ -31,8 +31,8 @@ def parents_by_jacobian(log_probs: Callable[[Tensor, Tensor], Tensor], z: Tensor
         Two boolean tables of shape ``(T, T)``: whether step ``t`` reacts to ``z_s``, and whether to ``x_s``.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.DMM(x_dim=3, z_dim=2, emission="gaussian")
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.DMM(x_dim=3, z_dim=2, emission="gaussian")
         >>> z, x = torch.randn(8, 3, 2), torch.randn(8, 3, 3)
         >>> parents_by_jacobian(lambda z, x: log_probs_per_step(model, z, x)[0], z, x)[0].int()
         tensor([[1, 0, 0],
@@ -91,8 +91,8 @@ def check_parents(model: DSSM, structure: Structure | None = None, *, steps: int
         AssertionError: If a density reacts to a variable that is no parent, or not to one that is.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> check_parents(pd.SRNN(x_dim=3, z_dim=2, emission="gaussian"))
+        >>> import pyro_dssm as dssm
+        >>> check_parents(dssm.SRNN(x_dim=3, z_dim=2, emission="gaussian"))
     """
     check_types(check_parents, locals())
     _check_sizes(steps, draws)
@@ -142,10 +142,10 @@ def check_guide_parents(
         AssertionError: If a step reacts to something else, or not to what it is said to read.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> model = pd.ArSSM(x_dim=3, z_dim=2, emission="gaussian")
-        >>> check_guide_parents(pd.FullAlignment(model), z="full", past="full", future=True)
-        >>> check_guide_parents(pd.Filtering(model), z="markov", past="full", future=False)
+        >>> import pyro_dssm as dssm
+        >>> model = dssm.ArSSM(x_dim=3, z_dim=2, emission="gaussian")
+        >>> check_guide_parents(dssm.FullAlignment(model), z="full", past="full", future=True)
+        >>> check_guide_parents(dssm.Filtering(model), z="markov", past="full", future=False)
     """
     for name, order in (("z", z), ("past", past)):
         if not isinstance(order, Order):
@@ -177,8 +177,8 @@ def check_wrapper_keeps_parents(guide: BaseGuide, *, steps: int = 5, draws: int 
             way round.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> check_wrapper_keeps_parents(pd.FlowGuide(pd.Filtering(pd.DMM(x_dim=3, z_dim=2))))
+        >>> import pyro_dssm as dssm
+        >>> check_wrapper_keeps_parents(dssm.FlowGuide(dssm.Filtering(dssm.DMM(x_dim=3, z_dim=2))))
     """
     check_types(check_wrapper_keeps_parents, locals())
     _check_sizes(steps, draws)

@@ -33,8 +33,8 @@ def remembering(schedule: KLSchedule) -> Iterator[None]:
         schedule: The schedule.
 
     Example:
-        >>> import pyro_dssm as pd
-        >>> constraint = pd.GECO(bound=0.1)
+        >>> import pyro_dssm as dssm
+        >>> constraint = dssm.GECO(bound=0.1)
         >>> for _ in range(2):
         ...     with remembering(constraint):
         ...         print(constraint.multiplier, end=" ")

@@ -50,10 +50,10 @@ def autoencoder_error(
         ValueError: If an argument is out of its range, or the law of the frames has no mean.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> data = SequenceDataset([torch.zeros(5, 3), torch.ones(7, 3)])
-        >>> model = pd.ArSSM(x_dim=3, z_dim=2, rnn_dim=8, emission="gaussian")
-        >>> autoencoder_error(model, pd.FullAlignment(model), data, epochs=2) > 0
+        >>> model = dssm.ArSSM(x_dim=3, z_dim=2, rnn_dim=8, emission="gaussian")
+        >>> autoencoder_error(model, dssm.FullAlignment(model), data, epochs=2) > 0
         True
     """
     check_types(autoencoder_error, locals())

@@ -152,11 +152,11 @@ def calibrate(
         Application to Mesoscale Forecast Ensemble Verification. 2006. (Its form for Gaussian mixtures.)
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> torch.manual_seed(0)
         <torch._C.Generator ...>
-        >>> model = pd.FrameVAE(x_dim=2, z_dim=1, emission="gaussian", emission_options={"scale": 5.0})
-        >>> guide = pd.MeanField(model)
+        >>> model = dssm.FrameVAE(x_dim=2, z_dim=1, emission="gaussian", emission_options={"scale": 5.0})
+        >>> guide = dssm.MeanField(model)
         >>> found = calibrate(model, guide, SequenceDataset(torch.randn(20, 10, 2)))
         >>> model.calibrated, bool((abs(5.0 * found.factor - 1) < 0.3).all())
         (True, True)

@@ -269,10 +269,10 @@ def fit(
             says little of its run, or was begun on a device of another kind.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> data = SequenceDataset([torch.zeros(5, 3), torch.ones(7, 3)])
-        >>> model = pd.ArSSM(x_dim=3, z_dim=2, rnn_dim=8)
-        >>> history = fit(model, pd.FullAlignment(model), data, data, epochs=3, lr=1e-2, progress=False)
+        >>> model = dssm.ArSSM(x_dim=3, z_dim=2, rnn_dim=8)
+        >>> history = fit(model, dssm.FullAlignment(model), data, data, epochs=3, lr=1e-2, progress=False)
         >>> len(history.epochs), history.stopped_early
         (3, False)
     """

@@ -46,10 +46,10 @@ def chunks(model: DSSM, guide: BaseGuide, batch: Batch, length: int) -> Generato
         Trajectories. 1990.
 
     Example:
-        >>> import pyro_dssm as pd
+        >>> import pyro_dssm as dssm
         >>> from pyro.infer import Trace_ELBO
-        >>> model = pd.DMM(x_dim=3, z_dim=2, emission="gaussian")
-        >>> guide = pd.PartialAlignment(model)
+        >>> model = dssm.DMM(x_dim=3, z_dim=2, emission="gaussian")
+        >>> guide = dssm.PartialAlignment(model)
         >>> batch = Batch(torch.zeros(2, 10, 3), torch.tensor([10, 3]))
         >>> for chunk in chunks(model, guide, batch, 4):
         ...     loss = Trace_ELBO().loss(model, guide, *chunk[:3])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pair_files import MAKERS, run, write_pair
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.saving.pairs import read_run, read_tensors
 
 
@@ -89,7 +89,7 @@ def same(one, other):
 
 
 def state(path):
-    model, guide = pd.load(path)
+    model, guide = dssm.load(path)
     return {**model.state_dict(prefix="m."), **guide.state_dict(prefix="g.")}, model.sites
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from pair_files import MAKERS, run, write_pair
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.programs._parts import Parts
 from pyro_dssm.saving import _tensorfile as tensorfile
 from pyro_dssm.saving.pairs import describe
@@ -249,8 +249,8 @@ def as_json(value):
 
 def check_pair(path):
     """Whether what was loaded is what the file says."""
-    model, guide = pd.load(path)
-    found = pd.inspect(path)
+    model, guide = dssm.load(path)
+    found = dssm.inspect(path)
     header, metadata, data = parts(path)
     restored = tensorfile.restore(metadata)
     assert as_json(found.card) == as_json(restored["card"])

@@ -18,7 +18,7 @@ from processes import free_port, in_processes, linux, same, weights
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 pytestmark = linux
 
@@ -28,19 +28,19 @@ X = 2
 def waves(lengths=(5, 3, 8, 2, 6, 7, 4), seed=0, dtype=torch.float32, **options):
     g = torch.Generator().manual_seed(seed)
     sequences = [torch.randn(n, X, generator=g).to(dtype) for n in lengths]
-    return pd.SequenceDataset(sequences, **{k: [make(n) for n in lengths] for k, make in options.items()})
+    return dssm.SequenceDataset(sequences, **{k: [make(n) for n in lengths] for k, make in options.items()})
 
 
-def pair(guide=pd.FullAlignment, seed=0, guided=None, **options):
+def pair(guide=dssm.FullAlignment, seed=0, guided=None, **options):
     torch.manual_seed(seed)
-    model = pd.ArSSM(X, **{"z_dim": 2, "rnn_dim": 4, "mlp_dims": (6,), "emission": "gaussian", **options})
+    model = dssm.ArSSM(X, **{"z_dim": 2, "rnn_dim": 4, "mlp_dims": (6,), "emission": "gaussian", **options})
     return model, guide(model, **{"rnn_dim": 4, "hidden_dim": 6, **(guided or {})})
 
 
 def fit(programs=None, train=None, valid=None, **options):
     programs = pair() if programs is None else programs
     options = {"batch_size": 3, "epochs": 2, "lr": 1e-2, "progress": False, **options}
-    pd.fit(*programs, waves() if train is None else train, valid, **options)
+    dssm.fit(*programs, waves() if train is None else train, valid, **options)
     return weights(*programs)
 
 
@@ -80,11 +80,11 @@ UNEQUAL = {
     "its schedule": ({"lr_schedule": "cosine"}, "lr_schedule: "),
     "weight decay": ({"weight_decay": 0.1}, "weight_decay: "),
     "clipping": ({"clip_norm": None}, "clip_norm: "),
-    "KL schedule": ({"kl": pd.LinearKL()}, "kl"),
-    "its values": ({"kl": pd.ConstantKL(0.5)}, "kl.value: "),
+    "KL schedule": ({"kl": dssm.LinearKL()}, "kl"),
+    "its values": ({"kl": dssm.ConstantKL(0.5)}, "kl.value: "),
     "loss": ({"loss": TraceMeanField_ELBO()}, "loss"),
-    "particles": ({"loss": pd.RecordingELBO(num_particles=2)}, "loss.num_particles: "),
-    "optimiser": ({"optimizer": pd.ClippedNormAdam({"lr": 1e-2})}, "optimizer"),
+    "particles": ({"loss": dssm.RecordingELBO(num_particles=2)}, "loss.num_particles: "),
+    "optimiser": ({"optimizer": dssm.ClippedNormAdam({"lr": 1e-2})}, "optimizer"),
     "averaging": ({"averaging": 0.5}, "averaging: "),
     "truncation": ({"truncate": 3}, "truncate: .*got None on rank 0 and 3 on rank 1"),
     "augment": ({"augment": scale}, "augment: "),
@@ -97,7 +97,7 @@ UNEQUAL = {
     "masks": ({"train": lambda: waves(**HIDING)}, "train.content: "),
     "size of the model": ({"programs": lambda: pair(z_dim=3)}, "model.z_dim: .*got 2 on rank 0 and 3 on rank 1"),
     "start of the model": ({"programs": lambda: pair(initial="gaussian")}, "model.initial: "),
-    "guide": ({"programs": lambda: pair(pd.PartialAlignment)}, "guide.class: "),
+    "guide": ({"programs": lambda: pair(dssm.PartialAlignment)}, "guide.class: "),
     "size of the guide": ({"programs": lambda: pair(guided={"hidden_dim": 7})}, "guide.hidden_dim: "),
     "sites": ({"programs": lambda: pair(sites="step")}, "sites: "),
     "dtype": (
@@ -181,8 +181,8 @@ def only_one_scores(rank, folder):
     programs = pair()
     fit(programs)
     if rank == 0:
-        pd.evaluate(*programs, waves((4, 5)))
-        pd.calibrate(*programs, waves((6, 7)), num_samples=39)
+        dssm.evaluate(*programs, waves((4, 5)))
+        dssm.calibrate(*programs, waves((6, 7)), num_samples=39)
         programs[0].uncalibrate()
     return fit(programs)
 
@@ -268,13 +268,13 @@ def in_network(rank, _):
 
 
 def in_validation(rank, _):
-    kept = pd.training._run.bounds
+    kept = dssm.training._run.bounds
     if rank == 1:
-        pd.training._run.bounds = lambda *_, **__: raising(RuntimeError("of a bound"))
+        dssm.training._run.bounds = lambda *_, **__: raising(RuntimeError("of a bound"))
     try:
         return fit(valid=waves((4, 5)))
     finally:
-        pd.training._run.bounds = kept
+        dssm.training._run.bounds = kept
 
 
 def in_callback(when):
@@ -295,7 +295,7 @@ def full_disk(rank, folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if rank == 0:
-        pd.training._run.write_tensors = no_space
+        dssm.training._run.write_tensors = no_space
     return fit(checkpoint=folder / "run", epochs=3)
 
 

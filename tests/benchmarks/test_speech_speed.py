@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_speed import pyro_step
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 pytestmark = pytest.mark.benchmark
 
@@ -24,8 +24,8 @@ LIKELIHOODS = ("power-gaussian", "gamma")
 def pair(likelihood):
     torch.manual_seed(0)
     options = {"emission": likelihood, "emission_options": {"residual": True}, "skip": True}
-    model = pd.ArSSM(X, Z, rnn_dim=(16, 128), mlp_dims=(128,), **options)
-    return model, pd.FullAlignment(model, rnn_dim=128, hidden_dim=128, encoder_dims=[128], skip=True)
+    model = dssm.ArSSM(X, Z, rnn_dim=(16, 128), mlp_dims=(128,), **options)
+    return model, dssm.FullAlignment(model, rnn_dim=128, hidden_dim=128, encoder_dims=[128], skip=True)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

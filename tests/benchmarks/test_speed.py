@@ -8,16 +8,16 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear, softplus
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 
 pytestmark = pytest.mark.benchmark
 
 # The sizes of the music benchmark.
 BATCH, STEPS, X, Z, RNN = 32, 100, 88, 64, 128
 PAIRS = {
-    "ArSSM, full": (pd.ArSSM, pd.FullAlignment),
-    "DMM, partial": (pd.DMM, pd.PartialAlignment),
-    "VRNN, full": (pd.VRNN, pd.FullAlignment),
+    "ArSSM, full": (dssm.ArSSM, dssm.FullAlignment),
+    "DMM, partial": (dssm.DMM, dssm.PartialAlignment),
+    "VRNN, full": (dssm.VRNN, dssm.FullAlignment),
 }
 
 

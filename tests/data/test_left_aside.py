@@ -5,7 +5,7 @@ import pytest
 import scipy.io
 import torch
 
-import pyro_dssm as pd
+import pyro_dssm as dssm
 from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.rolls import read_mat, read_packed, write_packed
 from pyro_dssm.data.sequences import SequenceDataset, Splits
@@ -136,15 +136,15 @@ def test_lengths_reach_the_bounds():
     """The bound of padded sequences is that of the same sequences one by one."""
     data = Trajectories.from_arrays(**{k: v for k, v in padded().items() if k != "state"})
     torch.manual_seed(0)
-    model = pd.DMM(D, 2, mlp_dims=(4,), emission="gaussian", control_dim=1)
-    guide = pd.FullAlignment(model, rnn_dim=4, hidden_dim=4)
-    whole = pd.evaluate(model, guide, data.dataset(), num_particles=2000).elbo
+    model = dssm.DMM(D, 2, mlp_dims=(4,), emission="gaussian", control_dim=1)
+    guide = dssm.FullAlignment(model, rnn_dim=4, hidden_dim=4)
+    whole = dssm.evaluate(model, guide, data.dataset(), num_particles=2000).elbo
     single = SequenceDataset(
         [torch.tensor(X[i, :n]).float() for i, n in enumerate([6, 2, 5, 3])],
         controls=[torch.ones(n, 1) for n in (6, 2, 5, 3)],
     )
     assert whole.nats_per_step == pytest.approx(
-        pd.evaluate(model, guide, single, num_particles=2000).elbo.nats_per_step, rel=1e-5
+        dssm.evaluate(model, guide, single, num_particles=2000).elbo.nats_per_step, rel=1e-5
     )
 
 
@@ -248,9 +248,9 @@ def test_networks_warn_of_channels_last(shape):
     x_dim, options = int(np.prod(shape)), {"emission_options": {"image_shape": shape}}
     for emission in ("gaussian", "bernoulli"):
         with pytest.warns(UserWarning, match=expected):
-            pd.DMM(x_dim, 2, emission=emission, **options)
+            dssm.DMM(x_dim, 2, emission=emission, **options)
     with pytest.warns(UserWarning, match=expected):
-        pd.FullAlignment(pd.DMM(x_dim, 2), image_shape=shape)
+        dssm.FullAlignment(dssm.DMM(x_dim, 2), image_shape=shape)
 
 
 # Numbers.
@@ -283,8 +283,8 @@ def of(x):
 
 
 def pair(**options):
-    model = pd.DMM(D, 2, mlp_dims=(4,), emission="gaussian", **options)
-    return model, pd.FullAlignment(model, rnn_dim=4, hidden_dim=4)
+    model = dssm.DMM(D, 2, mlp_dims=(4,), emission="gaussian", **options)
+    return model, dssm.FullAlignment(model, rnn_dim=4, hidden_dim=4)
 
 
 ENTRANCES = {
@@ -292,13 +292,13 @@ ENTRANCES = {
     "a tensor": ("x", lambda x: Trajectories.from_arrays(torch.tensor(x))),
     "u": ("u", lambda x: Trajectories.from_arrays(X, u=x)),
     "state": ("state", lambda x: Trajectories.from_arrays(X, state=x)),
-    "fit": ("sequences", lambda x: pd.fit(*pair(), SequenceDataset(of(x)), epochs=1, progress=False)),
-    "evaluate": ("sequences", lambda x: pd.evaluate(*pair(), SequenceDataset(of(x)))),
+    "fit": ("sequences", lambda x: dssm.fit(*pair(), SequenceDataset(of(x)), epochs=1, progress=False)),
+    "evaluate": ("sequences", lambda x: dssm.evaluate(*pair(), SequenceDataset(of(x)))),
     "controls": (
         "controls",
-        lambda x: pd.fit(*pair(control_dim=2), SequenceDataset(of(X), controls=of(x)), epochs=1, progress=False),
+        lambda x: dssm.fit(*pair(control_dim=2), SequenceDataset(of(X), controls=of(x)), epochs=1, progress=False),
     ),
-    "double trajectories": ("sequences", lambda x: pd.evaluate(*pair(), Trajectories(torch.tensor(x)).dataset())),
+    "double trajectories": ("sequences", lambda x: dssm.evaluate(*pair(), Trajectories(torch.tensor(x)).dataset())),
 }
 
 
@@ -341,7 +341,7 @@ def test_what_is_hidden_or_padded_counts_for_nothing():
 def test_models_in_double_precision_read_time_stamps():
     model, guide = pair()
     data = SequenceDataset(of(with_channel(CLOCKS["minutes"])))
-    assert pd.evaluate(model.double(), guide.double(), data).elbo.nats_per_step > 0
+    assert dssm.evaluate(model.double(), guide.double(), data).elbo.nats_per_step > 0
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, "datetime64[s]"])
