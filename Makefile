@@ -16,7 +16,9 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-examples: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow tests/test_examples.py tests/test_notebooks.py tests/test_distributed.py tests/test_readme.py tests/test_devices.py
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow \
+		tests/behaviour/test_examples.py tests/behaviour/test_notebooks.py tests/behaviour/test_readme.py \
+		tests/behaviour/test_devices.py tests/unit/training/test_distributed.py
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/attack

@@ -13,7 +13,7 @@ import torch
 
 import pyro_dssm as dssm
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(p.stem for p in FOLDER.glob("*.py") if "runs.run(main)" in p.read_text(encoding="utf-8"))
 NUMBERS = ["abc", "-3", "nan", "inf", "", "1e999", "-0.5"]
 MAY_BE_ZERO = {

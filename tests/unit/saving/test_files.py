@@ -15,7 +15,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from test_pairs import PAIRS
+from pairs import PAIRS
 from torch import nn
 
 import pyro_dssm as dssm

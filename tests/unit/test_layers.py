@@ -44,6 +44,11 @@ def test_an_entry_imports_from_entries_above_it(files):
     assert up == []
 
 
+def test_the_unit_tests_mirror_the_package():
+    folders = {path.name for path in Path(__file__).parent.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= set(LISTING)
+
+
 def test_no_circle(files):
     assert plan.circles(plan.arrows(files)) == []
 

@@ -10,7 +10,7 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("ipykernel")
 pytest.importorskip("matplotlib")
 
-FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
+FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
 NOTEBOOKS = ["ekvae.ipynb", "quickstart.ipynb", "speech.ipynb"]
 SPEECH = ("soundfile", "librosa", "pesq", "pystoi")  # what one of them needs in addition
 

@@ -12,15 +12,15 @@ import torch
 
 from pyro_dssm._utils.devices import generators_kept
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(*options):
     """Runs entry points on a device without float64, in a process of its own."""
     if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this torch cannot have a device that is made of Python")
-    env = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, str(HERE / "device_without_float64.py"), *options]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, str(ROOT / "tests" / "helpers" / "device_without_float64.py"), *options]
     done = subprocess.run(script, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -55,6 +55,6 @@ def test_the_generator_of_any_device_is_restored(kind, monkeypatch):
 
 def test_generators_are_kept_in_one_way():
     """Each place that forks generators by itself would have to know all types of devices."""
-    package = HERE.parent / "pyro_dssm"
+    package = ROOT / "pyro_dssm"
     forks = [path.name for path in package.rglob("*.py") if re.search(r"fork_rng|\bis_cuda\b", path.read_text())]
     assert forks == ["_devices.py"]

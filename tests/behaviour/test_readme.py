@@ -10,7 +10,7 @@ import pytest
 
 import pyro_dssm as dssm
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 EXAMPLES = ROOT / "examples"
 DOCUMENTS = ["README.md", "examples/README.md", "examples/RESULTS.md", "data/README.md"]

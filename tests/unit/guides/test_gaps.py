@@ -54,7 +54,9 @@ PAIRS = {
     "noise": of(dssm.NoiseGuide, lambda **o: dssm.DVBF(X, Z, mlp_dims=(5,), **{"emission": "gaussian", **o}), **SIZES),
     "fusion": of(dssm.FusionGuide, locally_linear),
     "fusion with an encoder": of(dssm.FusionGuide, locally_linear, encoder_dims=[5]),
-    "kalman": of(dssm.KalmanGuide, lambda **o: dssm.EKVAE(X, 2, 2, mlp_dims=(5,), **o), kind="filtering", encoder_dims=[5]),
+    "kalman": of(
+        dssm.KalmanGuide, lambda **o: dssm.EKVAE(X, 2, 2, mlp_dims=(5,), **o), kind="filtering", encoder_dims=[5]
+    ),
     "own": of(Own, lambda **o: zoo("DMM", **o)),
     "own, last": of(Own, lambda **o: zoo("DMMAug", **o), past="last", future=False),
 }  # fmt: skip

@@ -18,7 +18,7 @@ import pyro_dssm as dssm
 from pyro_dssm.data.pendulum import pendulum
 from pyro_dssm.data.synthetic import oscillator
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 LINES = {"custom_guide": 60}
 FIGURES = {"music": ["rolls.png", "curves.png"], "taxonomy": ["taxonomy.png"], "system_identification": []}
 FILES = {
