@@ -12,14 +12,19 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .checks import kind_of, shown
 
-__all__ = ["check_types", "checked"]
+__all__ = ["Distribution", "check_types", "checked"]
+
+# A distribution over the last dimension: event shape (dim,), and whatever batch shape. Pyro's are torch's, with more
+# methods; all that networks and paths need of one is in torch's interface.
+Distribution: TypeAlias = torch.distributions.Distribution
 
 T = TypeVar("T", bound=type)
 
