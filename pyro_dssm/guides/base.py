@@ -26,7 +26,7 @@ def check_pair(model: object, guide: object) -> None:
     """Raises ``ValueError`` unless the two are a model and a guide of this very model."""
     check_model(model)
     if not isinstance(guide, BaseGuide):
-        raise ValueError(f"guide: expected a Guide, got {guide_kind(guide)}.")
+        raise ValueError(f"guide: expected a BaseGuide, got {guide_kind(guide)}.")
     if guide.model is not model:
         raise ValueError(
             "guide: expected the guide of this very model, got one of another model "

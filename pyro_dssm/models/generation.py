@@ -94,7 +94,7 @@ class Generation:
         if model is not self or isinstance(guide, AutoGuide):
             ours = isinstance(model, Generation)  # other libraries' guides may have a `model` too
             got = "a guide of another model" if ours and not isinstance(guide, AutoGuide) else guide_kind(guide)
-            raise ValueError(f"guide: expected a Guide of this model, got {got}.")
+            raise ValueError(f"guide: expected a guide of this model, got {got}.")
 
     @torch.no_grad()
     def sample(

@@ -215,7 +215,7 @@ OTHERS = {
     "guide skip none": (lambda: dssm.FullAlignment(model(), skip=None), "skip: expected True or False, got None"),
     "hidden_dim": (lambda: dssm.ApproachB(model(), hidden_dim=-3), "hidden_dim: expected a positive integer, got -3"),
     "guide dropout": (lambda: dssm.ApproachB(model(), dropout=1.5), "dropout: expected a probability .*, got 1.5"),
-    "flow of nothing": (lambda: dssm.FlowGuide(model()), "guide: expected a Guide, got DMM"),
+    "flow of nothing": (lambda: dssm.FlowGuide(model()), "guide: expected a BaseGuide, got DMM"),
     "num_flows": (lambda: dssm.FlowGuide(pair()[1], 0), "num_flows: expected a positive integer, got 0"),
     "flow hidden_dim": (lambda: dssm.FlowGuide(pair()[1], 1, 1.5), "hidden_dim: expected a positive integer, got 1.5"),
     "flow of one": (
@@ -283,10 +283,10 @@ OTHERS = {
         lambda: (p := pair(control_dim=1))[0].forecast(p[1], x(), 2, controls=x(B, T + 2, 1) * NAN),
         "controls: expected finite values",
     ),
-    "forecast guide": (lambda: model().forecast(None, x(), 2), "guide: expected a Guide of this model, got NoneType"),
+    "forecast guide": (lambda: model().forecast(None, x(), 2), "guide: expected a guide of this model, got NoneType"),
     "forecast other guide": (
         lambda: model().forecast(pair()[1], x(), 2),
-        "guide: expected a Guide of this model, got a guide of another model",
+        "guide: expected a guide of this model, got a guide of another model",
     ),
     "reconstruct": (lambda: (p := pair())[0].reconstruct(p[1], x(), num_samples=0), "num_samples: expected a positive"),
     "reconstruct freely": (
@@ -294,7 +294,7 @@ OTHERS = {
         "teacher_forcing: expected True where mask hides something, got False",
     ),
     "reconstruct nan": (lambda: (p := pair())[0].reconstruct(p[1], with_value(NAN)), "x: expected finite values"),
-    "reconstruct guide": (lambda: model().reconstruct(model(), x()), "guide: expected a Guide of this model, got DMM"),
+    "reconstruct guide": (lambda: model().reconstruct(model(), x()), "guide: expected a guide of this model, got DMM"),
     # Data and evaluation.
     "no sequences": (lambda: dssm.SequenceDataset([]), "sequences: expected at least one tensor .*, got list"),
     "sequences": (lambda: dssm.SequenceDataset("bach"), r"sequences.*: expected"),

@@ -57,4 +57,4 @@ def test_generators_are_kept_in_one_way():
     """Each place that forks generators by itself would have to know all types of devices."""
     package = ROOT / "pyro_dssm"
     forks = [path.name for path in package.rglob("*.py") if re.search(r"fork_rng|\bis_cuda\b", path.read_text())]
-    assert forks == ["_devices.py"]
+    assert forks == ["devices.py"]

@@ -6,6 +6,7 @@ from torch import nn
 
 import pyro_dssm as dssm
 from pyro_dssm.models.dssm import ModelPath
+from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import check_guide_parents, check_parents, parents_by_jacobian
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -137,7 +138,7 @@ class Reads(dssm.Guide):
         self.loc = nn.Linear(self.context_dim, model.z_dim)
 
     def step(self, past, context):
-        return dssm.nn.normal(self.loc(context), torch.ones(Z))
+        return normal(self.loc(context), torch.ones(Z))
 
 
 @pytest.mark.parametrize("control_dim", [0, 3])
@@ -266,7 +267,7 @@ def test_model_that_peeks_is_found():
             self.head = nn.Linear(Z, Z)
 
         def transition(self, z_past, x_past, u):
-            return dssm.nn.normal(self.head(z_past), torch.ones(Z))
+            return normal(self.head(z_past), torch.ones(Z))
 
     with pytest.raises(AssertionError, match=r"p\(z_2 \| ...\) and x_1: it does not react"):
         check_parents(Deaf())

@@ -5,6 +5,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_dssm as dssm
+from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import check_draws_have_their_density, check_sites_agree
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -174,7 +175,7 @@ def test_forms_with_another_transition_disagree():
             fn = super().transition(z_past, x_past, u)
             # With path sites this is the mean over all steps, with step sites the step itself.
             shift = z_past.mean(-2, keepdim=True)
-            return dssm.nn.normal(fn.base_dist.loc + shift, fn.base_dist.scale)
+            return normal(fn.base_dist.loc + shift, fn.base_dist.scale)
 
     model = Leaky(dssm.Structure(), D, Z, emission="gaussian")
     # `transition` is overridden, so its network is not built for it.

@@ -16,6 +16,7 @@ from pyro.infer import Trace_ELBO
 import pyro_dssm as dssm
 from pyro_dssm.emissions import EMISSIONS, PowerEmission, hide
 from pyro_dssm.emissions.power import EULER, FLOOR, LOUDEST, TAPS, UNIT, _Mixture
+from pyro_dssm.nn.layers import normal
 from pyro_dssm.speech.audio import Spectrogram
 from pyro_dssm.testing import (
     FORMS,
@@ -623,7 +624,7 @@ class Silent(dssm.Guide):
 
     def step(self, past, context):
         zero = context.new_zeros(*context.shape[:-1], self.model.z_dim)
-        return dssm.nn.normal(zero, torch.ones_like(zero))
+        return normal(zero, torch.ones_like(zero))
 
 
 # Files.

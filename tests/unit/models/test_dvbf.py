@@ -10,7 +10,7 @@ from torch import nn
 import pyro_dssm as dssm
 from pyro_dssm.data.sequences import Batch
 from pyro_dssm.evaluation.likelihood import log_weights
-from pyro_dssm.nn.layers import normal
+from pyro_dssm.nn.layers import SCALE_FLOOR, normal
 from pyro_dssm.testing import PairContract, log_probs_per_step, parents_by_jacobian
 
 X, S, W, U, T = 4, 3, 4, 1, 5
@@ -191,7 +191,7 @@ def test_fused_law_is_the_product_of_two_gaussians():
     z = torch.randn(4, T, S)
     fused = guide.path(inputs).along(z).base_dist
     said = guide.net(guide.frame_encoder(inputs.x) if guide.frame_encoder else inputs.x)
-    loc, scale = said[..., :S], nn.functional.softplus(said[..., S:]) + dssm.nn.SCALE_FLOOR
+    loc, scale = said[..., :S], nn.functional.softplus(said[..., S:]) + SCALE_FLOOR
     grid = torch.randn(50, 1, 1, S)
     own = torch.distributions.Normal(loc, scale)
     for t in range(T):
@@ -223,7 +223,7 @@ class Reads(nn.Module):
 
     def __init__(self, scale):
         super().__init__()
-        self.raw = (torch.tensor(scale - dssm.nn.SCALE_FLOOR).double().expm1()).log()
+        self.raw = (torch.tensor(scale - SCALE_FLOOR).double().expm1()).log()
 
     def forward(self, x):
         return torch.cat([x, self.raw.expand(x.shape)], -1)
@@ -250,7 +250,7 @@ def test_fusion_is_exact_where_the_posterior_is():
     x = model.sample(1, steps, controls=torch.zeros(1, steps, U))
     log_w = log_weights(model, guide, Batch(x, torch.tensor([steps]), None, torch.zeros(1, steps, U)), n)[:, 0]
     t = torch.arange(1.0, steps + 1)
-    q = ((0.5 * model.log_noise).exp() + dssm.nn.SCALE_FLOOR).square()
+    q = ((0.5 * model.log_noise).exp() + SCALE_FLOOR).square()
     truth = sum(
         torch.distributions.MultivariateNormal(
             law.loc[i].expand(steps),

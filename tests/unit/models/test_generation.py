@@ -9,6 +9,7 @@ from linear_gaussian import ExactGuide, LinearGaussian
 
 import pyro_dssm as dssm
 from pyro_dssm.models import generation
+from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import random_batch
 
 B, T, D, Z, H = 3, 5, 2, 2, 4
@@ -181,10 +182,10 @@ def test_forecast_with_controls_takes_those_after_the_own_end():
             self.anything = torch.nn.Parameter(torch.zeros(()))
 
         def transition(self, z_past, x_past, u):
-            return dssm.nn.normal(u, torch.full_like(u, 1e-9))
+            return normal(u, torch.full_like(u, 1e-9))
 
         def emission(self, z, x_past):
-            return dssm.nn.normal(z, torch.full_like(z, 1e-9))
+            return normal(z, torch.full_like(z, 1e-9))
 
     model = Copying()
     controls = torch.arange(2 * (T + H), dtype=torch.float64).view(2, T + H, 1)
@@ -244,10 +245,10 @@ def test_hidden_frames_are_drawn_where_later_ones_depend_on_them():
             self.anything = torch.nn.Parameter(torch.zeros(()))
 
         def transition(self, z_past, x_past, u):
-            return dssm.nn.normal(torch.zeros_like(z_past), torch.ones_like(z_past))
+            return normal(torch.zeros_like(z_past), torch.ones_like(z_past))
 
         def emission(self, z, x_past):
-            return dssm.nn.normal(x_past + 1, torch.full_like(x_past, 1e-6))
+            return normal(x_past + 1, torch.full_like(x_past, 1e-6))
 
     model = Copying()
     guide = dssm.PartialAlignment(model, rnn_dim=2)
@@ -350,7 +351,7 @@ def test_reconstruction_by_an_emission_that_reads_no_latents(num_samples):
             super().__init__(dssm.Structure(x_from_x="markov"), D, Z)
 
         def emission(self, z, x_past):
-            return dssm.nn.normal(x_past + 1, torch.ones_like(x_past))
+            return normal(x_past + 1, torch.ones_like(x_past))
 
     model = Blind()
     guide = dssm.PartialAlignment(model, rnn_dim=2)
