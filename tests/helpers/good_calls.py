@@ -2165,13 +2165,13 @@ _EXEMPT = {
         DSSM.values_along DSSM.values_by_step EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
         GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
         NoiseGuide.read_context Shared check_model posterior DSSM.first_law DSSM.frames_from
-        DSSM.transition_from DSSM.zeta_law Divergences FlowGuide.path FlowGuide.push FlowPath Guide.path
+        DSSM.transition_from DSSM.zeta_law FlowGuide.path FlowGuide.push FlowPath Guide.path
         GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
-        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_law check_finite complete
+        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_law complete
         cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
-        gaussian_log_prob in_own_units innovation_cov join log_likelihood nan_allowed normal_of plates prepare
+        gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates prepare
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """
