@@ -1,16 +1,14 @@
-"""Emissions: modules that turn features of the latents into the law of a frame."""
+"""Emissions: modules that turn features of the latents into the distribution of a frame."""
 
 from .autoregressive import AutoregressiveBernoulli, AutoregressiveBernoulliEmission, MaskedConditioner
-from .base import Emission, drawn, expected, followed, hide
+from .base import Emission
 from .bernoulli import BernoulliEmission, GreyBernoulli
+from .choice import EMISSIONS, build_emission, check_emission
 from .gaussian import GaussianEmission
-from .power import (
-    GammaPowerEmission,
-    GaussianPowerEmission,
-    ItakuraSaitoEmission,
-    LogNormalPowerEmission,
-    PowerEmission,
-)
+from .hidden import complete, completion, hide
+from .power import PowerEmission
+from .spectra import GammaPowerEmission, GaussianPowerEmission, ItakuraSaitoEmission, LogNormalPowerEmission
+from .values import drawn, expected, followed
 
 __all__ = [
     "EMISSIONS",
@@ -26,18 +24,12 @@ __all__ = [
     "LogNormalPowerEmission",
     "MaskedConditioner",
     "PowerEmission",
+    "build_emission",
+    "check_emission",
+    "complete",
+    "completion",
     "drawn",
     "expected",
     "followed",
     "hide",
 ]
-
-EMISSIONS: dict[str, type[Emission]] = {
-    "bernoulli": BernoulliEmission,
-    "gaussian": GaussianEmission,
-    "autoregressive": AutoregressiveBernoulliEmission,
-    "itakura-saito": ItakuraSaitoEmission,
-    "gamma": GammaPowerEmission,
-    "log-normal": LogNormalPowerEmission,
-    "power-gaussian": GaussianPowerEmission,
-}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -70,7 +69,7 @@ class MaskedConditioner(nn.Module):
         """
         seen = linear(x, self.hidden.weight * self.below_hidden)
         hidden = self.dropout(torch.relu(seen + self.hidden_context(context)))
-        logits = linear(hidden, self.out.weight * self.below_out) + self.out_context(context)
+        logits: Tensor = linear(hidden, self.out.weight * self.below_out) + self.out_context(context)
         return logits + linear(x, self.out_direct.weight * self.direct)
 
     def sample(self, context: Tensor, x: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
@@ -140,13 +139,13 @@ class AutoregressiveBernoulli(TorchDistribution):
         shape = context.shape[:-1] if batch_shape is None else batch_shape
         super().__init__(shape, torch.Size((conditioner.x_dim,)), validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveBernoulli:
-        """The same law with another batch shape."""
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> AutoregressiveBernoulli:
+        """The same distribution with another batch shape."""
         return AutoregressiveBernoulli(
             self.conditioner, self.context, observed=self.observed, batch_shape=torch.Size(batch_shape)
         )
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws frames of shape ``(*sample_shape, *, x_dim)``."""
         shape = torch.Size(sample_shape) + self.batch_shape + self.context.shape[-1:]
         with torch.no_grad():
@@ -221,7 +220,7 @@ class AutoregressiveBernoulliEmission(Emission):
         self.conditioner = MaskedConditioner(x_dim, self.context.out_dim, conditioner_dim, dropout=dropout)
 
     def forward(self, features: Tensor) -> AutoregressiveBernoulli:
-        """Returns the law of a frame."""
+        """Returns the distribution of a frame."""
         return AutoregressiveBernoulli(self.conditioner, self.context(features))
 
     def init_bias(self, mean: Tensor) -> None:

@@ -1,31 +1,95 @@
-"""What every emission is, and how frames are hidden from its law."""
+r"""What an emission is: the one page to read before writing one of your own.
+
+An emission is a module from features of the latents (and of earlier frames) to the distribution of a frame. Only
+:meth:`Emission.forward` has to be written; the other methods say what is special about its frames.
+
+========================  =====================================================================================
+``forward(features)``     the distribution of a frame; the only method that must be written
+``check(x, observed)``    refuses frames that cannot come from it; by default, none
+``read(x)``               what networks read of a frame; by default, the frame itself
+``read_mean(fn)``         what they read where only its distribution is known; by default, ``read`` of the mean
+``init_bias(mean)``       starts it at the mean frame of the training data; by default, nothing
+========================  =====================================================================================
+
+The distribution that ``forward`` returns has event shape ``(x_dim,)`` and the batch shape of the features. Of it,
+
+- ``log_prob`` and ``sample`` are needed for everything;
+- ``mean`` by whatever asks for expected frames (``reconstruct``, ``forecast(means=True)``); if it is not implemented,
+  a draw takes its place, and if it does not exist, these methods say so;
+- ``hide(observed)`` where entries depend on each other and single ones are to be hidden: the distribution of which only
+  the observed entries count. Independent entries (``.to_event(1)``) need none;
+- ``complete(x, hidden)`` likewise, to draw hidden entries given the others in the same frame.
+
+A model takes an emission as a name, an object, a class, or a function of the sizes of the features and of a frame:
+
+    >>> import pyro.distributions as dist
+    >>> import pyro_dssm as dssm
+    >>> class LaplaceEmission(dssm.Emission):
+    ...     def __init__(self, in_dim, x_dim):
+    ...         super().__init__()
+    ...         self.loc = nn.Linear(in_dim, x_dim)
+    ...     def forward(self, features):
+    ...         return dist.Laplace(self.loc(features), 1.0).to_event(1)
+    >>> model = dssm.DMM(x_dim=3, z_dim=2, emission=LaplaceEmission)
+    >>> model.sample(num_sequences=4, length=5).shape
+    torch.Size([4, 5, 3])
+"""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from abc import abstractmethod
 
-import torch
-from pyro.distributions import MaskedDistribution
-from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
-from torch.overrides import TorchFunctionMode
 
-from .._utils.checks import kind_of, positive, positive_integers, probability, shown
-from .._utils.types import check_types
+from .._utils.checks import positive, positive_integers, probability
+from .._utils.types import Distribution
+from ..programs.part import Part
+from .values import expected
 
-__all__ = ["Emission", "drawn", "expected", "followed", "hide"]
-
-HAVE_ZERO = (constraints.real, constraints.real_vector, constraints.boolean, constraints.nonnegative_integer)
+__all__ = ["Emission", "Units", "check_sizes"]
 
 
-class Emission(nn.Module):
-    """A module from features of shape ``(*, in_dim)`` to the law of a frame, event shape ``(x_dim,)``."""
+class Units(nn.Module):
+    """The units of frames: what a model that standardises has."""
 
-    binary = False  # whether frames are zeros and ones
-    positive = False  # whether they are positive
-    units: tuple[Any, ...] = ()  # the model's `Standardise`, where it has one
+    loc: Tensor
+
+    @abstractmethod
+    def need_fitted(self) -> None:
+        """Raises ``ValueError`` unless means and scales are there."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Frames in standardised units, shape ``(*, x_dim)``."""
+
+
+class Emission(Part):
+    """A module from features of shape ``(*, in_dim)`` to the distribution of a frame, event shape ``(x_dim,)``.
+
+    The page :mod:`pyro_dssm.emissions.base` says what belongs to one. A model's pair file holds the arguments of its
+    constructor, so these are numbers, strings, lists of them, classes, or parts like this one.
+
+    Attributes:
+        binary: Whether frames are zeros and ones.
+        positive: Whether frames are positive. Frames of either kind are not standardised.
+        units: The model's :class:`~pyro_dssm.Standardise` in a tuple, where it has one.
+    """
+
+    binary = False
+    positive = False
+    units: tuple[Units, ...] = ()
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Distribution:
+        """The distribution of a frame.
+
+        Args:
+            features: Shape ``(*, in_dim)``.
+
+        Returns:
+            A distribution of batch shape ``(*,)`` and event shape ``(x_dim,)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override `forward`.")
 
     def check(self, x: Tensor, observed: Tensor | None) -> None:
         """Raises ``ValueError`` where an observed value cannot come from this emission.
@@ -55,11 +119,11 @@ class Emission(nn.Module):
         """
         return x
 
-    def read_mean(self, fn: Any) -> Tensor:
-        """What networks read in the place of a frame of which only the law is known.
+    def read_mean(self, fn: Distribution) -> Tensor:
+        """What networks read in the place of a frame of which only the distribution is known.
 
         Args:
-            fn: A law that this emission has returned.
+            fn: A distribution that this emission has returned.
 
         Returns:
             The expectation of :meth:`read`, as far as it has a closed form; otherwise that of the mean frame.
@@ -70,7 +134,7 @@ class Emission(nn.Module):
         """Starts the emission at the mean frame of the training data, shape ``(x_dim,)``.
 
         Args:
-            mean: The mean frame, in the units of the data.
+            mean: The mean frame, in the units of the data; :meth:`own_units` has it in those of the emission.
         """
 
     def own_units(self, frames: Tensor) -> Tensor:
@@ -97,243 +161,3 @@ def check_sizes(in_dim: object, x_dim: object, hidden_dims: object, dropout: obj
     positive("x_dim", x_dim)
     positive_integers("hidden_dims", hidden_dims)
     probability("dropout", dropout)
-
-
-def check_distribution(name: str, fn: object) -> None:
-    """Raises ``ValueError`` unless this is a distribution."""
-    if not isinstance(fn, torch.distributions.Distribution):
-        raise ValueError(f"{name}: expected a distribution, got {kind_of(fn)}.")
-
-
-# Of these the mean exists and is finite whenever the parameters are; it may overflow.
-_WITH_MEAN = (
-    torch.distributions.Bernoulli,
-    torch.distributions.Beta,
-    torch.distributions.Binomial,
-    torch.distributions.ContinuousBernoulli,
-    torch.distributions.Dirichlet,
-    torch.distributions.Exponential,
-    torch.distributions.Gamma,
-    torch.distributions.Geometric,
-    torch.distributions.Gumbel,
-    torch.distributions.HalfNormal,
-    torch.distributions.Laplace,
-    torch.distributions.LogNormal,
-    torch.distributions.LowRankMultivariateNormal,
-    torch.distributions.Multinomial,
-    torch.distributions.MultivariateNormal,
-    torch.distributions.NegativeBinomial,
-    torch.distributions.Normal,
-    torch.distributions.OneHotCategorical,
-    torch.distributions.Poisson,
-    torch.distributions.Uniform,
-    torch.distributions.Weibull,
-)
-
-
-def _base(fn: Any) -> Any:
-    """What a distribution is made of, without its batch and event dimensions and masks."""
-    while isinstance(fn, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def _named(fn: Any) -> str:
-    return type(_base(fn)).__name__
-
-
-def _is_defined(fn: Any) -> bool:
-    """Whether no parameter is NaN, so that the distribution is one."""
-    for value in vars(fn).values():
-        if isinstance(value, torch.distributions.Distribution) and not _is_defined(value):
-            return False
-        if isinstance(value, Tensor) and value.isnan().any():
-            return False
-    return True
-
-
-def expected(fn: Any) -> Tensor:
-    """The mean of a distribution; where it has no closed form, a draw, which is as good where many are averaged.
-
-    Args:
-        fn: A distribution.
-
-    Returns:
-        Shape ``(*, event)``.
-
-    Raises:
-        ValueError: If the mean does not exist, as that of a Cauchy distribution, or of categories that are numbered.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> expected(dist.OneHotCategorical(torch.tensor([0.25, 0.75])))
-        tensor([0.2500, 0.7500])
-        >>> expected(dist.Cauchy(0.0, 1.0))
-        Traceback (most recent call last):
-        ValueError: mean: expected a distribution whose mean exists, got Cauchy...
-    """
-    check_distribution("fn", fn)
-    try:
-        mean = fn.mean
-    except NotImplementedError:
-        return drawn(fn)
-    base = _base(fn)
-    # Asking whether a value is finite waits for the device, so that it is left where the answer is known.
-    if not isinstance(base, _WITH_MEAN) and not torch.isfinite(mean).all() and _is_defined(base):
-        raise ValueError(
-            f"mean: expected a distribution whose mean exists, got {_named(fn)}, whose mean is undefined or infinite. "
-            "Ask for draws instead, or take a distribution with a mean (OneHotCategorical for categories)."
-        )
-    return mean
-
-
-def drawn(fn: Any) -> Tensor:
-    """A draw from a distribution, NaN where a parameter is: of those, torch refuses to draw the others as well.
-
-    Args:
-        fn: A distribution.
-
-    Returns:
-        Shape ``(*, event)``.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> scale = torch.tensor([[1.0], [float("nan")]])
-        >>> drawn(dist.Normal(torch.zeros(2, 1), scale, validate_args=False).to_event(1)).isnan().flatten()
-        tensor([False,  True])
-    """
-    check_distribution("fn", fn)
-    try:
-        return fn.sample()
-    except RuntimeError:
-        with _Undefined() as mode:
-            value = fn.sample()
-    for bad in mode.choices:
-        # Of what was chosen by its number.
-        rows = value.shape[: value.dim() - len(fn.event_shape)]
-        same = bad.numel() == rows.numel()
-        where = (bad if same else bad.any().expand(rows)).reshape(rows + (1,) * len(fn.event_shape))
-        value = torch.where(where, math.nan, value)
-    return value
-
-
-class _Undefined(TorchFunctionMode):
-    """Lets torch draw where parameters are NaN: NaN, but numbers of categories, which are noted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.choices: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.multinomial:
-            bad = args[0].isnan().any(-1)
-            self.choices.append(bad)
-            return func(torch.where(bad.unsqueeze(-1), 1.0, args[0]), *args[1:], **kwargs)
-        if func in (torch.normal, torch.bernoulli, torch.poisson) and all(isinstance(a, Tensor) for a in args):
-            bad = torch.stack(torch.broadcast_tensors(*(a.isnan() for a in args))).any(0)
-            # Half is a mean, a standard deviation, a rate and a probability.
-            return torch.where(bad, math.nan, func(*(torch.where(bad, 0.5, a) for a in args), **kwargs))
-        return func(*args, **kwargs)
-
-
-def followed(fn: Any) -> Tensor:
-    """The value that stands for a distribution where no noise is wanted: its mean, or of discrete values the mode.
-
-    Args:
-        fn: A distribution.
-
-    Returns:
-        Shape ``(*, event)``: a value that the variable can take.
-
-    Raises:
-        ValueError: If neither exists.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> followed(dist.OneHotCategorical(torch.tensor([0.25, 0.75])))
-        tensor([0., 1.])
-    """
-    check_distribution("fn", fn)
-    try:
-        discrete = fn.support.is_discrete
-    except (AttributeError, NotImplementedError):
-        discrete = False
-    if not discrete:
-        return expected(fn)
-    base = _base(fn)
-    if isinstance(base, torch.distributions.Bernoulli):
-        # torch's mode of a fair coin is NaN; that of a NaN should be.
-        mode = torch.where(base.probs.isnan(), base.probs, (base.probs > 0.5).to(base.probs))
-        return mode.expand(fn.batch_shape + fn.event_shape)
-    try:
-        return fn.mode
-    except NotImplementedError:
-        raise ValueError(f"noise: expected True for latents without a mode ({_named(fn)}), got False.") from None
-
-
-def hide(fn: Any, observed: Tensor | None) -> Any:
-    """Masks the law of frames.
-
-    Args:
-        fn: A distribution with event shape ``(x_dim,)``.
-        observed: True where x counts, shape ``(*, 1)`` for whole frames or ``(*, x_dim)`` for entries.
-
-    Returns:
-        The law in which only the observed entries count.
-
-    Raises:
-        ValueError: If single entries are hidden from a law whose entries do not separate.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> fn = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
-        >>> hide(fn, torch.tensor([[True], [True], [False]])).log_prob(torch.zeros(3, 2))
-        tensor([-1.8379, -1.8379,  0.0000])
-    """
-    check_types(hide, locals())
-    if observed is None:
-        return fn
-    check_distribution("fn", fn)
-    if observed.dtype != torch.bool:
-        raise ValueError(f"observed: expected booleans, got {shown(observed)}.")
-    if not observed.dim() or observed.shape[-1] not in (1, *fn.event_shape[-1:]):
-        raise ValueError(f"observed: expected shape (*, 1) or (*, {fn.event_shape[-1]}), got {tuple(observed.shape)}.")
-    if observed.shape[-1] == 1:
-        return _masked(fn, observed[..., 0])
-    if hasattr(fn, "hide"):
-        return fn.hide(observed)
-    if isinstance(fn, torch.distributions.Independent) and fn.reinterpreted_batch_ndims == 1:
-        return _masked(fn.base_dist, observed).to_event(1)
-    raise ValueError(
-        f"mask: single entries can only be hidden from an emission whose entries are independent, or that has a "
-        f"`hide` method; got {type(fn).__name__}. Hide whole frames with a mask of shape (B, T)."
-    )
-
-
-def _masked(fn: Any, mask: Tensor) -> Any:
-    support = getattr(fn, "support", None)
-    kind = getattr(support, "base_constraint", support)
-    return fn.mask(mask) if kind is None or any(kind is k for k in HAVE_ZERO) else _Inside(fn, mask)
-
-
-class _Inside(MaskedDistribution):
-    """Scores hidden values, which are zeros, at a point of the support, so that no gradient of theirs is NaN."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        mask = self._mask.view(*self._mask.shape, *[1] * len(self.event_shape))
-        return super().log_prob(torch.where(mask, value, self._point(value)))
-
-    @torch.no_grad()
-    def _point(self, value: Tensor) -> Tensor:
-        support = self.base_dist.support
-        kind = getattr(support, "base_constraint", support)
-        if kind is constraints.one_hot:
-            return torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)[0]
-        try:
-            transform = transform_to(kind)
-        except NotImplementedError:
-            return torch.zeros_like(value)
-        shape = transform.inverse_shape(self.batch_shape + self.event_shape) if kind.event_dim else ()
-        point: Tensor = transform(value.new_zeros(shape))
-        return point

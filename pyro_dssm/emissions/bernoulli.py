@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -11,17 +10,18 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .._utils.checks import flag, floats
+from .._utils.types import Distribution
 from ..nn.images import check_image_shape, frame_decoder, output_bias, warn_of_channels_last
 from .base import Emission, check_sizes
 
 __all__ = ["BernoulliEmission", "GreyBernoulli"]
 
 
-class GreyBernoulli(dist.Bernoulli):
+class GreyBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes the class as it is imported
     r"""Grey values between 0 and 1, scored by the cross entropy :math:`x \log p + (1 - x) \log(1 - p)`.
 
-    That is no likelihood: over the values from 0 to 1 its exponential does not integrate to one. So there is no law
-    to draw from either, and a draw is :math:`p` itself, the grey value with the best score.
+    That is no likelihood: over the values from 0 to 1 its exponential does not integrate to one. So there is no
+    distribution to draw from either, and a draw is :math:`p` itself, the grey value with the best score.
 
     Args:
         probs: :math:`p`; or else
@@ -35,10 +35,11 @@ class GreyBernoulli(dist.Bernoulli):
     support = constraints.unit_interval
     has_enumerate_support = False
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """The probabilities, shape ``(*sample_shape, *)``."""
         with torch.no_grad():
-            return self.probs.expand(self._extended_shape(torch.Size(sample_shape))).clone()
+            probs: Tensor = self.probs
+            return probs.expand(self._extended_shape(torch.Size(sample_shape))).clone()
 
 
 class BernoulliEmission(Emission):
@@ -92,10 +93,11 @@ class BernoulliEmission(Emission):
             warn_of_channels_last(check_image_shape(image_shape, x_dim))
         self.logits = frame_decoder(in_dim, x_dim, hidden_dims, image_shape, channels, dropout=dropout)
 
-    def forward(self, features: Tensor) -> Any:
-        """Returns the law of a frame."""
-        law = GreyBernoulli if self.grey else dist.Bernoulli
-        return law(logits=self.logits(features), validate_args=False).to_event(1)
+    def forward(self, features: Tensor) -> Distribution:
+        """Returns the distribution of a frame."""
+        kind = GreyBernoulli if self.grey else dist.Bernoulli
+        fn: Distribution = kind(logits=self.logits(features), validate_args=False).to_event(1)
+        return fn
 
     def check(self, x: Tensor, observed: Tensor | None) -> None:
         """Raises ``ValueError`` where a value is neither 0 nor 1, or with ``grey``, not between them.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from .._utils.checks import floats, number
+from .._utils.types import Distribution
 from ..nn.images import check_image_shape, frame_decoder, output_bias, warn_of_channels_last
 from ..nn.layers import SCALE_FLOOR, normal
 from .base import Emission, check_sizes
@@ -66,8 +66,8 @@ class GaussianEmission(Emission):
             image_shape = (depth * out_dim // x_dim, height, width)
         self.parameters_of_x = frame_decoder(in_dim, out_dim, hidden_dims, image_shape, channels, dropout=dropout)
 
-    def forward(self, features: Tensor) -> Any:
-        """Returns the law of a frame."""
+    def forward(self, features: Tensor) -> Distribution:
+        """Returns the distribution of a frame."""
         out = self.parameters_of_x(features)
         loc = out[..., : self.x_dim]
         if self.scale is not None:

@@ -1,4 +1,4 @@
-r"""Laws of power spectra: of :math:`x_f = |X_f|^2` for the short-time spectrum :math:`X` of a sound.
+r"""Emissions of power spectra: of :math:`x_f = |X_f|^2` for the short-time spectrum :math:`X` of a sound.
 
 Power varies over many orders of magnitude, so no network reads or writes it as it is. They read its logarithm, relative
 to the mean power of each bin, and write that of the expected power, which is positive whatever they say.
@@ -9,25 +9,19 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
-import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, softplus
 
 from .._utils.checks import flag, floats
+from .._utils.types import Distribution
 from ..nn.layers import MLP
 from .base import Emission, check_sizes
 
-__all__ = [
-    "GammaPowerEmission",
-    "GaussianPowerEmission",
-    "ItakuraSaitoEmission",
-    "LogNormalPowerEmission",
-    "PowerEmission",
-]
+__all__ = ["EULER", "FLOOR", "LEAST", "PowerEmission"]
 
 FLOOR = 1e-6  # 60 dB below a mean power of one: what is less is read as this
 LEAST = 0.01  # Gaussian scales are not smaller than those of this power
@@ -42,11 +36,19 @@ LARGEST = 1e4  # no shape or spread is larger: the density would be lost in roun
 EULER = 0.5772156649015329  # E[-log x] of a standard exponential variable
 
 
+class _Context(Protocol):
+    """What autograd hands from the forward to the backward pass."""
+
+    saved_tensors: tuple[Tensor, Tensor]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 class _Mixture(torch.autograd.Function):
     """``sum_k w_k p[k : k + F]``, whose own gradient would make a zero-filled copy of the frames for each tap."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, padded: Tensor) -> Tensor:
+    def forward(ctx: _Context, weights: Tensor, padded: Tensor) -> Tensor:
         ctx.save_for_backward(weights, padded)
         size = weights.shape[-1]
         out = weights[..., 0, :] * padded[..., :size]
@@ -56,7 +58,7 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, Tensor]:
         weights, padded = ctx.saved_tensors
         size = weights.shape[-1]
         of_weights, of_padded = torch.empty_like(weights), torch.zeros_like(padded)
@@ -64,22 +66,6 @@ class _Mixture(torch.autograd.Function):
             torch.mul(grad, padded[..., k : k + size], out=of_weights[..., k, :])
             of_padded[..., k : k + size].addcmul_(grad, weights[..., k, :])
         return of_weights, of_padded
-
-
-class _Gamma(dist.Gamma):
-    """Takes the zeros of hidden frames and padding: they do not count, but an infinity would spoil the gradient."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        x, alpha = value.clamp(min=FLOOR**2), self.concentration
-        return alpha * self.rate.log() + (alpha - 1) * x.log() - self.rate * x - torch.lgamma(alpha)
-
-
-class _LogNormal(dist.LogNormal):
-    """The same."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        log_x = value.clamp(min=FLOOR**2).log()
-        return self.base_dist.log_prob(log_x) - log_x
 
 
 class PowerEmission(Emission):
@@ -139,8 +125,8 @@ class PowerEmission(Emission):
             self.register_buffer("centre", centre.unsqueeze(-1), persistent=False)
 
     @abstractmethod
-    def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
-        """The law of a frame from the logarithm of its level, and what else the network says of it."""
+    def distribution(self, log_v: Tensor, shape: Tensor | None = None) -> Distribution:
+        """The distribution of a frame from the logarithm of its level, and what else the network says of it."""
 
     @staticmethod
     def spread(shape: Tensor | None) -> Tensor:
@@ -148,14 +134,14 @@ class PowerEmission(Emission):
         assert shape is not None
         return softplus(shape.clamp(max=LARGEST) + AS_ONE) + 0.05
 
-    def forward(self, features: Tensor) -> Any:
-        """Returns the law of a frame."""
+    def forward(self, features: Tensor) -> Distribution:
+        """Returns the distribution of a frame."""
         log_v, *more = self.net(features).split(self.sizes, dim=-1)
         if self.residual:
             *more, gate, taps = more
             log_v = torch.addcmul(log_v, torch.sigmoid(gate), self._moved(features[..., -self.x_dim :], taps))
         log_v = self.reference + (UNIT * log_v).clamp(max=LOUDEST)
-        return self.law(log_v.clamp(-LIMIT, LIMIT), *more)
+        return self.distribution(log_v.clamp(-LIMIT, LIMIT), *more)
 
     def _moved(self, last: Tensor, taps: Tensor) -> Tensor:
         """The log-power of the last frame, each bin taken from its neighbours as much as the network says."""
@@ -171,13 +157,13 @@ class PowerEmission(Emission):
     def _relative(self, log_x: Tensor) -> Tensor:
         return (log_x - self.reference).clamp(max=LOUDEST) / UNIT
 
-    def read_mean(self, fn: Any) -> Tensor:
+    def read_mean(self, fn: Distribution) -> Tensor:
         """The expectation of the log-power, read in the same way."""
-        return self._relative(self.expected_log(fn.base_dist).clamp(min=math.log(FLOOR)))
+        return self._relative(self.expected_log(of_bins(fn)).clamp(min=math.log(FLOOR)))
 
-    def expected_log(self, law: Any) -> Tensor:
-        """The expectation of the logarithm of each bin's power under its law; by default, the log of the mean."""
-        return law.mean.log()
+    def expected_log(self, fn: Distribution) -> Tensor:
+        """The expectation of the logarithm of the power, given the distribution of each bin; by default, its mean's."""
+        return fn.mean.log()
 
     def check(self, x: Tensor, observed: Tensor | None) -> None:
         """Raises ``ValueError`` where an observed value is no power.
@@ -187,7 +173,7 @@ class PowerEmission(Emission):
             observed: True where x counts; ``None`` where everywhere.
 
         Raises:
-            ValueError: If a value is negative, zero where the law has no density, or out of all proportion.
+            ValueError: If a value is negative, zero where there is no density, or out of all proportion.
         """
         bad = x < 0 if self.takes_zero else x <= 0
         if observed is not None:
@@ -209,132 +195,8 @@ class PowerEmission(Emission):
         self.reference.copy_(mean.clamp(min=FLOOR).log())
 
 
-class ItakuraSaitoEmission(PowerEmission):
-    r"""Power of complex Gaussian spectra, :math:`X_f \sim \mathcal{N}_c(0, v_f)`: exponential of mean :math:`v_f`.
-
-    .. math:: \log p(x) = - \sum_f \left( \frac{x_f}{v_f} + \log v_f \right)
-
-    But for a constant, its negative is the Itakura-Saito divergence of x from v, which does not depend on the
-    loudness: quiet bins count as much as loud ones.
-
-    Args:
-        in_dim: Size of the features.
-        x_dim: Number of bins.
-        hidden_dims: Widths of the hidden layers.
-        dropout: Probability of dropping a hidden unit.
-        residual: Whether the level starts from the last frame; see :class:`PowerEmission`.
-
-    Reference:
-        Fevotte, Bertin, Durrieu. Nonnegative Matrix Factorization with the Itakura-Saito Divergence. 2009.
-        Girin, Leglaive, Bie, Diard, Hueber, Alameda-Pineda. Dynamical Variational Autoencoders: A Comprehensive
-        Review. 2020. arXiv:2008.12595.
-
-    Example:
-        >>> emission = ItakuraSaitoEmission(4, 513)
-        >>> emission(torch.zeros(3, 4)).event_shape
-        torch.Size([513])
-    """
-
-    def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
-        """An exponential law of mean :math:`v`."""
-        return dist.Exponential((-log_v).exp(), validate_args=False).to_event(1)
-
-    def expected_log(self, law: Any) -> Tensor:
-        r""":math:`\log v` less Euler's constant."""
-        return law.mean.log() - EULER
-
-
-class GammaPowerEmission(PowerEmission):
-    r""":math:`x_f \sim \mathrm{Gamma}(\alpha_f, \alpha_f / v_f)`, of mean :math:`v_f`.
-
-    The shape :math:`\alpha_f > 0` says how sure the level is: the variance is :math:`v_f^2 / \alpha_f`. Where the shape
-    is one, it is the Itakura-Saito likelihood.
-
-    Args:
-        in_dim: Size of the features.
-        x_dim: Number of bins.
-        hidden_dims: Widths of the hidden layers.
-        dropout: Probability of dropping a hidden unit.
-        residual: Whether the level starts from the last frame; see :class:`PowerEmission`.
-
-    Example:
-        >>> law = GammaPowerEmission(4, 513)(torch.zeros(3, 4))
-        >>> law.mean.shape
-        torch.Size([3, 513])
-    """
-
-    outputs = 2
-    takes_zero = False
-
-    def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
-        r"""A Gamma law of mean :math:`v`."""
-        alpha = self.spread(shape)
-        return _Gamma(alpha, alpha * (-log_v).exp(), validate_args=False).to_event(1)
-
-    def expected_log(self, law: Any) -> Tensor:
-        r""":math:`\psi(\alpha) - \log \alpha + \log v`."""
-        return torch.digamma(law.concentration) - law.rate.log()
-
-
-class LogNormalPowerEmission(PowerEmission):
-    r"""Gaussian log-power: :math:`\log x_f \sim \mathcal{N}(\log v_f, s_f)`; the density is that of the power itself.
-
-    Args:
-        in_dim: Size of the features.
-        x_dim: Number of bins.
-        hidden_dims: Widths of the hidden layers.
-        dropout: Probability of dropping a hidden unit.
-        residual: Whether the level starts from the last frame; see :class:`PowerEmission`.
-
-    Example:
-        >>> law = LogNormalPowerEmission(4, 513)(torch.zeros(3, 4))
-        >>> law.log_prob(torch.ones(3, 513)).shape
-        torch.Size([3])
-    """
-
-    outputs = 2
-    takes_zero = False
-
-    def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
-        """A log-normal law of median :math:`v`; with a scale above 3, its mean would be out of all proportion."""
-        return _LogNormal(log_v, self.spread(shape).clamp(max=3.0), validate_args=False).to_event(1)
-
-    def expected_log(self, law: Any) -> Tensor:
-        r""":math:`\log v`."""
-        return law.loc
-
-
-class GaussianPowerEmission(PowerEmission):
-    r"""Gaussian power of positive mean: :math:`x_f \sim \mathcal{N}(v_f,\, c \sqrt{v_f + 0.01})`.
-
-    After the Gaussian likelihood of Tang et al., but with a variance that grows with the mean. So where :math:`v_f` is
-    well above 0.01, an error counts by what it does to the magnitude, about :math:`2 (|X_f| - \sqrt{v_f})^2 / c^2`,
-    which is what a ratio of signal to distortion counts too. The dispersion :math:`c` is learned, one number.
-
-    A draw may be negative, the mean never is. In quiet bins the scale is that of a power of 0.01, so draws are a hiss:
-    to generate sound, take another law.
-
-    Args:
-        in_dim: Size of the features.
-        x_dim: Number of bins.
-        hidden_dims: Widths of the hidden layers.
-        dropout: Probability of dropping a hidden unit.
-        residual: Whether the level starts from the last frame; see :class:`PowerEmission`.
-
-    Reference:
-        Tang, Feng, Yu, Dong, Qin. A Hierarchical Taxonomy for Deep State Space Models.
-
-    Example:
-        >>> law = GaussianPowerEmission(4, 513)(torch.zeros(3, 4))
-        >>> bool((law.mean > 0).all())
-        True
-    """
-
-    def __init__(self, in_dim: int, x_dim: int, hidden_dims: Sequence[int] = (), **options: Any) -> None:
-        super().__init__(in_dim, x_dim, hidden_dims, **options)
-        self.log_dispersion = nn.Parameter(torch.zeros(()))
-
-    def law(self, log_v: Tensor, shape: Tensor | None = None) -> Any:
-        """A Gaussian law of mean :math:`v`."""
-        v = log_v.exp()
-        return dist.Normal(v, self.log_dispersion.exp() * (v + LEAST).sqrt(), validate_args=False).to_event(1)
+def of_bins(fn: Distribution) -> Distribution:
+    """The distributions of the bins, from that of a frame whose bins are independent."""
+    assert isinstance(fn, torch.distributions.Independent)
+    of_bins: Distribution = fn.base_dist
+    return of_bins

@@ -123,7 +123,8 @@ class ConvEncoder(nn.Module):
         """Maps frames of shape ``(*, x_dim)`` to features of shape ``(*, out_dim)``."""
         batch = x.shape[:-1]
         images = x.reshape(math.prod(batch), *self.image_shape)
-        return self.features(self.convolutions(images).flatten(1)).reshape(*batch, self.out_dim)
+        features: Tensor = self.features(self.convolutions(images).flatten(1))
+        return features.reshape(*batch, self.out_dim)
 
 
 class ConvDecoder(nn.Module):
@@ -181,7 +182,7 @@ class ConvDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Maps features of shape ``(*, in_dim)`` to frames of shape ``(*, out_dim)``."""
         batch = features.shape[:-1]
-        maps = self.features(features).reshape(math.prod(batch), *self.smallest)
+        maps: Tensor = self.features(features).reshape(math.prod(batch), *self.smallest)
         for convolution, (height, width) in zip(self.convolutions, self.sizes, strict=True):
             maps = convolution(torch.relu(maps))[..., :height, :width]
         return maps.reshape(*batch, self.out_dim) + self.bias

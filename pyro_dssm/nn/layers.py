@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from .._utils.checks import natural, positive_integers, probability, shown
-from .._utils.types import check_types
+from .._utils.types import Distribution, check_types
 
 __all__ = [
     "MLP",
@@ -148,9 +148,10 @@ class MLP(nn.Sequential):
         self.out_dim = in_dim
 
 
-def normal(loc: Tensor, scale: Tensor) -> dist.Distribution:
+def normal(loc: Tensor, scale: Tensor) -> Distribution:
     """A diagonal Gaussian over the last dimension, without Pyro's per-call checks."""
-    return dist.Normal(loc, scale, validate_args=False).to_event(1)
+    fn: Distribution = dist.Normal(loc, scale, validate_args=False).to_event(1)
+    return fn
 
 
 class NormalHead(nn.Module):
@@ -171,7 +172,7 @@ class NormalHead(nn.Module):
         natural("out_dim", out_dim)
         self.linear = nn.Linear(in_dim, 2 * out_dim)
 
-    def forward(self, features: Tensor) -> dist.Distribution:
+    def forward(self, features: Tensor) -> Distribution:
         """Returns the distribution of shape ``(*,)`` and event ``(out_dim,)``."""
         loc, scale = self.linear(features).chunk(2, dim=-1)
         return normal(loc, softplus(scale) + SCALE_FLOOR)
@@ -233,7 +234,7 @@ class GatedTransition(nn.Module):
             nn.init.eye_(self.carry.weight)
             nn.init.zeros_(self.carry.bias)
 
-    def forward(self, features: Tensor) -> dist.Distribution:
+    def forward(self, features: Tensor) -> Distribution:
         """Returns the law of the next latent variable."""
         for_gate, for_proposal = self.hidden(features).chunk(2, dim=-1)
         gate = torch.sigmoid(self.gate(for_gate))
@@ -322,7 +323,7 @@ class Combiner(nn.Module):
             hidden = torch.tanh(hidden)
         return hidden if self.direct is None else torch.cat([hidden, self.direct(*direct)], dim=-1)
 
-    def forward(self, past: Tensor | None, projected: Tensor) -> dist.Distribution:
+    def forward(self, past: Tensor | None, projected: Tensor) -> Distribution:
         """Returns q(z_t | past, context)."""
         width = self.context.out_features
         hidden = projected[..., :width]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-__all__ = ["Parts", "change", "frozen_copy", "is_plain"]
+__all__ = ["Parts", "change", "frozen_copy", "is_plain", "named_arguments"]
 
 
 def frozen_copy(value: Any) -> Any:
@@ -30,6 +30,38 @@ def frozen_copy(value: Any) -> Any:
         if type(value) is kind:
             return kind(map(frozen_copy, value))
     return value.item() if isinstance(value, np.generic) else value
+
+
+def named_arguments(owner: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a constructor was called with, by name.
+
+    Args:
+        owner: What it has made.
+        args: Arguments without names.
+        kwargs: Those with names.
+
+    Returns:
+        A copy, whose lists and dictionaries are the caller's.
+
+    Raises:
+        ValueError: If the constructor takes arguments that have no names.
+    """
+    args, kwargs = frozen_copy(args), frozen_copy(kwargs)
+    bound = inspect.signature(type(owner).__init__).bind(owner, *args, **kwargs)
+    arguments: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            raise ValueError(
+                f"{type(owner).__name__}: expected an `__init__` whose arguments have names, got `*{name}`, from "
+                "which a checkpoint cannot build it again."
+            )
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(value)
+        else:
+            arguments[name] = value
+    # A file takes plain numbers.
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
 
 
 def is_plain(value: Any, levels: int = 8) -> bool:

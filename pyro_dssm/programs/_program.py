@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pyro
 from pyro.nn import PyroModule, PyroParam
 from pyro.nn.module import _PyroModuleMeta
 from pyro.params import param_with_module_name
 from torch import nn
 
-from ._parts import Parts, frozen_copy
+from ._parts import Parts, frozen_copy, named_arguments
 from ._store import Entries, claim, release
 
 __all__ = ["Plain", "PlainNotImplementedError", "PlainValueError", "Program", "evaluating", "modes_kept", "note_parts"]
@@ -104,22 +103,7 @@ class Program(PyroModule, metaclass=_Noting):
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of the constructor, by name: a copy, whose lists and dictionaries are the caller's."""
-        args, kwargs = frozen_copy(self._arguments)
-        bound = inspect.signature(type(self).__init__).bind(self, *args, **kwargs)
-        arguments: dict[str, Any] = {}
-        for name, value in list(bound.arguments.items())[1:]:
-            kind = bound.signature.parameters[name].kind
-            if kind is inspect.Parameter.VAR_POSITIONAL:
-                raise ValueError(
-                    f"{type(self).__name__}: expected an `__init__` whose arguments have names, got `*{name}`, from "
-                    "which a checkpoint cannot build it again."
-                )
-            if kind is inspect.Parameter.VAR_KEYWORD:
-                arguments.update(value)
-            else:
-                arguments[name] = value
-        # A file takes plain numbers.
-        return {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
+        return named_arguments(self, *self._arguments)
 
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():
