@@ -59,7 +59,7 @@ from .objectives.constraints import (
     moderate_scale,
 )
 from .objectives.elbo import ConstantKL, CyclicKL, KLSchedule, LinearKL, RecordingELBO, kl_weight
-from .particles.filling import ConvergenceWarning
+from .particles.convergence import ConvergenceWarning
 from .saving.pairs import PairFile, inspect, load, save
 from .structure.structure import Order, Structure
 from .training.autoencoder import autoencoder_error

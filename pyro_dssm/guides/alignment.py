@@ -10,7 +10,7 @@ from torch import Tensor
 from .._utils.checks import flag, one_of, positive, probability
 from ..models.dssm import DSSM
 from ..nn.layers import Combiner
-from ..nn.memories import Cell
+from ..nn.memory import Cell
 from ..structure.structure import Order
 from .base import check_model
 from .guide import Frames, Guide, Latents

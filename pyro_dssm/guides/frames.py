@@ -98,7 +98,7 @@ class FrameGuide(BaseGuide):
             frames = torch.where(inputs.valid[..., :count].unsqueeze(-1), frames, 0.0)
         return nn.functional.pad(frames, (0, 0, 0, count - frames.shape[-2]))
 
-    def zeta_law(self, inputs: Inputs) -> Any:
+    def zeta_posterior(self, inputs: Inputs) -> Any:
         r"""The distribution :math:`q(\zeta \mid x_{1:k})` of the hierarchical start's latent variable.
 
         Where a long sequence is cut into chunks (:func:`~pyro_dssm.chunks`), this is called for the first one, with
@@ -117,7 +117,7 @@ class FrameGuide(BaseGuide):
         """The same for a batch that may be the first chunk of longer sequences; ``None`` where there is no start."""
         if self.zeta_net is None or not inputs.starts:
             return None
-        return self.zeta_law(inputs if inputs.carry is None else inputs.carry.whole)
+        return self.zeta_posterior(inputs if inputs.carry is None else inputs.carry.whole)
 
     # The frames.
 

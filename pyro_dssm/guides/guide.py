@@ -15,7 +15,8 @@ from .._utils.checks import event, one_of, positive, positive_integers, shown
 from .._utils.types import check_types
 from ..models.dssm import DSSM
 from ..nn.layers import join, reverse, shift
-from ..nn.memories import CELLS, Cell, Last, Memory, Recurrent, States
+from ..nn.memories import States
+from ..nn.memory import CELLS, Cell, Last, Memory, Recurrent
 from ..programs.batch import Drawn, Inputs
 from ..programs.path import Path
 from ..structure.structure import Order

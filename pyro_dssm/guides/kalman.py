@@ -132,7 +132,7 @@ class KalmanGuide(FrameGuide):
         positive("num_samples", num_samples)
         check_types(KalmanGuide.draw, locals())
         if self.zeta_net is not None:
-            zeta = self.zeta_law(inputs).rsample((num_samples,))
+            zeta = self.zeta_posterior(inputs).rsample((num_samples,))
             inputs = replace(inputs, zeta=zeta)
         return self.path(inputs).rsample((num_samples,))
 
@@ -253,7 +253,7 @@ class KalmanPath(PathLaw):
     def _causal_sites(self) -> Tensor:
         model, inputs = self.model, self.inputs
         values: list[Tensor] = []
-        states, pair = model.memories.first(inputs), model.first_law(self.zeta, inputs)
+        states, pair = model.memories.first(inputs), model.first_step(self.zeta, inputs)
         for t in pyro.markov(range(inputs.num_steps)):
             with poutine.mask(mask=inputs.valid_at(t)):
                 u = inputs.controls_at(t)
@@ -333,7 +333,7 @@ class KalmanPath(PathLaw):
         """Draws states forward in time, or scores given states and codes; returns both, and log-densities."""
         memories, inputs = self.model.memories, self.inputs
         states = {k: v.expand(*batch, -1) for k, v in memories.first(inputs).items()}
-        pair = self.model.first_law(self.zeta, inputs)
+        pair = self.model.first_step(self.zeta, inputs)
         of_codes = self.code_log_prob(codes)
         values, terms = [], []
         for t in range(self.event_shape[0]):

@@ -12,7 +12,7 @@ from .._utils.checks import positive
 from ..models.dssm import DSSM
 from ..models.initial import fix_start
 from ..nn.layers import SCALE_FLOOR, normal
-from ..nn.memories import Cell
+from ..nn.memory import Cell
 from ..programs.batch import Inputs
 from ..structure.structure import Order
 from .alignment import GaussianGuide

@@ -1,13 +1,14 @@
 """Models: the general one, the named ones, and those for dynamics."""
 
 from .codes import CodedState, CodeFirst, Sampled, gaussian_log_prob
-from .dssm import DSSM, ModelPath
+from .dssm import DSSM
 from .dvbf import DVBF, LocallyLinearSSM, StateMemory
 from .dynamics import DYNAMICS, Dynamics, LocallyLinear, Network
 from .ekvae import EKVAE
 from .initial import INITIALS, GaussianInitial, HierarchicalInitial, Initial, fix_start
 from .kalman_vae import CodePath, KalmanVAE
 from .kvae import KVAE
+from .path import ModelPath
 from .standardise import Affine, AffineNormal, InDataUnits, Standardise, deviation, in_own_units
 from .zoo import (
     ARHMM,

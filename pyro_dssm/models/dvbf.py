@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._utils.checks import is_number, natural, positive, shown
 from .._utils.types import check_types
 from ..nn.layers import MLP, SCALE_FLOOR, join, normal
-from ..nn.memories import Memory
+from ..nn.memory import Memory
 from ..structure.structure import Structure
 from .dssm import DSSM
 from .dynamics import LocallyLinear
@@ -111,15 +111,23 @@ class DVBF(DSSM):
         noise_dim = state_dim if noise_dim is None else noise_dim
         positive("noise_dim", noise_dim)
         structure = Structure("none", "none", "full", "none")
+
+        def remembering(size: int) -> StateMemory:
+            dynamics = LocallyLinear(
+                state_dim, size, num_matrices=num_matrices, hidden_dim=hidden_dim, by_controls=False
+            )
+            return StateMemory(dynamics, noise_dim, hidden_dim)
+
         super().__init__(
-            structure, x_dim, noise_dim, rnn_dim=state_dim, control_dim=control_dim, mlp_dims=mlp_dims, **options
+            structure,
+            x_dim,
+            noise_dim,
+            control_dim=control_dim,
+            mlp_dims=mlp_dims,
+            memories={"hz": remembering},
+            **options,
         )
         self.state_dim = state_dim
-        driven_by = noise_dim + control_dim
-        dynamics = LocallyLinear(
-            state_dim, driven_by, num_matrices=num_matrices, hidden_dim=hidden_dim, by_controls=False
-        )
-        self.memories["hz"] = StateMemory(dynamics, noise_dim, hidden_dim)
 
     def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Any:
         """The noise: standard normal, whatever the control."""

@@ -1,21 +1,35 @@
-"""Laws of the first latent variable, for models that do not start with a transition."""
+"""Distributions of the first latent variable, for models that do not start with a transition."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .._utils.checks import positive
+from .._utils.checks import kind_of, positive, shown
+from .._utils.types import Distribution
 from ..nn.layers import MLP, SCALE_FLOOR, NormalHead, normal
+from ..nn.memory import Memory
+from ..programs.part import Part
 
-__all__ = ["INITIALS", "GaussianInitial", "HierarchicalInitial", "Initial", "fix_start"]
+__all__ = [
+    "INITIALS",
+    "GaussianInitial",
+    "HierarchicalInitial",
+    "Initial",
+    "InitialLike",
+    "build_initial",
+    "check_initial",
+    "fix_start",
+]
 
 
-class Initial(nn.Module):
-    r"""The law of :math:`z_1`, maybe given :math:`\zeta \sim \mathcal{N}(0, I)`.
+class Initial(Part):
+    r"""The distribution of :math:`z_1`, maybe given :math:`\zeta \sim \mathcal{N}(0, I)`.
 
     Attributes:
         zeta_dim: Size of :math:`\zeta`; 0 where there is none.
@@ -23,8 +37,9 @@ class Initial(nn.Module):
 
     zeta_dim: int
 
-    def forward(self, zeta: Tensor | None = None) -> Any:
-        r"""The law of :math:`z_1`.
+    @abstractmethod
+    def forward(self, zeta: Tensor | None = None) -> Distribution:
+        r"""The distribution of :math:`z_1`.
 
         Args:
             zeta: Shape ``(*, zeta_dim)``, or ``None`` where there is none.
@@ -54,7 +69,7 @@ class GaussianInitial(Initial):
         self.loc = nn.Parameter(torch.zeros(z_dim))
         self.raw_scale = nn.Parameter(torch.full((z_dim,), 0.5413))  # softplus makes it 1
 
-    def forward(self, zeta: Tensor | None = None) -> Any:
+    def forward(self, zeta: Tensor | None = None) -> Distribution:
         """The Gaussian."""
         return normal(self.loc, softplus(self.raw_scale) + SCALE_FLOOR)
 
@@ -85,13 +100,14 @@ class HierarchicalInitial(Initial):
         positive("zeta_dim", self.zeta_dim)
         self.net = nn.Sequential(MLP(self.zeta_dim, (hidden_dim,), activation=nn.Tanh), NormalHead(hidden_dim, z_dim))
 
-    def forward(self, zeta: Tensor | None = None) -> Any:
+    def forward(self, zeta: Tensor | None = None) -> Distribution:
         """The Gaussian that belongs to a value of zeta."""
-        return self.net(zeta)
+        fn: Distribution = self.net(zeta)
+        return fn
 
 
-def fix_start(memory: Any) -> None:
-    """Makes a memory's learned start a constant, where a law of the first step leaves it without effect.
+def fix_start(memory: Memory) -> None:
+    """Makes a memory's learned start a constant, where a distribution of the first step leaves it without effect.
 
     It stays in the ``state_dict``, so that checkpoints keep their form.
 
@@ -104,3 +120,50 @@ def fix_start(memory: Any) -> None:
 
 
 INITIALS: dict[str, type[Initial]] = {"gaussian": GaussianInitial, "hierarchical": HierarchicalInitial}
+InitialLike: TypeAlias = str | Initial | Callable[[int], Initial]
+
+
+def check_initial(initial: object) -> None:
+    """Raises ``ValueError`` unless this stands for a distribution of the first latent variable.
+
+    Args:
+        initial: A name, a part, a class of them, or a function that makes one.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    names = ("transition", *INITIALS)
+    if isinstance(initial, Initial) or (isinstance(initial, str) and initial in names):
+        return
+    if isinstance(initial, str | nn.Module) or not callable(initial):
+        got = shown(initial) if isinstance(initial, str) else kind_of(initial)
+        raise ValueError(f"initial: expected one of {names}, an Initial, or a function that makes one, got {got}.")
+
+
+def build_initial(initial: InitialLike, z_dim: int) -> Initial | None:
+    """Builds the distribution of the first latent variable that an argument stands for.
+
+    Args:
+        initial: A name, a part, a class of them, or a function of the size of the latent variable.
+        z_dim: That size.
+
+    Returns:
+        The part; ``None`` for ``"transition"``.
+
+    Raises:
+        ValueError: If the argument stands for none, or the function makes something else.
+
+    Example:
+        >>> build_initial("hierarchical", 3).zeta_dim
+        3
+    """
+    check_initial(initial)
+    if initial == "transition":
+        return None
+    if isinstance(initial, Initial):
+        return initial
+    make: Callable[[int], Initial] = INITIALS[initial] if isinstance(initial, str) else initial
+    built = make(z_dim)
+    if not isinstance(built, Initial):
+        raise ValueError(f"initial: expected a function that makes an Initial, got one that makes {kind_of(built)}.")
+    return built

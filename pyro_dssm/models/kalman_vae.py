@@ -9,25 +9,29 @@ Each frame has a state :math:`z_t` and a code :math:`a_t`. With path sites, one 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from .._utils.checks import is_number, natural, one_of, positive, positive_integers, shown
 from .._utils.types import check_types
-from ..emissions import hide
+from ..emissions import build_emission, check_emission, hide
+from ..emissions.choice import EmissionLike
 from ..kalman import Filtered, Gaussian
 from ..nn.layers import normal
 from ..nn.memories import States
 from ..programs.batch import Inputs
-from ..programs.path import PathLaw
+from ..programs.path import PathLaw, normal_of
 from ..structure.structure import Structure
 from .codes import CodedState
-from .dssm import DSSM, ModelPath, check_emission
-from .initial import INITIALS, Initial
+from .dssm import DSSM
+from .initial import INITIALS, Initial, InitialLike, build_initial, check_initial
+from .path import ModelPath
+from .units import check_options, in_units
 
 __all__ = ["CodePath", "KalmanVAE"]
 
@@ -73,10 +77,10 @@ class KalmanVAE(DSSM):
         state_dim: int,
         code_dim: int,
         *,
-        emission: str = "gaussian",
-        emission_options: dict[str, Any] | None = None,
+        emission: EmissionLike = "gaussian",
+        emission_options: Mapping[str, object] | None = None,
         mlp_dims: Sequence[int] = (128, 128),
-        initial: Literal["gaussian", "hierarchical"] = "gaussian",
+        initial: InitialLike = "gaussian",
         noise: float = 1e-2,
         bound: Literal["joint", "collapsed"] = "joint",
         square_root: bool = False,
@@ -86,25 +90,31 @@ class KalmanVAE(DSSM):
         positive("state_dim", state_dim)
         positive("code_dim", code_dim)
         mlp_dims = positive_integers("mlp_dims", mlp_dims)
-        one_of("initial", initial, tuple(INITIALS))
+        check_initial(initial)
+        if initial == "transition":
+            raise ValueError(f"initial: expected one of {tuple(INITIALS)}, or a part of one's own, got {initial!r}.")
         one_of("bound", bound, ("joint", "collapsed"))
         check_emission(emission)
         natural("control_dim", control_dim)
         check_types(KalmanVAE.__init__, locals())
         if not (is_number(noise) and noise > VARIANCE_FLOOR):
             raise ValueError(f"noise: expected a variance above {VARIANCE_FLOOR}, got {shown(noise)}.")
-        self.__dict__["state_dim"], self.__dict__["code_dim"] = state_dim, code_dim
-        super().__init__(structure, x_dim, state_dim + code_dim, initial=initial, control_dim=control_dim, **options)
+        super().__init__(
+            structure,
+            x_dim,
+            state_dim + code_dim,
+            initial=lambda z_dim: start_of_state(initial, state_dim),
+            control_dim=control_dim,
+            **options,
+        )
         self.state_dim, self.code_dim, self.bound = state_dim, code_dim, bound
         self.square_root = square_root
-        if emission == "gaussian":
-            emission_options = {"scale": 0.1, **(emission_options or {})}
-        self.emission_net = self._build_emission(emission, mlp_dims, 0.0, emission_options or {}, code_dim)
+        given = {**({"scale": 0.1} if emission == "gaussian" else {}), **(emission_options or {})}
+        check_options(given, reads_last_frame=False, structure=structure)
+        net = build_emission(emission, code_dim, x_dim, mlp_dims, options=given)
+        self.emission_net = in_units(net, self.standardise, given)
         self.log_noise = nn.Parameter(torch.full((state_dim,), math.log(noise)))
         self.log_code_noise = nn.Parameter(torch.full((code_dim,), math.log(noise)))
-
-    def _build_initial(self, kind: str) -> Initial:
-        return INITIALS[kind](self.state_dim)
 
     @property
     def noise(self) -> Tensor:
@@ -153,8 +163,16 @@ class KalmanVAE(DSSM):
 
     def initial(self, zeta: Tensor | None) -> Any:
         """The law of the first state and its code."""
-        fn = self.initial_net(zeta).base_dist  # type: ignore[misc]
+        fn = self.start_of_state(zeta)
         return CodedState(fn.loc, fn.scale, self.code_noise.sqrt(), self.matrix(None))
+
+    def start_of_state(self, zeta: Tensor | None) -> dist.Normal:
+        """The Gaussian of the first state, without its event dimension."""
+        assert self.initial_net is not None
+        base = normal_of(self.initial_net(zeta))
+        if base is None:
+            raise ValueError("initial: expected a diagonal Gaussian for the state that a filter starts from.")
+        return base
 
     def emission(self, z: Tensor, x_past: Tensor | None) -> Any:
         """The law of a frame given its code."""
@@ -172,7 +190,7 @@ class KalmanVAE(DSSM):
         if first is not None:
             fn = self.transition_from(first.memories, inputs.controls_at(0))
         else:
-            fn = self.initial_net(zeta).base_dist  # type: ignore[misc]
+            fn = self.start_of_state(zeta)
         loc = fn.loc.expand(*batch, self.state_dim)
         cov = torch.diag_embed(fn.scale.square().expand(loc.shape))
         if first is not None and first.covariance is not None:
@@ -235,6 +253,13 @@ class KalmanVAE(DSSM):
             Shape ``(*, B, T, code_dim)``, or ``None`` where there is no need.
         """
         return None
+
+
+def start_of_state(initial: InitialLike, state_dim: int) -> Initial:
+    """The part of a model's start, of the state alone, whose code follows from it."""
+    built = build_initial(initial, state_dim)
+    assert built is not None
+    return built
 
 
 class StateAndCodePath(ModelPath):

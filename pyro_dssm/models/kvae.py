@@ -11,7 +11,8 @@ from torch.nn.functional import linear, pad
 from .._utils.checks import positive
 from ..kalman import Filtered, kalman_filter
 from ..kalman._online import Online
-from ..nn.memories import Recurrent, States
+from ..nn.memories import States
+from ..nn.memory import Recurrent
 from ..programs.batch import Inputs
 from ..structure.structure import Structure
 from .codes import CodedState
@@ -83,8 +84,10 @@ class KVAE(KalmanVAE):
         positive("num_matrices", num_matrices)
         positive("rnn_dim", rnn_dim)
         structure = Structure("full", "none", "markov", "none")
-        super().__init__(structure, x_dim, state_dim, code_dim, rnn_dim=rnn_dim, skip=True, **options)
-        self.memories["hz"] = CodeMemory(state_dim, code_dim, rnn_dim)
+        memories = {"hz": lambda size: CodeMemory(state_dim, code_dim, rnn_dim)}
+        super().__init__(
+            structure, x_dim, state_dim, code_dim, rnn_dim=rnn_dim, skip=True, memories=memories, **options
+        )
         self.weights = nn.Linear(rnn_dim, num_matrices)
         base = 0.05 * torch.randn(num_matrices, state_dim, state_dim) + torch.eye(state_dim)
         self.base_transition = nn.Parameter(base.flatten(1))

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution, Normal
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Independent, constraints
 
 from .._utils.checks import kind_of, positive, shown
 from .._utils.devices import wide
 from .._utils.types import check_types
 from ..data.sequences import SequenceDataset
+from ..emissions.base import Units
 
 __all__ = ["Affine", "AffineNormal", "InDataUnits", "Standardise", "deviation", "in_own_units"]
 
@@ -29,7 +30,7 @@ class InDataUnits(float):
     """
 
 
-class Standardise(nn.Module):
+class Standardise(Units):
     r"""The part of a model through which its networks read and write standardised frames, :math:`y = (x - m) / s`.
 
     A model that is built with ``standardise=True`` has one. Its networks (and those of its guides) read :math:`y`; the

@@ -2,7 +2,8 @@
 
 from .images import ConvDecoder, ConvEncoder, check_image_shape, frame_decoder, frame_encoder
 from .layers import MLP, Combiner, GatedTransition, NormalHead, join, reverse, shift
-from .memories import CELLS, Cell, Last, Memories, Memory, Recurrent, States
+from .memories import Memories, MemoryOptions, States
+from .memory import CELLS, Cell, Last, Memory, Recurrent
 
 __all__ = [
     "CELLS",
@@ -15,6 +16,7 @@ __all__ = [
     "MLP",
     "Memories",
     "Memory",
+    "MemoryOptions",
     "NormalHead",
     "Recurrent",
     "States",

@@ -1,29 +1,41 @@
-"""Memories: what the edges of a structure keep of a variable.
-
-That is its last value (:class:`Last`) or an RNN state (:class:`Recurrent`). Both have the same two methods,
-``step`` for one time step and ``scan`` for a whole sequence, and the two agree to rounding. :class:`Memories` holds
-those of one structure.
-"""
+"""The memories of one structure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import MOST, is_count, natural, one_of, positive, shown
+from .._utils.checks import MOST, is_count, kind_of, natural, one_of, positive, shown
 from .._utils.types import check_types
 from ..programs.batch import Inputs
 from ..programs.shared import States
 from ..structure.structure import Order, Structure
-from .layers import join, shift
+from .layers import join
+from .memory import CELLS, Cell, Last, Memory, Recurrent
 
-__all__ = ["CELLS", "Cell", "Last", "Memories", "Memory", "Recurrent", "States"]
+__all__ = ["Memories", "MemoryOptions", "States"]
 
-Cell = Literal["gru", "lstm", "rnn"]
-CELLS = ("gru", "lstm", "rnn")
+
+class MemoryOptions(TypedDict, total=False):
+    """What a model remembers the past with: options that every :class:`~pyro_dssm.DSSM` takes.
+
+    Attributes:
+        rnn_dim: Size of each RNN state, or two sizes: of the one over the latents, and of any over the frames.
+        rnn: Cell of the RNNs: ``"gru"``, ``"lstm"`` or ``"rnn"``.
+        shared: Lets one RNN over ``(x_{t-1}, z_t)`` serve the emission, and the transition where both its edges
+            are full. Needs ``x_from_z`` and ``x_from_x`` full.
+        skip: Offers the last value in addition to the RNN state on each full edge.
+        memories: Memories of one's own in the place of the usual ones, by name (see :class:`Memories`).
+    """
+
+    rnn_dim: int | Sequence[int]
+    rnn: Cell
+    shared: bool
+    skip: bool
+    memories: Mapping[str, Memory | Callable[[int], Memory]]
 
 
 def two_sizes(name: str, value: object) -> tuple[int, int]:
@@ -34,127 +46,6 @@ def two_sizes(name: str, value: object) -> tuple[int, int]:
         if all(isinstance(n, int) and is_count(n, 1, MOST) for n in both):
             return first, second
     raise ValueError(f"{name}: expected a positive integer or two of them, got {shown(value)}.")
-
-
-class Memory(nn.Module):
-    """What an edge keeps of a variable: a state, updated by every value.
-
-    Attributes:
-        out_dim: Size of what is read from the state.
-    """
-
-    out_dim: int
-    initial: nn.Parameter
-
-    def start(self, batch: torch.Size | tuple[int, ...]) -> Tensor:
-        """The learned state before the first value, shape ``(*batch, state_dim)``."""
-        return self.initial.expand(*batch, -1)
-
-    def read(self, state: Tensor) -> Tensor:
-        """The features that a state offers, shape ``(*, out_dim)``."""
-        return state[..., : self.out_dim]
-
-    def step(self, value: Tensor, state: Tensor) -> Tensor:
-        """The state after one more value, shape ``(*, state_dim)``."""
-        raise NotImplementedError
-
-    def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Reads after each of ``T`` values.
-
-        Args:
-            values: Shape ``(*, T, D)``.
-            state: The state before the first, shape ``(*, state_dim)``.
-
-        Returns:
-            The features after each value, shape ``(*, T, out_dim)``, and the last state.
-        """
-        raise NotImplementedError
-
-    def past(self, after: Tensor, state: Tensor) -> Tensor:
-        """The features before each value, from those after it and the first state."""
-        return shift(after, self.read(state))
-
-
-class Last(Memory):
-    """Keeps the last value: the memory of a first-order Markov edge.
-
-    Example:
-        >>> memory = Last(2)
-        >>> memory.step(torch.ones(2), memory.start(()))
-        tensor([1., 1.])
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        natural("dim", dim)
-        self.out_dim = dim
-        self.initial = nn.Parameter(torch.zeros(dim))
-
-    def step(self, value: Tensor, state: Tensor) -> Tensor:
-        """The value itself."""
-        return value
-
-    def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The values themselves, and the last one."""
-        return values, values[..., -1, :]
-
-
-class Recurrent(Memory):
-    """Keeps an RNN state: the memory of an edge that reaches back to the start.
-
-    ``scan`` is one call of torch's RNN over the whole sequence; ``step`` applies the same weights once. On a GPU the
-    call is one fused kernel of cuDNN; on a CPU torch loops over the steps within it, which saves the calls from Python.
-
-    Args:
-        in_dim: Size of the values.
-        hidden_dim: Size of the RNN state.
-        cell: ``"gru"``, ``"lstm"`` or ``"rnn"`` (tanh).
-
-    Example:
-        >>> memory = Recurrent(2, 4)
-        >>> after, last = memory.scan(torch.ones(3, 5, 2), memory.start((3,)))
-        >>> after.shape, last.shape
-        (torch.Size([3, 5, 4]), torch.Size([3, 4]))
-    """
-
-    def __init__(self, in_dim: int, hidden_dim: int, cell: Cell = "gru") -> None:
-        super().__init__()
-        natural("in_dim", in_dim)
-        positive("hidden_dim", hidden_dim)
-        one_of("cell", cell, CELLS)
-        kinds = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
-        self.cell = cell
-        self.out_dim = hidden_dim
-        self.rnn = kinds[cell](in_dim, hidden_dim, batch_first=True)
-        self.initial = nn.Parameter(torch.zeros(hidden_dim * (2 if cell == "lstm" else 1)))
-
-    def step(self, value: Tensor, state: Tensor) -> Tensor:
-        """One step of the cell; leading dimensions are free and broadcast."""
-        batch = torch.broadcast_shapes(value.shape[:-1], state.shape[:-1])
-        v = value.expand(*batch, -1).reshape(-1, value.shape[-1])
-        s = state.expand(*batch, -1).reshape(-1, state.shape[-1])
-        r = self.rnn
-        weights = (r.weight_ih_l0, r.weight_hh_l0, r.bias_ih_l0, r.bias_hh_l0)
-        if self.cell == "lstm":
-            s = torch.cat(torch.lstm_cell(v, s.chunk(2, dim=-1), *weights), dim=-1)
-        elif self.cell == "gru":
-            s = torch.gru_cell(v, s, *weights)
-        else:
-            s = torch.rnn_tanh_cell(v, s, *weights)
-        return s.reshape(*batch, -1)
-
-    def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One call of torch's RNN over the whole sequence."""
-        batch = values.shape[:-2]
-        v = values.reshape(-1, *values.shape[-2:])
-        s = state.expand(*batch, -1).reshape(1, -1, state.shape[-1])
-        if self.cell == "lstm":
-            h0, c0 = s.chunk(2, dim=-1)
-            after, (h, c) = self.rnn(v, (h0.contiguous(), c0.contiguous()))
-            last = torch.cat([h, c], dim=-1)
-        else:
-            after, last = self.rnn(v, s.contiguous())
-        return after.reshape(*batch, *after.shape[-2:]), last.reshape(*batch, -1)
 
 
 class Memories(nn.ModuleDict):
@@ -178,8 +69,11 @@ class Memories(nn.ModuleDict):
         control_dim: Size of a control.
         rnn_dim: Size of each RNN state, or two sizes: of the one over the latents, and of any over the frames.
         rnn: Cell of the RNNs.
-        shared: Whether one RNN serves the emission, and the transition where both its edges are full.
-        skip: Whether a full edge offers the last value beside the RNN state.
+        shared: Whether one RNN over ``(x_{t-1}, z_t)`` serves the emission, and the transition where both its edges
+            are full.
+        skip: Whether a full edge offers the last value in addition to the RNN state.
+        memories: Memories of one's own, by the names above, in the place of the usual ones; or functions that make them
+            of the size of a value.
 
     Attributes:
         transition_reads: Names of the memories that the transition reads, of z and of x.
@@ -199,18 +93,25 @@ class Memories(nn.ModuleDict):
         x_dim: int,
         z_dim: int,
         control_dim: int,
-        rnn_dim: int | Sequence[int],
+        rnn_dim: int | Sequence[int] = 128,
         rnn: Cell = "gru",
         shared: bool = False,
         skip: bool = False,
+        memories: Mapping[str, Memory | Callable[[int], Memory]] | None = None,
     ) -> None:
         of_latents, of_frames = two_sizes("rnn_dim", rnn_dim)
         check_types(Memories.__init__, locals())
+        one_of("rnn", rnn, CELLS)
         positive("x_dim", x_dim)
         for name, value in (("z_dim", z_dim), ("control_dim", control_dim)):
             natural(name, value)
         super().__init__()
         s, full = structure, Order.FULL
+        if shared and not (s.x_from_z is full and s.x_from_x is full):
+            raise ValueError(
+                "shared: one RNN over (x_{t-1}, z_t) needs a structure with x_from_z and x_from_x full, "
+                f"got {structure!r}."
+            )
         self.z_dim = z_dim
         self.of_latents = "h" if shared else "hz"
         joint_prior = shared and s.z_from_z is full and s.z_from_x is full
@@ -222,7 +123,7 @@ class Memories(nn.ModuleDict):
                 return (last,)
             return (state, last) if skip else (state,)
 
-        # The shared RNN before step t knows the frames up to t - 2: the transition reads x_{t-1} beside it.
+        # The shared RNN before step t knows the frames up to t - 2: the transition reads x_{t-1} in addition.
         self.transition_reads = (
             reads(s.z_from_z, "z", "h" if joint_prior else "hz"),
             ("x",) if joint_prior else reads(s.z_from_x, "x", "hx"),
@@ -232,16 +133,24 @@ class Memories(nn.ModuleDict):
 
         of_past = {*self.transition_reads[0], *self.transition_reads[1], *self.emission_reads[1]}
         needed = of_past | ({*self.emission_reads[0]} - {"z"}) | ({"x"} if shared else set())
-        builders = {
-            "z": lambda: Last(z_dim),
-            "x": lambda: Last(x_dim),
-            "h": lambda: Recurrent(z_dim + x_dim + control_dim, of_frames, rnn),
-            "hz": lambda: Recurrent(z_dim + control_dim, of_latents, rnn),
-            "hx": lambda: Recurrent(x_dim, of_frames, rnn),
+        usual: dict[str, tuple[int, Callable[[int], Memory]]] = {
+            "z": (z_dim, Last),
+            "x": (x_dim, Last),
+            "h": (z_dim + x_dim + control_dim, lambda size: Recurrent(size, of_frames, rnn)),
+            "hz": (z_dim + control_dim, lambda size: Recurrent(size, of_latents, rnn)),
+            "hx": (x_dim, lambda size: Recurrent(size, of_frames, rnn)),
         }
-        for name, build in builders.items():
+        own = dict(memories or {})
+        unknown = sorted(own.keys() - needed)
+        if unknown:
+            raise ValueError(f"memories: expected those of {sorted(needed)}, which {structure!r} has, got {unknown}.")
+        for name, (size, make) in usual.items():
             if name in needed:
-                self[name] = build()
+                make = own.get(name, make)
+                built = make if isinstance(make, Memory) else make(size)
+                if not isinstance(built, Memory):
+                    raise ValueError(f"memories: expected a Memory for {name!r}, got {kind_of(built)}.")
+                self[name] = built
 
     def get(self, name: str) -> Memory:
         """The memory of a name."""

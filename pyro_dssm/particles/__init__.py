@@ -1,14 +1,20 @@
 """Conditional particle filters, and how they fill gaps."""
 
-from .filling import ConvergenceWarning, cut, fill, r_hat
-from .sweep import Paths, Proposal, Steps, complete, ends_of_gaps, expanded, forgets, reads_frames, sweep
+from .convergence import ConvergenceWarning, r_hat
+from .filling import fill
+from .gaps import cut, ends_of_gaps
+from .interfaces import GenerativeModel, InferringGuide
+from .paths import Paths
+from .proposal import Proposal, Steps, expanded
+from .sweep import forgets, reads_frames, sweep
 
 __all__ = [
     "ConvergenceWarning",
+    "GenerativeModel",
+    "InferringGuide",
     "Paths",
     "Proposal",
     "Steps",
-    "complete",
     "cut",
     "ends_of_gaps",
     "expanded",

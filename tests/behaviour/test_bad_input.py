@@ -9,7 +9,7 @@ from pyro.infer import Trace_ELBO
 import pyro_dssm as dssm
 from pyro_dssm.data.sequences import batch_indices
 from pyro_dssm.emissions import AutoregressiveBernoulliEmission, GaussianEmission, ItakuraSaitoEmission, hide
-from pyro_dssm.nn.memories import Recurrent
+from pyro_dssm.nn.memory import Recurrent
 
 B, T, D, Z = 3, 5, 2, 2
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_dssm as dssm
-from pyro_dssm.particles.filling import r_hat
+from pyro_dssm.particles.convergence import r_hat
 
 
 class Growing(dssm.DSSM):

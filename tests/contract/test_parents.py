@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import pyro_dssm as dssm
-from pyro_dssm.models.dssm import ModelPath
+from pyro_dssm.models.path import ModelPath
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import check_guide_parents, check_parents, parents_by_jacobian
 

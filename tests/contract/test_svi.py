@@ -16,7 +16,7 @@ from torch.distributions import constraints, kl_divergence
 import pyro_dssm as dssm
 from pyro_dssm.guides import Guide
 from pyro_dssm.nn.layers import normal
-from pyro_dssm.nn.memories import Recurrent
+from pyro_dssm.nn.memory import Recurrent
 from pyro_dssm.programs.shared import Shared
 from pyro_dssm.testing import FORMS, check_every_parameter_moves, gradients, run_as
 

@@ -49,7 +49,8 @@ from pyro_dssm.models.initial import GaussianInitial, HierarchicalInitial
 from pyro_dssm.models.standardise import Affine, AffineNormal
 from pyro_dssm.nn import images
 from pyro_dssm.nn import layers as nn
-from pyro_dssm.nn.memories import Last, Memories, Recurrent
+from pyro_dssm.nn.memories import Memories
+from pyro_dssm.nn.memory import Last, Recurrent
 from pyro_dssm.saving import pairs as checkpoints
 from pyro_dssm.speech import audio, metrics, resynthesis
 from pyro_dssm.speech import recordings as speech

@@ -6,7 +6,8 @@ import torch
 
 import pyro_dssm as dssm
 from pyro_dssm.particles.filling import _guided
-from pyro_dssm.particles.sweep import Paths, sweep
+from pyro_dssm.particles.paths import Paths
+from pyro_dssm.particles.sweep import sweep
 
 FACTOR, NOISE = 0.95, 0.3
 

@@ -13,7 +13,8 @@ from torch.nn.functional import softplus
 
 import pyro_dssm as dssm
 from pyro_dssm.nn.layers import MLP, Combiner, GatedTransition, NormalHead, join, reverse, shift
-from pyro_dssm.nn.memories import Last, Memories, Recurrent
+from pyro_dssm.nn.memories import Memories
+from pyro_dssm.nn.memory import Last, Recurrent
 
 pytestmark = pytest.mark.usefixtures("double")
 

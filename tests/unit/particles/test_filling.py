@@ -13,7 +13,7 @@ import pyro_dssm as dssm
 from pyro_dssm.evaluation.imputation import coverage
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.particles import filling
-from pyro_dssm.particles.filling import r_hat
+from pyro_dssm.particles.convergence import r_hat
 
 T, D, S = 10, 2, 400
 frames = torch.arange(T)

@@ -1,0 +1,219 @@
+"""The densities of latents and frames, and the Pyro program that has them as sites."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from .._utils.checks import event, one_of
+from .._utils.devices import generators_kept
+from .._utils.types import Distribution, check_types
+from ..nn.layers import normal
+from ..nn.memories import Memories, States
+from ..programs._program import evaluating
+from ..programs.batch import Inputs
+from ..programs.path import plates
+from ..programs.shared import sharing
+from ..structure.structure import Structure
+from .frames import FrameModel
+from .initial import Initial
+from .path import ModelPath
+
+__all__ = ["LatentModel"]
+
+
+def aligned(*features: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Features with the same leading dimensions, whatever they had: those of particles, of sequences, or of neither."""
+    shapes = {f.shape[:-1] for f in features if f is not None}
+    if len(shapes) < 2:
+        return features
+    shape = torch.broadcast_shapes(*shapes)
+    return tuple(None if f is None else f.expand(*shape, f.shape[-1]) for f in features)
+
+
+class LatentModel(FrameModel):
+    """The abstract base of models, as far as it concerns their latents and the program.
+
+    Attributes:
+        structure: The four edges.
+        z_dim: Size of a latent variable.
+        memories: What is kept of the past.
+        initial_net: The distribution of the first latent variable; ``None`` where a transition leads to it.
+    """
+
+    structure: Structure
+    z_dim: int
+    memories: Memories
+    initial_net: Initial | None
+    _tried = False  # whether the transition has been called once, for its errors
+
+    # What a subclass writes.
+
+    @abstractmethod
+    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Distribution:
+        r"""The distribution of :math:`z_t`, event shape ``(z_dim,)``."""
+
+    @abstractmethod
+    def emission(self, z: Tensor, x_past: Tensor | None) -> Distribution:
+        r"""The distribution of :math:`x_t`, event shape ``(x_dim,)``."""
+
+    def initial(self, zeta: Tensor | None) -> Distribution | None:
+        r"""The distribution of :math:`z_1` where it is not that of a transition; ``None`` where it is.
+
+        Args:
+            zeta: The hierarchical start's latent variable, shape ``(*, zeta_dim)``, or ``None`` where there is none.
+
+        Returns:
+            A distribution with event shape ``(z_dim,)``, or ``None``.
+        """
+        return None if self.initial_net is None else self.initial_net(zeta)
+
+    # The densities.
+
+    @property
+    def zeta_dim(self) -> int:
+        """Size of the hierarchical start's latent variable; 0 where there is none."""
+        return 0 if self.initial_net is None else self.initial_net.zeta_dim
+
+    def zeta_prior(self, shape: torch.Size) -> Distribution:
+        """The distribution of the hierarchical start's latent variable: standard normal, of a batch shape."""
+        zero = self.like.new_zeros(*shape, self.zeta_dim)
+        return normal(zero, torch.ones_like(zero))
+
+    def first_step(self, zeta: Tensor | None, inputs: Inputs | None = None) -> Distribution | None:
+        """The distribution of the first latent variable, or ``None`` where a transition leads to it.
+
+        Args:
+            zeta: As in :meth:`initial`.
+            inputs: A checked batch; the first frame of a chunk that continues a sequence is no start.
+
+        Returns:
+            A distribution with event shape ``(z_dim,)``, or ``None``.
+        """
+        if inputs is not None and not inputs.starts:
+            return None
+        fn = self.initial(zeta)
+        return None if fn is None else event("initial", fn, self.z_dim)
+
+    def transition_from(self, before: States, u: Tensor | None) -> Distribution:
+        """The distribution of :math:`z_t`, or of all steps, from the states before it."""
+        of_z, of_x = self.memories.transition_reads
+        fn = self.transition(*aligned(self.memories.read(before, of_z), self.memories.read(before, of_x), u))
+        return event("transition", fn, self.z_dim)
+
+    def emission_from(self, before: States, after: States) -> Distribution:
+        """The distribution of :math:`x_t`, or of all steps, from the states before ``t`` and after :math:`z_t`."""
+        of_z, of_x = self.memories.emission_reads
+        z, x_past = aligned(self.memories.read(after, of_z), self.memories.read(before, of_x))
+        assert z is not None
+        return self.frames_from(self.emission(z, x_past))
+
+    def states(self, z: Tensor, inputs: Inputs) -> Tensor:
+        """What the frame and the future read of the latents, along a path: the state of the system.
+
+        Args:
+            z: Latent paths, shape ``(*, B, T, z_dim)``.
+            inputs: The checked batch they belong to.
+
+        Returns:
+            Shape ``(*, B, T, S)``: the latent variable, the state of an RNN over it, or both.
+        """
+        check_types(LatentModel.states, locals())
+        names = dict.fromkeys((*self.memories.transition_reads[0], *self.memories.emission_reads[0]))
+        read = self.memories.read(self.memories.along_z(z, inputs)[1], tuple(names))
+        assert read is not None
+        return read
+
+    # The program.
+
+    @property
+    def sites(self) -> Literal["path", "step"]:
+        """``"path"`` or ``"step"``; may be changed at any time."""
+        return self._sites
+
+    @sites.setter
+    def sites(self, form: Literal["path", "step"]) -> None:
+        one_of("sites", form, ("path", "step"))
+        self._sites: Literal["path", "step"] = form
+
+    def receive(self, x: Tensor, lengths: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> Inputs:
+        """The checked batch of a call: what the guide has left of it (:class:`Shared`), or else from scratch."""
+        handler = sharing()
+        left = None if handler is None else handler.take(self, (x, lengths, mask, controls))
+        return self.check(x, lengths, mask, controls) if left is None else left
+
+    def path(self, inputs: Inputs) -> ModelPath:
+        """The distribution of latents and frames of a checked batch.
+
+        Args:
+            inputs: From :meth:`check`.
+
+        Returns:
+            The path, which draws, scores, and runs the Pyro program.
+        """
+        return ModelPath(self, inputs)
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        controls: Tensor | None = None,
+    ) -> Tensor:
+        """Runs the Pyro program.
+
+        Args:
+            x: Observations, shape ``(*, B, T, x_dim)``.
+            lengths: Length of each sequence, shape ``(B,)``; all ``T`` by default.
+            mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``. A hidden value is replaced by zero
+                wherever the model conditions on it; by the mean, where it standardises.
+            controls: Shape ``(B, T, control_dim)``.
+
+        Returns:
+            The latent path, shape ``(*, B, T, z_dim)``.
+
+        Raises:
+            ValueError: If an argument has a wrong type, dtype, device, shape or value, or a handler draws or replaces
+                x where path sites condition on it.
+        """
+        inputs = self.receive(x, lengths, mask, controls)
+        with plates(inputs.batch_shape):
+            return self.path(inputs).emit(self.sites)
+
+    def try_transition(self, inputs: Inputs) -> None:
+        """Calls the transition once in the life of a model, for its errors.
+
+        A path that the guide has drawn is scored after the program has ended, where Pyro would bury an error.
+
+        Args:
+            inputs: A checked batch.
+        """
+        if not self._tried:
+            with poutine.block(), torch.no_grad(), generators_kept(inputs.x.device), evaluating(self):
+                self.transition_from(self.memories.first(inputs), inputs.controls_at(0))
+            self._tried = True
+
+    def values_by_step(self, z: Tensor) -> list[dict[str, Tensor]]:
+        """The values of the latent step sites of every step, by name, along a path of shape ``(*, B, T, z_dim)``."""
+        return [{f"z_{t}": value} for t, value in enumerate(z.unbind(-2), start=1)]
+
+    def values_along(self, z: Tensor) -> dict[str, Tensor]:
+        """The values of all latent sites, in the current form of sites, along a path.
+
+        That of a hierarchical start may be any; here it is a function of the path, so that it is the same in whatever
+        batch the path is.
+
+        Args:
+            z: Shape ``(*, B, T, z_dim)``.
+
+        Returns:
+            The values by the names of the sites.
+        """
+        zeta = {"zeta": z[..., 0, :1].expand(*z.shape[:-2], self.zeta_dim)} if self.zeta_dim else {}
+        of_steps = {name: value for step in self.values_by_step(z) for name, value in step.items()}
+        return {**zeta, **({"z": z} if self.sites == "path" else of_steps)}

@@ -1,0 +1,65 @@
+"""Emissions in standardised units, and which of them can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .._utils.checks import shown
+from ..emissions import Emission
+from ..structure.structure import Structure
+from .standardise import KINDS, InDataUnits, Standardise
+
+__all__ = ["check_options", "check_units", "in_units"]
+
+
+def check_units(standardise: object) -> None:
+    """Raises ``ValueError`` unless this says whether, and how, frames are standardised."""
+    if not (isinstance(standardise, bool | str) and standardise in KINDS):
+        raise ValueError(f"standardise: expected True, False or 'shared', got {shown(standardise)}.")
+
+
+def check_options(options: Mapping[str, object], *, reads_last_frame: bool, structure: Structure) -> None:
+    """Raises ``ValueError`` where options of an emission do not go together with the model.
+
+    Args:
+        options: The options.
+        reads_last_frame: Whether the last frame is the end of the features.
+        structure: The four edges, for the message.
+    """
+    if "dropout" in options:
+        raise ValueError("emission_options: expected no dropout, which is an argument of the model itself.")
+    if options.get("residual") and not reads_last_frame:
+        raise ValueError(
+            "emission_options: residual needs an emission that reads the last frame (x_from_x='markov', or 'full' "
+            f"with skip=True), got {structure!r}."
+        )
+
+
+def in_units(emission: Emission, standardise: Standardise | None, options: Mapping[str, object]) -> Emission:
+    """Gives an emission the units of a model.
+
+    Args:
+        emission: The emission.
+        standardise: The model's part; ``None`` where frames stay as they are.
+        options: The emission's options.
+
+    Returns:
+        The same emission.
+
+    Raises:
+        ValueError: If its frames cannot be standardised, or its scale is one of the data.
+    """
+    if standardise is None:
+        return emission
+    if emission.binary or emission.positive:
+        what = "zeros and ones (or lie between)" if emission.binary else "positive"
+        name = type(emission).__name__
+        raise ValueError(f"standardise: expected False with the emission {name}, whose frames are {what}, got True.")
+    if isinstance(options.get("scale"), InDataUnits):
+        raise ValueError(
+            "emission_options: expected a scale in standardised units, got one of the data; "
+            "moderate_scale(train, standardise=...) gives it."
+        )
+    # A tuple hides the part from torch, which would list its numbers twice.
+    emission.units = (standardise,)
+    return emission
