@@ -136,7 +136,9 @@ class DSSM(Generation):
             self._fix_starts()
         if not own_emission:
             reads = self.memories.emission_reads[1]
-            check_options(emission_options or {}, reads_last_frame=reads[-1:] == ("x",), structure=structure)
+            check_options(
+                emission_options or {}, reads_last_frame=reads[-1:] == ("x",), structure=structure, skip=self.skip
+            )
             in_dim = sum(self.emission_dims)
             net = build_emission(emission, in_dim, x_dim, mlp_dims, dropout=dropout, options=emission_options)
             self.emission_net = in_units(net, self.standardise, emission_options or {})

@@ -123,21 +123,22 @@ INITIALS: dict[str, type[Initial]] = {"gaussian": GaussianInitial, "hierarchical
 InitialLike: TypeAlias = str | Initial | Callable[[int], Initial]
 
 
-def check_initial(initial: object) -> None:
+def check_initial(initial: object, names: tuple[str, ...] = ("transition", *INITIALS)) -> None:
     """Raises ``ValueError`` unless this stands for a distribution of the first latent variable.
 
     Args:
         initial: A name, a part, a class of them, or a function that makes one.
+        names: The names that there are.
 
     Raises:
         ValueError: If it is none of these.
     """
-    names = ("transition", *INITIALS)
     if isinstance(initial, Initial) or (isinstance(initial, str) and initial in names):
         return
     if isinstance(initial, str | nn.Module) or not callable(initial):
         got = shown(initial) if isinstance(initial, str) else kind_of(initial)
-        raise ValueError(f"initial: expected one of {names}, an Initial, or a function that makes one, got {got}.")
+        known = ", ".join(map(repr, names))
+        raise ValueError(f"initial: expected {known}, an Initial, or a function that makes one, got {got}.")
 
 
 def build_initial(initial: InitialLike, z_dim: int) -> Initial | None:

@@ -90,9 +90,7 @@ class KalmanVAE(DSSM):
         positive("state_dim", state_dim)
         positive("code_dim", code_dim)
         mlp_dims = positive_integers("mlp_dims", mlp_dims)
-        check_initial(initial)
-        if initial == "transition":
-            raise ValueError(f"initial: expected one of {tuple(INITIALS)}, or a part of one's own, got {initial!r}.")
+        check_initial(initial, tuple(INITIALS))
         one_of("bound", bound, ("joint", "collapsed"))
         check_emission(emission)
         natural("control_dim", control_dim)
@@ -110,7 +108,7 @@ class KalmanVAE(DSSM):
         self.state_dim, self.code_dim, self.bound = state_dim, code_dim, bound
         self.square_root = square_root
         given = {**({"scale": 0.1} if emission == "gaussian" else {}), **(emission_options or {})}
-        check_options(given, reads_last_frame=False, structure=structure)
+        check_options(given, reads_last_frame=False, structure=structure, skip=False)
         net = build_emission(emission, code_dim, x_dim, mlp_dims, options=given)
         self.emission_net = in_units(net, self.standardise, given)
         self.log_noise = nn.Parameter(torch.full((state_dim,), math.log(noise)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .._utils.checks import shown
-from ..emissions import Emission
+from ..emissions import EMISSIONS, Emission
 from ..structure.structure import Structure
 from .standardise import KINDS, InDataUnits, Standardise
 
@@ -18,20 +18,21 @@ def check_units(standardise: object) -> None:
         raise ValueError(f"standardise: expected True, False or 'shared', got {shown(standardise)}.")
 
 
-def check_options(options: Mapping[str, object], *, reads_last_frame: bool, structure: Structure) -> None:
+def check_options(options: Mapping[str, object], *, reads_last_frame: bool, structure: Structure, skip: bool) -> None:
     """Raises ``ValueError`` where options of an emission do not go together with the model.
 
     Args:
         options: The options.
         reads_last_frame: Whether the last frame is the end of the features.
         structure: The four edges, for the message.
+        skip: Whether full edges offer the last value, for the message.
     """
     if "dropout" in options:
         raise ValueError("emission_options: expected no dropout, which is an argument of the model itself.")
     if options.get("residual") and not reads_last_frame:
         raise ValueError(
             "emission_options: residual needs an emission that reads the last frame (x_from_x='markov', or 'full' "
-            f"with skip=True), got {structure!r}."
+            f"with skip=True), got {structure!r} with skip={skip}."
         )
 
 
@@ -53,8 +54,9 @@ def in_units(emission: Emission, standardise: Standardise | None, options: Mappi
         return emission
     if emission.binary or emission.positive:
         what = "zeros and ones (or lie between)" if emission.binary else "positive"
-        name = type(emission).__name__
-        raise ValueError(f"standardise: expected False with the emission {name}, whose frames are {what}, got True.")
+        kind = type(emission)
+        name = next((name for name, named in EMISSIONS.items() if named is kind), kind.__name__)
+        raise ValueError(f"standardise: expected False with the emission {name!r}, whose frames are {what}, got True.")
     if isinstance(options.get("scale"), InDataUnits):
         raise ValueError(
             "emission_options: expected a scale in standardised units, got one of the data; "

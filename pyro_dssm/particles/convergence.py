@@ -12,7 +12,7 @@ from torch import Tensor
 from .._utils.devices import wide
 from ..programs.batch import Inputs
 
-__all__ = ["ConvergenceWarning", "Limits", "NUM_GROUPS", "correlation", "largest", "r_hat", "warn"]
+__all__ = ["ConvergenceWarning", "Limits", "NUM_GROUPS", "rank_correlation", "largest", "r_hat", "warn"]
 
 NUM_GROUPS = 4  # of chains that start together
 TOLERANCE = 1.1  # below which nothing is said
@@ -74,7 +74,7 @@ def _scores(draws: Tensor) -> Tensor:
     return torch.special.ndtri(position).to(draws).T.view(draws.shape)
 
 
-def correlation(before: Tensor, after: Tensor) -> Tensor:
+def rank_correlation(before: Tensor, after: Tensor) -> Tensor:
     """The rank correlation over chains of their values at two rounds, shape ``(*)``; zero where all are the same."""
     a, b = _scores(before), _scores(after)
     tiny = torch.finfo(a.dtype).eps

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._utils.gaps import interpolate
 from ..emissions import complete, completion, expected
 from ..programs.batch import Inputs
-from .convergence import NUM_GROUPS, Limits, largest, r_hat, warn
+from .convergence import NUM_GROUPS, Limits, largest, r_hat, rank_correlation, warn
 from .gaps import by_sequence, ends_of_gaps, rows
 from .interfaces import GenerativeModel, InferringGuide
 from .paths import Paths
@@ -131,7 +131,7 @@ def _run(
         paths = paths.put(active, after)
         history.append(means)
         r[active] = largest(r_hat(means), own)
-        correlation[active] = largest(correlation(history[number // 2], means), own)
+        correlation[active] = largest(rank_correlation(history[number // 2], means), own)
         going = (r[active] > limits.enough[0]) | (correlation[active] > limits.enough[1]) | (number < LEAST_ROUNDS)
         if stepwise and number > 1:
             # At most, values move more often by as much as there are more particles.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-__all__ = ["Parts", "change", "frozen_copy", "is_plain", "named_arguments"]
+__all__ = ["Parts", "change", "frozen_copy", "is_plain", "named_arguments", "signature_of"]
 
 
 def frozen_copy(value: Any) -> Any:
@@ -62,6 +62,12 @@ def named_arguments(owner: object, args: tuple[Any, ...], kwargs: Mapping[str, A
             arguments[name] = value
     # A file takes plain numbers.
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
+
+
+def signature_of(cls: type) -> inspect.Signature:
+    """How a class is called: as its constructor is, whatever its metaclass does in addition."""
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def is_plain(value: Any, levels: int = 8) -> bool:

@@ -16,7 +16,7 @@ from pyro.nn.module import _PyroModuleMeta
 from pyro.params import param_with_module_name
 from torch import nn
 
-from ._parts import Parts, frozen_copy, named_arguments
+from ._parts import Parts, frozen_copy, named_arguments, signature_of
 from ._store import Entries, claim, release
 
 __all__ = ["Plain", "PlainNotImplementedError", "PlainValueError", "Program", "evaluating", "modes_kept", "note_parts"]
@@ -52,6 +52,10 @@ _PLAIN: dict[type[Exception], type[Plain]] = {
 
 class _Noting(_PyroModuleMeta):
     """Notes what a program's constructor has made, whatever classes it is of."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        return signature_of(cls)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         program = super().__call__(*args, **kwargs)

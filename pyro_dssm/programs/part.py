@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torch import nn
 
-from ._parts import Parts, frozen_copy, named_arguments
+from ._parts import Parts, frozen_copy, named_arguments, signature_of
 
 __all__ = ["Part", "built_as"]
 
 
 class _Noting(type):
     """Notes what a part's constructor has made, whatever classes it is of."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        return signature_of(cls)
 
     def __call__(cls, *args: object, **kwargs: object) -> object:
         part = super().__call__(*args, **kwargs)

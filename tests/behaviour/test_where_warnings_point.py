@@ -47,7 +47,7 @@ def test_warnings_point_at_the_call(name, monkeypatch):
         guide = dssm.MeanField(model, rnn_dim=3)
     else:
         monkeypatch.setattr(
-            dssm.particles.filling._Limits, "of", classmethod(lambda cls, *_: cls((0.0, -1.0), (0.0, -1.0)))
+            dssm.particles.convergence.Limits, "of", classmethod(lambda cls, *_: cls((0.0, -1.0), (0.0, -1.0)))
         )
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")

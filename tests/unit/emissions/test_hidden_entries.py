@@ -22,7 +22,7 @@ def test_entries_are_drawn_given_those_that_follow(structure):
     draws = model.impute(dssm.FullAlignment(model, rnn_dim=2), x, mask=mask, num_samples=count)[:, 0, 0]
     patterns = torch.tensor(list(itertools.product((0.0, 1.0), repeat=2)))
     # The latent variable by quadrature, the hidden entries by enumeration.
-    start = model.first_law(None)
+    start = model.first_step(None)
     z = start.base_dist.loc + start.base_dist.scale * torch.linspace(-8, 8, 2001).unsqueeze(-1)
     states = model.memories.start(torch.Size((2001,)))
     fn = model.emission_from(states, model.memories.after_z(states, z, None))

@@ -41,7 +41,7 @@ each = pytest.mark.parametrize("name", POWER)
 def law_of(name, log_v=LEVELS, shape=SHAPES):
     """A law with these levels, its bins, and the further number where there is one."""
     emission = POWER[name](2, len(log_v))
-    fn = emission.law(log_v, *([shape] if emission.outputs == 2 else []))
+    fn = emission.distribution(log_v, *([shape] if emission.outputs == 2 else []))
     if emission.outputs == 1:
         return emission, fn, None
     # No log-normal is wider than this.
@@ -120,7 +120,7 @@ def test_gamma_with_shape_one_is_itakura_saito():
     x, emission = power(50, 3), POWER["gamma"](2, 3)
     shape = torch.full((3,), math.log(math.expm1(0.95)) - 0.5413)  # the spread adds 0.05
     torch.testing.assert_close(emission.spread(shape), torch.ones(3))
-    torch.testing.assert_close(emission.law(LEVELS, shape).log_prob(x), law_of("itakura-saito")[1].log_prob(x))
+    torch.testing.assert_close(emission.distribution(LEVELS, shape).log_prob(x), law_of("itakura-saito")[1].log_prob(x))
 
 
 @double
@@ -138,14 +138,14 @@ def test_dispersion_of_the_gaussian_is_learned():
         emission.log_dispersion.fill_(math.log(0.3))
     v = LEVELS.exp()
     by_hand = dist.Normal(v, 0.3 * (v + 0.01).sqrt()).log_prob(x)
-    torch.testing.assert_close(emission.law(LEVELS).base_dist.log_prob(x), by_hand)
+    torch.testing.assert_close(emission.distribution(LEVELS).base_dist.log_prob(x), by_hand)
 
 
 @double
 def test_gaussian_counts_errors_of_the_magnitude():
     """Near the mean, what an error costs is about 2 (|X| - sqrt(v))^2 / c^2, whatever the level."""
     v = torch.tensor([1.0, 1e2, 1e4])
-    fn = POWER["power-gaussian"](2, 3).law(v.log()).base_dist
+    fn = POWER["power-gaussian"](2, 3).distribution(v.log()).base_dist
     error = 0.01
     cost = fn.log_prob(v) - fn.log_prob((v.sqrt() + error) ** 2)
     torch.testing.assert_close(cost, torch.full((3,), 2 * error**2), rtol=0.03, atol=0)

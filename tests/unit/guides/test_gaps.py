@@ -78,7 +78,8 @@ PAIRS["flow around noise"] = flows_around(PAIRS["noise"])
 def first_steps(guide, mask, x=None, lengths=None, controls=None):
     """What each step is given of the frames, encoded."""
     x = torch.zeros(1, T, X) if x is None else x
-    return guide.encode(guide.read_context(guide.model.observe(x, lengths, mask, controls)))
+    batch = guide.model.observe(x, lengths, mask, controls)
+    return guide.read_frames(batch) if isinstance(guide, dssm.KalmanGuide) else guide.encode(guide.read_context(batch))
 
 
 @pytest.mark.sample(6)

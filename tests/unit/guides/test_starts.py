@@ -161,7 +161,7 @@ def test_padding_and_batch_mates_are_not_seen(emission, initial, name):
 class ReadsAll(dssm.PartialAlignment):
     """A start of one's own that reads the whole sequence."""
 
-    def zeta_law(self, inputs):
+    def zeta_posterior(self, inputs):
         return normal(inputs.frames.sum(-2)[..., :Z], torch.ones(Z))
 
 
@@ -174,8 +174,8 @@ def test_a_start_of_ones_own_is_given_the_whole_sequences(flow):
     for length in (1, 3):
         total, given = weights_of_chunks(model, guide, batch, length)
         assert (total - weights_at(model, guide, batch, given)).abs().max() < 1e-12
-    alone = guide.zeta_law(model.observe(batch.x[1:2, :3])).mean
-    torch.testing.assert_close(guide.zeta_law(model.observe(batch.x, LENGTHS)).mean[1:2], alone)
+    alone = guide.zeta_posterior(model.observe(batch.x[1:2, :3])).mean
+    torch.testing.assert_close(guide.zeta_posterior(model.observe(batch.x, LENGTHS)).mean[1:2], alone)
     # Nothing of a batch is kept.
     assert not _PYRO_STACK
 

@@ -88,7 +88,7 @@ def parents(guide, x, controls):
         value = torch.randn(len(x), guide.model.zeta_dim)
 
         def of_zeta(z, x):
-            return guide.zeta_law(guide.model.observe(x, controls=controls)).log_prob(value).unsqueeze(-1)
+            return guide.zeta_posterior(guide.model.observe(x, controls=controls)).log_prob(value).unsqueeze(-1)
 
         found.append(parents_by_jacobian(of_zeta, z, x)[1])
     return found
@@ -164,7 +164,7 @@ class OwnStep(Own):
 
 
 class OwnStart(Own):
-    def zeta_law(self, inputs):
+    def zeta_posterior(self, inputs):
         return normal(inputs.frames[..., -1, :Z] + 5.0, torch.ones(Z))
 
 
@@ -419,7 +419,7 @@ def test_discrete_steps_are_refused():
         flow(torch.randn(B, T, X))
 
 
-@pytest.mark.parametrize("name", ["encode", "read_context", "zeta_law", "step"])
+@pytest.mark.parametrize("name", ["encode", "read_context", "zeta_posterior", "step"])
 def test_a_subclass_that_overrides_what_is_asked_of_the_base_is_refused(name):
     mine = type("Mine", (dssm.FlowGuide,), {name: lambda self, *args: None})
     with pytest.raises(TypeError, match=f"^Mine overrides `{name}`, which the wrapped guide is asked for"):

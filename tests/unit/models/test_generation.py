@@ -8,7 +8,8 @@ import torch
 from linear_gaussian import ExactGuide, LinearGaussian
 
 import pyro_dssm as dssm
-from pyro_dssm.models import generation
+from pyro_dssm.models import rollout
+from pyro_dssm.models.rollout import Rollout
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import random_batch
 
@@ -305,7 +306,7 @@ def by_steps(model, guide, x, lengths=None, controls=None, num_samples=3):
     torch.manual_seed(1)
     with torch.no_grad():
         inputs = model.observe(x, lengths, None, controls)
-        means = torch.stack(model._follow(inputs, guide.draw(inputs, num_samples))[0], -2).mean(0)
+        means = torch.stack(Rollout(model)._follow(inputs, guide.draw(inputs, num_samples))[0], -2).mean(0)
     return means if lengths is None else torch.where(inputs.valid.unsqueeze(-1), means, 0.0)
 
 
@@ -338,7 +339,7 @@ def test_many_paths_in_parts(at_once, teacher_forcing, monkeypatch):
     x = torch.randn(B, T, D)
     options = {"num_samples": 5, "teacher_forcing": teacher_forcing}
     whole = reconstructed(model, guide, x, LENGTHS, **options)
-    monkeypatch.setattr(generation, "ENTRIES_AT_ONCE", at_once)
+    monkeypatch.setattr(rollout, "ENTRIES_AT_ONCE", at_once)
     torch.testing.assert_close(reconstructed(model, guide, x, LENGTHS, **options), whole)
 
 

@@ -221,7 +221,7 @@ def expected_weights(model, guide, batch, values):
     total = torch.zeros(codes.shape[:2])
     zeta = values.get("zeta")
     if zeta is not None:
-        q = guide.zeta_law(model.observe(*batch[:3], batch.controls))
+        q = guide.zeta_posterior(model.observe(*batch[:3], batch.controls))
         total = total + normal(torch.zeros_like(zeta), torch.ones_like(zeta)).log_prob(zeta) - q.log_prob(zeta)
     for k in range(codes.shape[0]):
         for i in range(codes.shape[1]):
@@ -524,7 +524,7 @@ bounded = settings(max_examples=25, derandomize=True, deadline=None)
 def path_of(guide, batch, num_samples):
     inputs = guide.model.observe(*batch[:3], batch.controls)
     if guide.zeta_net is not None:
-        inputs.zeta = guide.zeta_law(inputs).sample((num_samples,))
+        inputs.zeta = guide.zeta_posterior(inputs).sample((num_samples,))
     return guide.path(inputs)
 
 
@@ -1066,7 +1066,7 @@ def test_svi_learns():
         ({"noise": 0.0}, "noise: expected a variance"),
         ({"noise": math.nan}, "noise: expected a variance"),
         ({"bound": "tight"}, "bound: expected 'joint' or 'collapsed'"),
-        ({"initial": "transition"}, "initial: expected 'gaussian' or 'hierarchical'"),
+        ({"initial": "transition"}, "initial: expected 'gaussian', 'hierarchical'"),
         ({"dynamics": "linear"}, "dynamics: expected 'locally-linear' or 'network'"),
         ({"dynamics_options": {"width": 3}}, "dynamics_options: 'locally-linear' does not take"),
         ({"dynamics_options": {"num_matrices": 0}}, "num_matrices: expected a positive integer"),

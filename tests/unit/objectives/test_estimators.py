@@ -189,7 +189,7 @@ def exact_log_weights(model, guide, x, lengths=None, mask=None, weight=1.0):
     data, nodes = {f"z_{t + 1}": z[..., t, :] for t in range(T)}, torch.ones(1, len(x))
     if model.zeta_dim:
         node, share = (torch.tensor(v) for v in np.polynomial.hermite_e.hermegauss(12))
-        q = guide.zeta_law(model.observe(x, lengths, mask)).base_dist
+        q = guide.zeta_posterior(model.observe(x, lengths, mask)).base_dist
         zeta = q.loc + q.scale * node.view(-1, 1, 1, 1)
         data = {name: value.expand(len(node), *value.shape) for name, value in data.items()}
         data["zeta"] = zeta.expand(len(node), len(z), len(x), -1)

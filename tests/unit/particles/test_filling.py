@@ -12,7 +12,7 @@ from torch import nn
 import pyro_dssm as dssm
 from pyro_dssm.evaluation.imputation import coverage
 from pyro_dssm.nn.layers import normal
-from pyro_dssm.particles import filling
+from pyro_dssm.particles import convergence, filling
 from pyro_dssm.particles.convergence import r_hat
 
 T, D, S = 10, 2, 400
@@ -249,7 +249,7 @@ def test_r_hat_of_draws_that_are_alike_and_of_others():
     found = r_hat(alike)
     # Of independent draws, 25 B / W has an F distribution with 3 and 96 degrees of freedom.
     assert found.square().mean() == pytest.approx(1.0, abs=0.01)
-    assert (found > filling._Limits.of(25, 1).alarm[0]).double().mean() < filling.FALSE_ALARMS
+    assert (found > convergence.Limits.of(25, 1).alarm[0]).double().mean() < convergence.FALSE_ALARMS
     groups = torch.randn(4, 2000).repeat(25, 1)
     assert r_hat(groups + alike).median() > 1.2
     assert r_hat(groups).min() > 100
