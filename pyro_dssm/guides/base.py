@@ -16,7 +16,7 @@ from ..models.dssm import DSSM
 from ..programs._program import Program
 from ..programs.batch import Inputs
 from ..programs.path import PathLaw, plates
-from ..programs.shared import sharing
+from ..programs.shared import leave
 from .posterior import Posterior, posterior
 
 __all__ = ["BaseGuide", "FutureStates", "check_model", "check_pair"]
@@ -65,20 +65,25 @@ class BaseGuide(Program):
     Args:
         model: The model whose latents it infers.
 
+    Attributes:
+        model: The same.
+
     Raises:
         ValueError: If the model is no :class:`DSSM`.
     """
 
+    model: DSSM
+
     def __init__(self, model: DSSM) -> None:
         super().__init__()
         check_model(model)
-        # A tuple hides the model from torch, which would list its tensors in the guide's state_dict as well.
-        self._model = (model,)
+        # Past torch, which would list the model's tensors in the guide's state_dict as well.
+        self.__dict__["model"] = model
 
-    @property
-    def model(self) -> DSSM:
-        """The model whose latents this guide infers."""
-        return self._model[0]
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "model":
+            raise AttributeError(f"model: expected that of the constructor, {type(self.model).__name__}, to stay.")
+        super().__setattr__(name, value)
 
     @abstractmethod
     def path(self, inputs: Inputs) -> PathLaw:
@@ -150,10 +155,8 @@ class BaseGuide(Program):
         Raises:
             ValueError: If an argument has a wrong type, dtype, device, shape or value.
         """
-        inputs = self.model.observe(x, lengths, mask, controls)
-        handler = sharing()
-        if handler is not None:
-            handler.leave(self.model, (x, lengths, mask, controls), inputs)
+        inputs = self.model.check(x, lengths, mask, controls)
+        leave(self.model, (x, lengths, mask, controls), inputs)
         with plates(inputs.batch_shape):
             self.emit_zeta(inputs)
             return self.path(inputs).emit(self.model.sites)

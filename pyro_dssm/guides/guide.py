@@ -368,7 +368,7 @@ class GuidePath(Path):
 
     def __init__(self, guide: Guide, inputs: Inputs) -> None:
         self.guide, self.model = guide, guide.model
-        self._memory = guide._z_memory
+        self._memory, self._past_dim = guide._z_memory, guide.past_dim
         self.memoryless = self._memory is None
         self._extra = guide._z_extra(inputs)
         self._extras = None if self._extra is None else self._extra.unbind(-2)
@@ -400,14 +400,14 @@ class GuidePath(Path):
     def at(self, state: Any, t: int) -> Any:
         """The guide's step."""
         context = self._contexts[t]
-        if state is None or self._memory is None:
-            return self._step(None, context)
-        return self._step(self._memory.read(state), context)
+        return self._step(None if state is None else state[..., : self._past_dim], context)
 
     def _step(self, past: Tensor | None, context: Tensor) -> Any:
         if past is not None:
             context = context.expand(*past.shape[:-1], -1)
-        fn = event("step", self.guide.step(past, context), self.model.z_dim)
+        fn = self.guide.step(past, context)
+        if getattr(fn, "event_shape", None) != self.event_shape[1:]:
+            event("step", fn, self.model.z_dim)
         return fn if fn.has_rsample else _scorable(fn)
 
     def advance(self, state: Any, z: Tensor, t: int) -> Any:
@@ -444,7 +444,7 @@ class GuidePath(Path):
         """Keeps for the model what was computed of the path that has just been drawn."""
         if self._shares and self._memory is not None:
             # The model reads the same RNN along the same path: it need not run it again.
-            after = torch.stack([self._memory.read(state) for state in self._states], dim=-2)
+            after = torch.stack(self._states, dim=-2)[..., : self._past_dim]
             self._inputs.drawn = Drawn(z, after, self._states[-1])
 
     def along(self, z: Tensor) -> Any:

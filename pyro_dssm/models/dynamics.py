@@ -104,9 +104,10 @@ class LocallyLinear(Dynamics):
 
     def linearise(self, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
         """The mean, and the matrix at the state."""
-        weights = torch.softmax(self.weights(join(z, u) if self.by_controls else z), dim=-1)
+        both = z if u is None else join(z, u)
+        weights = torch.softmax(self.weights(both if self.by_controls else z), dim=-1)
         mixed = (weights @ self.base).unflatten(-1, (self.z_dim, self.z_dim + self.control_dim))
-        mean = z + torch.matmul(mixed, join(z, u).unsqueeze(-1)).squeeze(-1)
+        mean = z + torch.matmul(mixed, both.unsqueeze(-1)).squeeze(-1)
         eye = torch.eye(self.z_dim, dtype=z.dtype, device=z.device)
         return mean, mixed[..., : self.z_dim] + eye
 

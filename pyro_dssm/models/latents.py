@@ -17,7 +17,7 @@ from ..nn.memories import Memories, States
 from ..programs._program import evaluating
 from ..programs.batch import Inputs
 from ..programs.path import plates
-from ..programs.shared import sharing
+from ..programs.shared import take
 from ..structure.structure import Structure
 from .frames import FrameModel
 from .initial import Initial
@@ -142,8 +142,7 @@ class LatentModel(FrameModel):
 
     def receive(self, x: Tensor, lengths: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> Inputs:
         """The checked batch of a call: what the guide has left of it (:class:`Shared`), or else from scratch."""
-        handler = sharing()
-        left = None if handler is None else handler.take(self, (x, lengths, mask, controls))
+        left = take(self, (x, lengths, mask, controls))
         return self.check(x, lengths, mask, controls) if left is None else left
 
     def path(self, inputs: Inputs) -> ModelPath:

@@ -151,6 +151,7 @@ class Memories(nn.ModuleDict):
                 if not isinstance(built, Memory):
                     raise ValueError(f"memories: expected a Memory for {name!r}, got {kind_of(built)}.")
                 self[name] = built
+        self._sizes = {name: self.get(name).out_dim for name in self}
 
     def get(self, name: str) -> Memory:
         """The memory of a name."""
@@ -166,8 +167,10 @@ class Memories(nn.ModuleDict):
 
     def read(self, states: States, names: tuple[str, ...]) -> Tensor | None:
         """The features that states offer; ``None`` where nothing is read."""
-        features = [self.get(n).read(states[n]) if n in self else states[n] for n in names]
-        return join(*features) if features else None
+        features = [states[n][..., : self._sizes[n]] if n in self._sizes else states[n] for n in names]
+        if len(features) < 2:
+            return features[0] if features else None
+        return join(*features)
 
     # One step at a time.
 
@@ -195,7 +198,13 @@ class Memories(nn.ModuleDict):
 
     def first(self, inputs: Inputs) -> States:
         """The states before the first step of a batch."""
-        return self.start(inputs.batch_shape) if inputs.first is None else inputs.first.memories
+        states = inputs.before
+        if states is None:
+            states = self.start(inputs.batch_shape) if inputs.first is None else inputs.first.memories
+            if torch.is_grad_enabled():
+                # What has no gradients must not be found by those who need them.
+                inputs.before = states
+        return states
 
     def along_x(self, inputs: Inputs) -> tuple[States, States]:
         """What is kept of x before and after every step, computed once for each batch."""
@@ -205,7 +214,8 @@ class Memories(nn.ModuleDict):
                 if name in self:
                     memory = self.get(name)
                     after[name], last = memory.scan(inputs.frames, start[name])
-                    inputs.hand_on(name, last)
+                    if inputs.carry is not None:
+                        inputs.carry.last.memories[name] = last
                     before[name] = memory.past(after[name], start[name])
             inputs.along_x = before, after
         return inputs.along_x
@@ -217,7 +227,7 @@ class Memories(nn.ModuleDict):
         start, drawn = self.first(inputs), inputs.drawn
         before: States = {}
         after: States = {"z": z}
-        inputs.hand_on("z", z[..., -1, :])
+        last_states = {"z": z[..., -1, :]}
         if "z" in self:
             before["z"] = self.get("z").past(z, start["z"])
         for name in ("hz", "h"):
@@ -228,7 +238,9 @@ class Memories(nn.ModuleDict):
                 else:
                     x_past = self.along_x(inputs)[0]["x"] if name == "h" else None
                     after[name], last = memory.scan(join(z, x_past, inputs.controls), start[name])
-                inputs.hand_on(name, last)
+                last_states[name] = last
                 before[name] = memory.past(after[name], start[name])
+        if inputs.carry is not None:
+            inputs.carry.last.memories.update(last_states)
         inputs.along_z = z, before, after
         return before, after

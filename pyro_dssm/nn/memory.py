@@ -23,12 +23,12 @@ CELLS = ("gru", "lstm", "rnn")
 
 
 class Memory(Part):
-    """What an edge keeps of a variable: a state, updated by every value.
+    """What an edge keeps of a variable: a state, updated by every value, whose first entries are what it offers.
 
     A memory of one's own, an argument of a model, writes ``step`` and ``scan``, which must agree.
 
     Attributes:
-        out_dim: Size of what is read from the state.
+        out_dim: Size of what is read from the state: its first entries.
     """
 
     out_dim: int

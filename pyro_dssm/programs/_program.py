@@ -60,6 +60,7 @@ class _Noting(_PyroModuleMeta):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         program = super().__call__(*args, **kwargs)
         note_parts(program)
+        program.keep_parts_at_hand()
         return program
 
 
@@ -99,6 +100,8 @@ class Program(PyroModule, metaclass=_Noting):
 
     def __init__(self) -> None:
         super().__init__(self._fresh_name())
+        # Pyro wraps programs like functions, which have names.
+        self.__dict__.update(__name__=type(self).__name__, __qualname__=type(self).__qualname__)
 
     @classmethod
     def _fresh_name(cls) -> str:
@@ -113,20 +116,42 @@ class Program(PyroModule, metaclass=_Noting):
         for parameter in self.parameters():
             # Pyro leaves weak references on what it has trained, and they cannot be pickled.
             vars(parameter).pop("unconstrained", None)
-        return {k: v for k, v in self.__dict__.items() if k != "_entries"}
+        at_hand = self._modules.keys()
+        return {k: v for k, v in self.__dict__.items() if k != "_entries" and k not in at_hand}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy (deepcopy, unpickling) must not answer to the name of its original.
         super().__setstate__(state)
+        self.keep_parts_at_hand()
         root, context = self._fresh_name(), type(self._pyro_context)()
         for path, module in self.named_modules():
             if isinstance(module, PyroModule):
                 module.__dict__["_pyro_name"] = f"{root}.{path}" if path else root
                 module.__dict__["_pyro_context"] = context
 
+    # Plain submodules are kept among the attributes too, where Python finds them by itself: torch and Pyro look them up
+    # through functions, and Pyro registers all of their parameters at every access, which in a loop over time costs
+    # more than the submodule's own work. `_register` has done it once for the whole call.
+
+    def keep_parts_at_hand(self) -> None:
+        """Puts plain submodules among the attributes: those of now, whatever has been put in their place."""
+        for name, child in self._modules.items():
+            if child is None or isinstance(child, PyroModule):
+                self.__dict__.pop(name, None)
+            else:
+                self.__dict__[name] = child
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_modules", ()):
+            self.__dict__.pop(name, None)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__.get("_modules", ()):
+            self.__dict__.pop(name, None)
+        super().__delattr__(name)
+
     def __getattr__(self, name: str) -> Any:
-        # Pyro registers all parameters of a plain submodule at every access, which costs more than the
-        # submodule's own work in a loop over time; `_register` has done it once for the whole call.
         child = self.__dict__.get("_modules", {}).get(name)
         if child is not None and not isinstance(child, PyroModule):
             return child
@@ -149,6 +174,7 @@ class Program(PyroModule, metaclass=_Noting):
 
     def _register(self) -> None:
         entries, store = self._entries, pyro.get_param_store()
+        self.keep_parts_at_hand()
         for module in self.modules():
             if not isinstance(module, PyroModule):
                 continue

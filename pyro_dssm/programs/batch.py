@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .shared import Carry, ModelStates, States
+from .shared import Carry, States
 
 __all__ = ["Inputs", "prepare"]
 
@@ -46,6 +46,13 @@ class Inputs:
         carry: What is handed on, where this is a chunk of longer sequences.
         zeta: The hierarchical start's latent variable, where the guide has drawn it already.
         drawn: What the guide has computed of the latent path that it has drawn.
+        batch_shape: ``(*, B)``.
+        num_steps: ``T``.
+        first: Where the model stands before the first step, where that is no start.
+        starts: Whether the first frame is the first of its sequence; a later chunk of long sequences has none.
+        along_x: What the model's memories keep of x, before and after every step.
+        along_z: What they keep of a latent path: the path, before and after every step.
+        before: The states before the first step.
     """
 
     x: Tensor
@@ -61,7 +68,13 @@ class Inputs:
     drawn: Drawn | None = field(default=None, init=False, repr=False)
     along_x: tuple[States, States] | None = field(default=None, init=False, repr=False)
     along_z: tuple[Tensor, States, States] | None = field(default=None, init=False, repr=False)
+    before: States | None = field(default=None, init=False, repr=False)
     _frames: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.batch_shape, self.num_steps = self.x.shape[:-2], self.x.shape[-2]
+        self.first = None if self.carry is None else self.carry.first
+        self.starts = self.first is None
 
     @property
     def frames(self) -> Tensor:
@@ -70,25 +83,10 @@ class Inputs:
             self._frames = self.x if self.read is None else self.read(self.x)
         return self._frames
 
-    @property
-    def starts(self) -> bool:
-        """Whether the first frame is the first of its sequence; a later chunk of long sequences has none."""
-        return self.carry is None or self.carry.first is None
-
-    @property
-    def first(self) -> ModelStates | None:
-        """Where the model stands before the first step, where that is no start."""
-        return None if self.carry is None else self.carry.first
-
     def hand_on(self, name: str, state: Tensor) -> None:
         """Keeps the last state of a memory for the next chunk, where there may be one."""
         if self.carry is not None:
             self.carry.last.memories[name] = state
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """``(*, B)``."""
-        return self.x.shape[:-2]
 
     def valid_at(self, t: int) -> Any:
         """Which sequences have a step ``t`` (from 0): a mask of shape ``(B,)``, or True for all."""
@@ -101,11 +99,6 @@ class Inputs:
     def controls_at(self, t: int) -> Tensor | None:
         """The control that drives step ``t`` (from 0), shape ``(*, B, control_dim)``."""
         return None if self.controls is None else self.controls[..., t, :]
-
-    @property
-    def num_steps(self) -> int:
-        """``T``."""
-        return self.x.shape[-2]
 
 
 def _shape(value: object) -> str:

@@ -148,6 +148,19 @@ def sharing() -> Shared | None:
     return None
 
 
+def leave(model: Any, arguments: tuple[Any, ...], batch: Inputs) -> None:
+    """Leaves a checked batch for the model, where the two share."""
+    handler = sharing()
+    if handler is not None:
+        handler.leave(model, arguments, batch)
+
+
+def take(model: Any, arguments: tuple[Any, ...]) -> Inputs | None:
+    """What the guide has left for a call of the model with these very arguments."""
+    handler = sharing()
+    return None if handler is None else handler.take(model, arguments)
+
+
 def carry_of(model: Any) -> Carry | None:
     """The chunk of long sequences that a model is run over, if it is."""
     for handler in reversed(_PYRO_STACK):
