@@ -36,9 +36,12 @@ def clean():
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     yield
+    gradients = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
     leaked = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     assert leaked == dtype, f"the test left the default dtype at {leaked}"
+    assert gradients, "the test left gradients switched off"
 
 
 @pytest.fixture

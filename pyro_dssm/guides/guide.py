@@ -16,7 +16,7 @@ from .._utils.types import check_types
 from ..models.dssm import DSSM
 from ..nn.layers import join, reverse, shift
 from ..nn.memories import States
-from ..nn.memory import CELLS, Cell, Last, Memory, Recurrent
+from ..nn.memory import CELLS, Cell, Last, Memory, Recurrent, offers
 from ..programs.batch import Drawn, Inputs
 from ..programs.path import Path
 from ..structure.structure import Order
@@ -368,7 +368,8 @@ class GuidePath(Path):
 
     def __init__(self, guide: Guide, inputs: Inputs) -> None:
         self.guide, self.model = guide, guide.model
-        self._memory, self._past_dim = guide._z_memory, guide.past_dim
+        self._memory = guide._z_memory
+        self._past_dim = None if self._memory is None else offers(self._memory)
         self.memoryless = self._memory is None
         self._extra = guide._z_extra(inputs)
         self._extras = None if self._extra is None else self._extra.unbind(-2)
@@ -400,7 +401,14 @@ class GuidePath(Path):
     def at(self, state: Any, t: int) -> Any:
         """The guide's step."""
         context = self._contexts[t]
-        return self._step(None if state is None else state[..., : self._past_dim], context)
+        return self._step(None if state is None else self._read(state), context)
+
+    def _read(self, state: Tensor) -> Tensor:
+        """What is read of the memory, of one step or of many."""
+        if self._past_dim is None:
+            assert self._memory is not None
+            return self._memory.read(state)
+        return state[..., : self._past_dim]
 
     def _step(self, past: Tensor | None, context: Tensor) -> Any:
         if past is not None:
@@ -444,7 +452,7 @@ class GuidePath(Path):
         """Keeps for the model what was computed of the path that has just been drawn."""
         if self._shares and self._memory is not None:
             # The model reads the same RNN along the same path: it need not run it again.
-            after = torch.stack(self._states, dim=-2)[..., : self._past_dim]
+            after = self._read(torch.stack(self._states, dim=-2))
             self._inputs.drawn = Drawn(z, after, self._states[-1])
 
     def along(self, z: Tensor) -> Any:

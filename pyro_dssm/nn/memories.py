@@ -14,7 +14,7 @@ from ..programs.batch import Inputs
 from ..programs.shared import States
 from ..structure.structure import Order, Structure
 from .layers import join
-from .memory import CELLS, Cell, Last, Memory, Recurrent
+from .memory import CELLS, Cell, Last, Memory, Recurrent, offers
 
 __all__ = ["Memories", "MemoryOptions", "States"]
 
@@ -151,7 +151,7 @@ class Memories(nn.ModuleDict):
                 if not isinstance(built, Memory):
                     raise ValueError(f"memories: expected a Memory for {name!r}, got {kind_of(built)}.")
                 self[name] = built
-        self._sizes = {name: self.get(name).out_dim for name in self}
+        self._sizes = {name: offers(self.get(name)) for name in self}
 
     def get(self, name: str) -> Memory:
         """The memory of a name."""
@@ -167,7 +167,15 @@ class Memories(nn.ModuleDict):
 
     def read(self, states: States, names: tuple[str, ...]) -> Tensor | None:
         """The features that states offer; ``None`` where nothing is read."""
-        features = [states[n][..., : self._sizes[n]] if n in self._sizes else states[n] for n in names]
+        sizes = self._sizes
+        features = [
+            states[n]
+            if n not in sizes
+            else self.get(n).read(states[n])
+            if sizes[n] is None
+            else states[n][..., : sizes[n]]
+            for n in names
+        ]
         if len(features) < 2:
             return features[0] if features else None
         return join(*features)

@@ -65,6 +65,11 @@ class Memory(Part):
         return shift(after, self.read(state))
 
 
+def offers(memory: Memory) -> int | None:
+    """How many entries of its state a memory offers; ``None`` where it reads them in a way of its own."""
+    return memory.out_dim if getattr(type(memory), "read", None) is Memory.read else None
+
+
 class Last(Memory):
     """Keeps the last value: the memory of a first-order Markov edge.
 

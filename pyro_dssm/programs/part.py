@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
+from functools import wraps
 
 from torch import nn
 
-from ._parts import Parts, frozen_copy, named_arguments, signature_of
+from ._parts import Parts, frozen_copy, named_arguments
 
 __all__ = ["Part", "built_as"]
 
 
-class _Noting(type):
-    """Notes what a part's constructor has made, whatever classes it is of."""
+def _noting(init: Callable[..., None]) -> Callable[..., None]:
+    """The same constructor, which in the end notes what it has made, unless it is called by that of a subclass."""
 
-    @property
-    def __signature__(cls) -> inspect.Signature:
-        return signature_of(cls)
+    @wraps(init)
+    def noting(self: Part, *args: object, **kwargs: object) -> None:
+        init(self, *args, **kwargs)
+        if type(self).__init__ is noting:
+            object.__setattr__(self, "_built", Parts.of(self))
 
-    def __call__(cls, *args: object, **kwargs: object) -> object:
-        part = super().__call__(*args, **kwargs)
-        object.__setattr__(part, "_built", Parts.of(part))
-        return part
+    return noting
 
 
-class Part(nn.Module, metaclass=_Noting):
+class Part(nn.Module):
     """A module that can be an argument of a model or a guide: a pair file can build it again.
 
     It notes the arguments of its constructor, as they were then, and what it was then, as models and guides do. The
@@ -46,6 +46,16 @@ class Part(nn.Module, metaclass=_Noting):
         self = super().__new__(cls)
         object.__setattr__(self, "_arguments", (frozen_copy(args), frozen_copy(kwargs)))
         return self
+
+    @_noting
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __init_subclass__(cls, **options: object) -> None:
+        # Not by a metaclass, which would keep Pyro from making a PyroModule of a part.
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _noting(cls.__init__)  # type: ignore[method-assign]
 
     @property
     def arguments(self) -> dict[str, object]:
