@@ -66,6 +66,7 @@ from .training.autoencoder import autoencoder_error
 from .training.calibration import Calibration, calibrate
 from .training.fitting import History, fit
 from .training.optim import ClippedNormAdam
+from .training.options import Checkpoint, Loading, Optimisation, Progress, Validation
 from .training.truncation import chunks
 
 __version__ = "0.1.0"
@@ -79,6 +80,7 @@ __all__ = [
     "Batch",
     "Bound",
     "Calibration",
+    "Checkpoint",
     "ClippedNormAdam",
     "ConstantKL",
     "Constraint",
@@ -111,13 +113,16 @@ __all__ = [
     "KalmanVAE",
     "Lagrangian",
     "LinearKL",
+    "Loading",
     "LocallyLinearSSM",
     "MeanField",
     "NoLatents",
     "NoiseGuide",
+    "Optimisation",
     "Order",
     "PairFile",
     "PartialAlignment",
+    "Progress",
     "RNN",
     "RSSM",
     "RVAE",
@@ -134,6 +139,7 @@ __all__ = [
     "Structure",
     "Trajectories",
     "VRNN",
+    "Validation",
     "ZOO",
     "ZooModel",
     "autoencoder_error",

@@ -27,6 +27,7 @@ from ..objectives.elbo import KLSchedule, RecordingELBO
 from ..programs._program import Program
 from ..structure.structure import Structure
 from ._fresh import MEMORY
+from ._old_names import in_new_names
 from ._ranks import ABSENT, leaves_of
 from .optim import ClippedNormAdam
 
@@ -423,7 +424,7 @@ def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         # What was built differently has other parts.
         if any(key.startswith(f"{name}.") for key in found):
             found = {key: words for key, words in found.items() if not key.startswith(f"parts of {name}.")}
-    return [words.removeprefix("parts of ") for words in found.values()]
+    return [in_new_names(words.removeprefix("parts of ")) for words in found.values()]
 
 
 def _short(leaves: Mapping[str, Any], name: str) -> str:

@@ -20,6 +20,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from ._old_names import NEW_NAMES
+
 __all__ = [
     "OtherRankError",
     "OtherRankValueError",
@@ -447,6 +449,7 @@ def _sentence(name: str, leaves: Mapping[int, Mapping[str, Any]]) -> str:
     got = [f"{word} on {_ranks(ranks)}" for word, ranks in who.items()]
     argument = name.partition(".")[0]
     name = name if " of " not in argument else name.partition(" of ")[2]
+    name = NEW_NAMES.get(name, name)
     return f"{name}: expected the same on every rank, got {', '.join(got[:-1])} and {got[-1]}.{HINTS.get(argument, '')}"
 
 

@@ -44,6 +44,7 @@ from ..saving.pairs import (
     write_pair,
     write_tensors,
 )
+from ._old_names import NEW_NAMES
 from ._optimisation import Optimisation
 from ._plan import Description, content, differences
 from ._ranks import all_reduce, broadcast, compare, of_first, world
@@ -194,9 +195,9 @@ class Run:
         if self.folder is not None and description.opaque:
             name, value = description.opaque[0]
             raise ValueError(
-                f"{name}: expected what a later call can be compared with, as checkpoint needs it, got {value!r}. Give "
-                "a function of a module (without what it captures), or an object whose repr says its settings; or "
-                "train with checkpoint=None."
+                f"{NEW_NAMES.get(name, name)}: expected what a later call can be compared with, as checkpoint needs "
+                f"it, got {value!r}. Give a function of a module (without what it captures), or an object whose repr "
+                "says its settings; or train with checkpoint=None."
             )
         return plan
 
@@ -663,7 +664,7 @@ class Run:
             timed.append("valid_every")
         if then == now or not timed:
             return []
-        return [f"epochs: {then} in the checkpoint, {now} now, by which {timed[0]} is timed"]
+        return [f"epochs: {then} in the checkpoint, {now} now, by which {NEW_NAMES[timed[0]]} is timed"]
 
     def _other_weights(self, tensors: dict[str, Tensor]) -> list[str]:
         """What differs in the tensors apart from their values, which are those of the checkpoint from here on."""

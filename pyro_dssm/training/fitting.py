@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import time
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pyro import poutine
@@ -26,7 +27,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.util import prune_subsample_sites
 from tqdm import tqdm
 
-from .._utils.checks import check_seed, data_named, positive, real, share, whole
+from .._utils.checks import check_seed, data_named, positive, real, shown
 from .._utils.devices import generators_kept
 from .._utils.extras import require
 from .._utils.interrupts import uninterrupted
@@ -37,26 +38,18 @@ from ..models.dssm import DSSM
 from ..objectives.elbo import ConstantKL, KLSchedule, RecordingELBO
 from ..programs._program import evaluating, modes_kept
 from ._fresh import remembering
+from ._old_names import OldNames, Parts, grouped
 from ._optimisation import check_scheduler
 from ._ranks import finish, together, world
 from ._run import History, Run
 from ._scale import warn_of_scale
 from .optim import ClippedNormAdam
+from .options import LR_SCHEDULES, Checkpoint, Loading, Optimisation, Progress, Validation
 
-__all__ = ["LR_SCHEDULES", "History", "fit"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-
-def _one_cycle(progress: float) -> float:
-    if progress < 0.1:
-        return 0.04 + 0.96 * progress / 0.1
-    return 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9)) + 1e-4
-
-
-LR_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)) + 1e-4,
-    "one-cycle": _one_cycle,
-}
+__all__ = ["History", "fit"]
 
 
 # Pyro's losses whose gradient for the guide is right only where all of its latents are reparameterised. That of a Rényi
@@ -92,13 +85,9 @@ def _check_estimator(
 
 def _check_options(model: DSSM, guide: BaseGuide, options: dict[str, Any]) -> None:
     check_pair(model, guide)
-    for name in ("epochs", "batch_size", "valid_every"):
-        positive(name, options[name], most=None)
-    positive("valid_particles", options["valid_particles"])
-    for name in ("patience", "truncate"):
-        if options[name] is not None:
-            positive(name, options[name], also="None", most=None)
-    share("averaging", options["averaging"])
+    positive("epochs", options["epochs"], most=None)
+    if options["truncate"] is not None:
+        positive("truncate", options["truncate"], also="None", most=None)
     for name, value in (("train", options["train"]), ("valid", options["valid"])):
         if name == "valid" and value is None:
             continue
@@ -110,11 +99,8 @@ def _check_options(model: DSSM, guide: BaseGuide, options: dict[str, Any]) -> No
         if not isinstance(options[name], kind):
             raise ValueError(f"{name}: expected a {kind.__name__}, got {options[name]!r}.")
     check_seed(options["seed"])
-    whole("num_workers", options["num_workers"])
-    if not callable(options["lr_schedule"]):
-        raise ValueError(f"lr_schedule: expected a name or a function, got {options['lr_schedule']!r}.")
     if options["patience"] is not None and options["valid"] is None:
-        raise ValueError("patience: early stopping needs a validation set, got valid=None.")
+        raise ValueError("validation.patience: early stopping needs a validation set, got valid=None.")
     loss, kl = options["loss"], options["kl"]
     if options["truncate"] is not None and loss.num_particles != 1:
         raise ValueError(f"loss: expected one with num_particles=1 where truncate is set, got {loss.num_particles}.")
@@ -134,6 +120,19 @@ def _check_options(model: DSSM, guide: BaseGuide, options: dict[str, Any]) -> No
         )
 
 
+P = TypeVar("P", Loading, Optimisation, Checkpoint, Progress)
+
+
+def _part(name: str, value: object, kind: type[P]) -> P:
+    """What an argument says: a part as it is, or its first field alone."""
+    if isinstance(value, kind):
+        return value
+    try:
+        return kind(value)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{name}: {str(error).partition(': ')[2]}") from error
+
+
 def fit(
     model: DSSM,
     guide: BaseGuide,
@@ -141,29 +140,19 @@ def fit(
     valid: SequenceDataset | None = None,
     *,
     epochs: int = 100,
-    batch_size: int = 20,
+    batch_size: int | Loading = 20,
     lr: float = 1e-3,
-    lr_schedule: str | Callable[[float], float] = "constant",
-    weight_decay: float = 0.0,
-    clip_norm: float | None = 10.0,
+    optimizer: PyroOptim | Optimisation | None = None,
     kl: KLSchedule | None = None,
-    optimizer: PyroOptim | None = None,
     loss: ELBO | None = None,
-    averaging: float = 0.0,
     augment: Callable[[Batch], Batch] | None = None,
     truncate: int | None = None,
-    valid_every: int = 1,
-    valid_particles: int = 1,
-    patience: int | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_seconds: float = 60.0,
-    resume: bool = True,
+    validation: Validation | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     max_seconds: float | None = None,
     seed: int = 0,
-    num_workers: int = 0,
-    progress: bool = True,
-    tensorboard: str | os.PathLike[str] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
+    progress: bool | Progress = True,
+    **old: Unpack[OldNames],
 ) -> History:
     """Trains a model and its guide with :class:`pyro.infer.SVI`.
 
@@ -174,42 +163,23 @@ def fit(
     That is so however it ends: after Ctrl-C or an error (which is raised all the same) what has been chosen so far is
     in place, or, within the first epoch, the weights as they came; the error's ``history`` is what has happened, as
     ``log.jsonl`` is. Always, the modes (training or evaluation) and gradients of model and guide are as before the
-    call, and so are the generators. Signals that a handler of Python's raises something at (SIGTERM, say) count like
-    Ctrl-C. Where a file cannot be written, as on a full disk, each file holds what it held before, so that what is in
-    place may be newer; a folder that cannot be written at all is refused before any work, unless its run is complete.
-    A folder that has been removed is made again, with everything in it.
+    call, and so are the generators. Signals whose Python handler raises something (SIGTERM, say) count like Ctrl-C.
 
-    A run starts from scratch unless it goes on from a checkpoint: whatever an earlier run has left in ``kl`` (a
-    multiplier, say) or in ``optimizer`` (moments and rates of these parameters) is undone first. Afterwards both hold
-    their final state. An object of your own as ``augment`` is left as it is.
+    A run starts from scratch unless it resumes from a :class:`~pyro_dssm.Checkpoint`: whatever an earlier run has left
+    in ``kl`` (a multiplier, say) or in ``optimizer`` (moments and rates of these parameters) is undone first.
+    Afterwards both hold their final state. An object of your own as ``augment`` is left as it is.
 
     A model that standardises (:class:`~pyro_dssm.Standardise`) takes the means and scales of ``train``, unless it has
     some already. Frames that are far from unit scale without it are warned of. A model that is calibrated
     (:func:`~pyro_dssm.calibrate`) loses its calibrated scale.
 
-    Everything random follows from ``seed`` and the number of the step, so a run that was interrupted, at whatever
-    moment, and is called again with the same arguments ends with the same weights as one that was not. The checkpoint
-    says what the arguments were: a hash of the data (which takes about 1.5 seconds a gigabyte), how model and guide
-    were built (with settings of their parts, and what is frozen), and every option with its values. A call of which
-    anything else differs is refused, with what differs, but for ``patience``, ``max_seconds``, ``num_workers``,
-    ``checkpoint_seconds``, ``progress``, ``tensorboard``, ``callback``, and ``epochs`` where no schedule is timed by
-    them. (The weights and buffers that model and guide come with do not count either: they become those of the
-    checkpoint. The code of classes is not compared.) Functions are compared by what they do and objects by their
-    repr; what a lambda or a function has captured cannot be compared, and is refused together with ``checkpoint``.
-    The log (``logging``) says where a run is resumed, or that it is complete.
-
-    While it is trained, the folder is locked: a second run is told which process holds it. A killed run holds nothing.
-    Between computers the lock holds as far as those of the file system do (NFS has them from version 4 on).
-
-    The device is that of the parameters.
-
-    Started by ``torchrun`` with ``torch.distributed`` initialised, each process takes its share of every batch,
-    gradients are averaged, and the first process writes. All of them are called with the same arguments and all of
-    the data, which is compared at the start; only weights (the first process's count), ``progress``, ``callback``,
-    ``tensorboard``, ``num_workers``, ``patience``, ``checkpoint_seconds`` and ``max_seconds`` (the first process's
-    count) may differ. Where one process fails, is interrupted or killed, the others end within seconds of waiting for
-    it, with an error that names it. One that stands still without ending cannot be told from one that computes for
-    long: the others wait for it as long as ``init_process_group(timeout=...)`` has been told.
+    The device is that of the parameters. Started by ``torchrun`` with ``torch.distributed`` initialised, each process
+    takes its part of every batch, gradients are averaged, and the first process writes. All of them are called with
+    the same arguments and all of the data, which is compared at the start; only weights (the first process's count),
+    ``progress``, ``num_workers``, ``patience``, ``checkpoint.seconds`` and ``max_seconds`` (the first process's count)
+    may differ. Where one process fails, is interrupted or killed, the others end within seconds of waiting for it, with
+    an error that names it. One that stands still without ending cannot be distinguished from one that computes for
+    long: the others wait for it as long as ``init_process_group(timeout=...)`` allows.
 
     Args:
         model: The model.
@@ -217,45 +187,32 @@ def fit(
         train: The sequences to learn from.
         valid: The sequences to choose the weights with.
         epochs: How often to go through the training set.
-        batch_size: Sequences per step, all processes together.
-        lr: Learning rate, its peak where there is a schedule.
-        lr_schedule: ``"constant"``, ``"cosine"``, ``"one-cycle"``, or a function from the share of all steps done
-            to a factor.
-        weight_decay: Decoupled weight decay.
-        clip_norm: Length that longer gradients are scaled to; ``None`` for no clipping.
+        batch_size: Sequences per step, all processes together; or a :class:`~pyro_dssm.Loading`.
+        lr: Learning rate, its peak where there is a schedule; without effect on an optimiser of your own.
+        optimizer: An :class:`~pyro_dssm.Optimisation` (a schedule of the learning rate, weight decay, clipping,
+            averages of the weights), or any Pyro optimiser, in place of :class:`ClippedNormAdam`.
         kl: Schedule of the weight of the KL terms, or a constraint that sets it
             (:mod:`pyro_dssm.objectives.constraints`); constantly 1 by default. Where the weight is above 1,
             the gradient is divided by it.
-        optimizer: Any Pyro optimiser, in place of :class:`ClippedNormAdam`; then ``lr``, ``lr_schedule``,
-            ``weight_decay`` and ``clip_norm`` do not apply. One of Pyro's schedulers is stepped after each epoch;
-            ``ReduceLROnPlateau`` after each validation, with the bound; ``OneCycleLR`` and ``CyclicLR``, which
-            torch defines per batch, after each batch.
         loss: Any Pyro ELBO; by default a :class:`RecordingELBO`, with analytic KL terms where they have a closed form,
             and the score-function gradient where the guide's latents cannot be reparameterised. For those, losses that
             are right for reparameterised ones alone are refused; several particles lower the noise.
-        averaging: Decay of a running average of the weights, which is what is validated and kept; 0 for none.
         augment: Changes each training batch, drawing what it needs from torch's generator. With a checkpoint, a
             function of a module or an object whose repr says its settings.
         truncate: Frames per chunk of truncated back-propagation; ``None`` for whole sequences.
-        valid_every: Epochs between validations.
-        valid_particles: Latent paths per validation sequence.
-        patience: Validations without improvement after which to stop.
-        checkpoint: Folder for ``best.safetensors`` (the pair that is kept, for :func:`load`), ``last.safetensors``
-            (to resume from) and ``log.jsonl``.
-        checkpoint_seconds: Time between checkpoints within an epoch; there is one after each epoch too.
-        resume: Resumes the folder's run; ``False`` removes what is there and starts from scratch.
+        validation: How often, with how many particles, and with what patience; by default after each epoch.
+        checkpoint: Folder for the files that the run resumes from, and for the pair that is kept; or a
+            :class:`~pyro_dssm.Checkpoint`.
         max_seconds: Stops after the epoch in which this time is over.
         seed: Of the noise and the order of the data.
-        num_workers: Processes that load the training batches ahead of the steps, which pays where reading is slow, as
-            from a file that is mapped into memory; 0 for none. What is learnt does not depend on it.
-        progress: Shows a progress bar.
-        tensorboard: Folder for TensorBoard's event files (extra ``tensorboard``).
-        callback: Is given each epoch's record.
+        progress: Whether to show a progress bar; or a :class:`~pyro_dssm.Progress`, for TensorBoard or a callback.
+        **old: Arguments under the names that they had before they were grouped, accepted with a warning.
 
     Returns:
         What happened.
 
     Raises:
+        TypeError: If there is no argument of a name.
         ValueError: If an argument is out of its range or cannot be compared by a later call, the folder holds another
             run, or another process holds the folder; where processes train together, in all of them, also if an
             argument is not the same in all.
@@ -267,6 +224,7 @@ def fit(
     Warns:
         UserWarning: If the frames are continuous and far from unit scale; if the checkpoint is of version 0.1, which
             says little of its run, or was begun on a device of another kind.
+        DeprecationWarning: If an argument is given under an old name.
 
     Example:
         >>> import pyro_dssm as dssm
@@ -275,46 +233,70 @@ def fit(
         >>> history = fit(model, dssm.FullAlignment(model), data, data, epochs=3, lr=1e-2, progress=False)
         >>> len(history.epochs), history.stopped_early
         (3, False)
+        >>> history = fit(
+        ...     model,
+        ...     dssm.FullAlignment(model),
+        ...     data,
+        ...     data,
+        ...     epochs=2,
+        ...     optimizer=dssm.Optimisation(lr_schedule="cosine", averaging=0.9),
+        ...     validation=dssm.Validation(every=2),
+        ...     progress=False,
+        ... )
+        >>> history.best_epoch
+        2
     """
+    given: Parts = {
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "validation": validation,
+        "checkpoint": checkpoint,
+        "progress": progress,
+    }
+    known = inspect.signature(fit).parameters
     with together():
         check_pair(model, guide)
-        rule = next((name for name, known in LR_SCHEDULES.items() if known is lr_schedule), lr_schedule)
-        if isinstance(lr_schedule, str):
-            if lr_schedule not in LR_SCHEDULES:
-                raise ValueError(f"lr_schedule: expected one of {list(LR_SCHEDULES)}, got {lr_schedule!r}.")
-            lr_schedule = LR_SCHEDULES[lr_schedule]
-        for name, seconds in (("checkpoint_seconds", checkpoint_seconds), ("max_seconds", max_seconds)):
-            # Infinite or over already, but not NaN.
-            if seconds is not None or name == "checkpoint_seconds":
-                real(name, seconds)
-                if seconds != seconds:
-                    raise ValueError(f"{name}: expected a number, got {seconds!r}.")
-        adam = ClippedNormAdam({"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm})
-        rates = {"lr": lr, "lr_schedule": rule, "weight_decay": weight_decay, "clip_norm": clip_norm}
+        parts = grouped(old, given, known) if old else given
+        loading = _part("batch_size", parts["batch_size"], Loading)
+        optimisation = _part("optimizer", parts["optimizer"], Optimisation)
+        validation = Validation() if parts["validation"] is None else parts["validation"]
+        if not isinstance(validation, Validation):
+            raise ValueError(f"validation: expected a Validation or None, got {shown(validation)}.")
+        kept = None if parts["checkpoint"] is None else _part("checkpoint", parts["checkpoint"], Checkpoint)
+        display = _part("progress", parts["progress"], Progress)
+        if max_seconds is not None:
+            real("max_seconds", max_seconds)
+            if max_seconds != max_seconds:
+                raise ValueError(f"max_seconds: expected a number, got {max_seconds!r}.")
+        own = optimisation.optimizer
+        decay, clip_norm, schedule = optimisation.weight_decay, optimisation.clip_norm, optimisation.lr_schedule
+        adam = ClippedNormAdam({"lr": lr, "weight_decay": decay, "clip_norm": clip_norm})
+        rule = next((name for name, function in LR_SCHEDULES.items() if function is schedule), schedule)
+        rates = {"lr": lr, "lr_schedule": rule, "weight_decay": decay, "clip_norm": clip_norm}
         options: dict[str, Any] = {
             "epochs": epochs,
-            "batch_size": batch_size,
+            "batch_size": loading.batch_size,
             "valid": valid,
-            "valid_every": valid_every,
-            "valid_particles": valid_particles,
-            "patience": patience,
+            "valid_every": validation.every,
+            "valid_particles": validation.particles,
+            "patience": validation.patience,
             "truncate": truncate,
-            "averaging": averaging,
-            "optimizer": adam if optimizer is None else optimizer,
+            "averaging": optimisation.averaging,
+            "optimizer": adam if own is None else own,
             "loss": RecordingELBO() if loss is None else loss,
             "kl": ConstantKL() if kl is None else kl,
-            "lr_schedule": lr_schedule,
+            "lr_schedule": optimisation.schedule,
             "seed": seed,
-            "num_workers": num_workers,
+            "num_workers": loading.num_workers,
         }
         _check_options(model, guide, {**options, "train": train})
         check_types(fit, locals())
         options |= {
-            "lr": lr if optimizer is None else None,
-            "folder": None if checkpoint is None else Path(checkpoint),
-            "checkpoint_seconds": checkpoint_seconds,
+            "lr": lr if own is None else None,
+            "folder": None if kept is None else Path(kept.folder),
+            "checkpoint_seconds": math.inf if kept is None else kept.seconds,
             "augment": augment,
-            "rates": rates if optimizer is None else {},
+            "rates": rates if own is None else {},
         }
         runs: list[Run] = []
         try:
@@ -326,9 +308,9 @@ def fit(
                 if run.rank == 0:
                     warn_of_scale(model, train)
                 with _left_alone(run), generators_kept(model._like.device), _finishing(run), held.released():
-                    run.begin(resume=resume)
-                    with _writer(tensorboard, run.rank) as write:
-                        _run(run, progress=progress, max_seconds=max_seconds, report=_both(callback, write))
+                    run.begin(resume=kept is None or kept.resume)
+                    with _writer(display.tensorboard, run.rank) as write:
+                        _run(run, progress=display.bar, max_seconds=max_seconds, report=_both(display.callback, write))
         except BaseException as error:
             # The weights stay, so what is known about them must not get lost either.
             with suppress(AttributeError):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from processes import free_port, in_processes, linux, same, weights
 from pyro.infer import TraceMeanField_ELBO
+from settings import in_parts
 from torch import nn
 
 import pyro_dssm as dssm
@@ -40,7 +41,7 @@ def pair(guide=dssm.FullAlignment, seed=0, guided=None, **options):
 def fit(programs=None, train=None, valid=None, **options):
     programs = pair() if programs is None else programs
     options = {"batch_size": 3, "epochs": 2, "lr": 1e-2, "progress": False, **options}
-    dssm.fit(*programs, waves() if train is None else train, valid, **options)
+    dssm.fit(*programs, waves() if train is None else train, valid, **in_parts(options))
     return weights(*programs)
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from settings import in_parts
 
 import pyro_dssm as dssm
 from pyro_dssm.data.sequences import batch_indices
@@ -363,7 +364,7 @@ OTHERS = {
     **{
         f"fit {name}={value!r}": (
             lambda name=name, value=value: dssm.fit(
-                *pair(), dssm.SequenceDataset(x()), progress=False, **{name: value}
+                *pair(), dssm.SequenceDataset(x()), progress=False, **in_parts({name: value})
             ),
             message,
         )
@@ -373,12 +374,12 @@ OTHERS = {
             ("lr", -1.0, "lr: expected a positive number, got -1.0"),
             ("clip_norm", 0.0, "clip_norm: expected a positive number or None, got 0.0"),
             ("averaging", 1.0, "averaging: expected a number from 0 to below 1, got 1.0"),
-            ("patience", 3, "patience: early stopping needs a validation set, got valid=None"),
+            ("patience", 3, "validation.patience: early stopping needs a validation set, got valid=None"),
             ("patience", 0, "patience: expected a positive integer or None, got 0"),
             ("truncate", 1.5, "truncate: expected a positive integer or None, got 1.5"),
             ("lr_schedule", "exponential", "lr_schedule: expected .*, got 'exponential'"),
-            ("valid_every", 0, "valid_every: expected a positive integer, got 0"),
-            ("valid_particles", 0, "valid_particles: expected a positive integer, got 0"),
+            ("valid_every", 0, "every: expected a positive integer, got 0"),
+            ("valid_particles", 0, "particles: expected a positive integer, got 0"),
         )
     },
 }

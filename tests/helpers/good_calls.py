@@ -578,8 +578,23 @@ class _Mine(dssm.Guide):
         return self.head(nn.join(past, context))
 
 
+def _in_parts(w):
+    """Arguments of `fit` that are parts, each of which is no part of another kind."""
+    others = dssm.Loading(), dssm.Optimisation(), dssm.Validation(), dssm.Progress()
+    return {
+        "model": a_model(w),
+        "guide": a_guide(w),
+        "train": a_dataset(w),
+        "epochs": count(1, big=False),
+        "batch_size": instance(dssm.Loading(3), *others[1:], right={"integer"}),
+        "optimizer": instance(dssm.Optimisation(averaging=0.5), others[0], *others[2:], optional=True),
+        "validation": instance(dssm.Validation(), *others[:2], others[3], optional=True),
+        "checkpoint": instance(dssm.Checkpoint(w.folder / "in parts"), *others, optional=True, right={"path", *TEXTS}),
+        "progress": instance(dssm.Progress(bar=False), *others[:3], right={"True", "0"}),
+    }
+
+
 def training(w):
-    callbacks = {"callback": function(None, optional=True), "augment": function(None, optional=True)}
     yield Call(
         "fit",
         dssm.fit,
@@ -591,26 +606,45 @@ def training(w):
             "epochs": count(1, big=False),
             "batch_size": count(3, big=False),
             "lr": number(1e-3, above=0),
+            "optimizer": instance(None, torch.optim.Adam, optional=True),
+            "kl": instance(dssm.LinearKL(), 0.5, optional=True),
+            "loss": instance(dssm.RecordingELBO(), dssm.RecordingELBO, optional=True),
+            "augment": function(None, optional=True),
+            "truncate": count(2, optional=True, big=False),
+            "validation": instance(dssm.Validation(), dssm.Progress(), optional=True),
+            "checkpoint": path(None, optional=True, right=TEXTS),
+            "max_seconds": number(10.0, optional=True, infinite=True),
+            "seed": integer(0),
+            "progress": flag(False),
+        },
+    )
+    yield Call("fit with parts", dssm.fit, _in_parts(w))
+    yield Call("Loading", dssm.Loading, {"batch_size": count(3, big=False), "num_workers": count(0, low=0, big=False)})
+    yield Call(
+        "Optimisation",
+        dssm.Optimisation,
+        {
+            "optimizer": instance(None, torch.optim.Adam, optional=True),
             "lr_schedule": choice("constant", right={"function", "class", "layer"}),
             "weight_decay": number(0.0, least=0),
             "clip_norm": number(10.0, above=0, optional=True),
-            "kl": instance(dssm.LinearKL(), 0.5, optional=True),
-            "optimizer": instance(None, torch.optim.Adam, optional=True),
-            "loss": instance(dssm.RecordingELBO(), dssm.RecordingELBO, optional=True),
             "averaging": number(0.0, least=0, below=1),
-            **callbacks,
-            "truncate": count(2, optional=True, big=False),
-            "valid_every": count(1, big=False),
-            "valid_particles": count(1),
-            "patience": count(2, optional=True, big=False),
-            "checkpoint": path(None, optional=True, right=TEXTS),
-            "checkpoint_seconds": number(60.0, infinite=True),
-            "resume": flag(True),
-            "max_seconds": number(10.0, optional=True, infinite=True),
-            "seed": integer(0),
-            "num_workers": count(0, low=0, big=False),
-            "progress": flag(False),
+        },
+    )
+    yield Call(
+        "Validation",
+        dssm.Validation,
+        {"every": count(1, big=False), "particles": count(1), "patience": count(2, optional=True, big=False)},
+    )
+    kept = {"seconds": number(60.0, infinite=True), "resume": flag(True)}
+    yield Call("Checkpoint", dssm.Checkpoint, {"folder": path("run", right=TEXTS), **kept})
+    yield Call(
+        "Progress",
+        dssm.Progress,
+        {
+            "bar": flag(False),
             "tensorboard": path(None, optional=True, right=TEXTS),
+            "callback": function(None, optional=True),
         },
     )
     yield Call(

@@ -117,7 +117,8 @@ def test_a_model_trained_with_a_wrong_scale_is_calibrated(name, scale):
     else:
         model = dssm.DMM(3, 2, **options)
         guide = dssm.PartialAlignment(model, rnn_dim=32, skip=True)
-    training = {"epochs": 80, "lr": 6e-3, "lr_schedule": "cosine", "batch_size": 40, "valid_every": 10}
+    cosine, seldom = dssm.Optimisation(lr_schedule="cosine"), dssm.Validation(every=10)
+    training = {"epochs": 80, "lr": 6e-3, "optimizer": cosine, "batch_size": 40, "validation": seldom}
     dssm.fit(model, guide, train, valid, progress=False, **training)
     found = dssm.calibrate(model, guide, valid, num_samples=39, levels=LEVELS)
     assert not all(holds(found.before))

@@ -175,7 +175,9 @@ def test_unknown_class(tmp_path):
     path = tmp_path / "pair"
     dssm.save(path, *build())
     rewrite(path, lambda tensors, metadata: metadata["model"].update({"class": "os.system"}))
-    with pytest.raises(ValueError, match=r"needs the class 'os\.system' of 'pyro_dssm\.zoo'; import the module"):
+    with pytest.raises(
+        ValueError, match=r"needs the class 'os\.system' of 'pyro_dssm\.models\.zoo'; import the module"
+    ):
         dssm.load(path)
 
 

@@ -69,6 +69,8 @@ class Kept(dssm.ClippedNormAdam):
 
 def fit(programs, data, valid=None, **options):
     options = {"batch_size": 3, "epochs": 1, "lr": 1e-2, "progress": False, **options}
+    if "averaging" in options:
+        options["optimizer"] = dssm.Optimisation(averaging=options.pop("averaging"))
     return dssm.fit(*programs, data, valid, **options)
 
 

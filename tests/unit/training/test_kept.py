@@ -15,6 +15,7 @@ import torch
 from interrupting import Moment
 from pyro.infer import Trace_ELBO
 from pyro.poutine.runtime import _PYRO_STACK
+from settings import in_parts
 from stopping import RaiseAt, Stop
 from torch import nn
 
@@ -63,7 +64,7 @@ def same(a, b):
 
 def fit(programs, valid=True, **options):
     usual = {"epochs": EPOCHS, "batch_size": 3, "lr": 5e-2, "progress": False, "augment": RaiseAt()}
-    return dssm.fit(*programs, waves(), waves(3, seed=1) if valid else None, **{**usual, **options})
+    return dssm.fit(*programs, waves(), waves(3, seed=1) if valid else None, **in_parts({**usual, **options}))
 
 
 def without_seconds(history):

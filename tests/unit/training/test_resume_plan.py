@@ -9,6 +9,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from settings import in_parts
 from stopping import RaiseAt
 from torch import nn
 
@@ -16,8 +17,8 @@ import pyro_dssm as dssm
 from pyro_dssm.data.gaps import RandomGaps
 from pyro_dssm.data.transpose import RandomTransposition
 from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.training import LR_SCHEDULES
 from pyro_dssm.training._plan import Description, content, differences
-from pyro_dssm.training.fitting import LR_SCHEDULES
 
 LENGTHS = (5, 3, 6, 4)
 
@@ -65,7 +66,7 @@ def fit(folder, *, programs=None, train=None, valid=None, **options):
     programs = pair() if programs is None else programs
     train = dssm.SequenceDataset(sequences()) if train is None else train
     usual = {"epochs": 1, "batch_size": 2, "lr": 1e-2, "progress": False, "checkpoint": folder}
-    return dssm.fit(*programs, train, valid, **{**usual, **options})
+    return dssm.fit(*programs, train, valid, **in_parts({**usual, **options}))
 
 
 # Functions and objects of one's own.
@@ -369,9 +370,14 @@ def test_what_may_change(name, tmp_path):
         ({}, 2, 3, None),
         ({"kl": lambda: dssm.LinearKL(epochs=2)}, 2, 3, None),
         ({"optimizer": decayed()}, 2, 3, None),
-        ({"lr_schedule": "cosine"}, 2, 3, "epochs: 2 in the checkpoint, 3 now, by which lr_schedule is timed"),
-        ({"lr_schedule": halving}, 2, 3, "by which lr_schedule is timed"),
-        ({"valid": data(), "valid_every": 2}, 3, 4, "by which valid_every is timed"),
+        (
+            {"lr_schedule": "cosine"},
+            2,
+            3,
+            "epochs: 2 in the checkpoint, 3 now, by which optimizer.lr_schedule",
+        ),
+        ({"lr_schedule": halving}, 2, 3, "by which optimizer.lr_schedule is timed"),
+        ({"valid": data(), "valid_every": 2}, 3, 4, "by which validation.every is timed"),
         ({"valid": data(), "valid_every": 2}, 2, 3, None),
         ({}, 3, 2, "epochs: expected at least the 3 that the run in .* has, got 2"),
     ],

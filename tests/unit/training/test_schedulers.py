@@ -8,6 +8,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from settings import in_parts
 from stopping import RaiseAt, Stop
 from torch.optim import lr_scheduler as schedulers
 
@@ -41,7 +42,8 @@ def same(a, b):
 
 def fit(programs, valid=None, **options):
     """Two batches an epoch."""
-    return dssm.fit(*programs, waves(), valid, **{"epochs": EPOCHS, "batch_size": 3, "progress": False, **options})
+    usual = {"epochs": EPOCHS, "batch_size": 3, "progress": False}
+    return dssm.fit(*programs, waves(), valid, **in_parts({**usual, **options}))
 
 
 def make(name, options, optimizer=torch.optim.Adam, lr=1e-2):
