@@ -58,13 +58,15 @@ from .objectives.constraints import (
     first_multiplier,
     moderate_scale,
 )
-from .objectives.elbo import ConstantKL, CyclicKL, KLSchedule, LinearKL, RecordingELBO, kl_weight
+from .objectives.elbo import RecordingELBO
+from .objectives.kl import ConstantKL, CyclicKL, KLSchedule, LinearKL, kl_weight
 from .particles.filling import ConvergenceWarning
 from .saving.pairs import PairFile, inspect, load, save
 from .structure.structure import Order, Structure
 from .training.autoencoder import autoencoder_error
 from .training.calibration import Calibration, calibrate
-from .training.fitting import History, fit
+from .training.fitting import fit
+from .training.history import History
 from .training.optim import ClippedNormAdam
 from .training.options import Checkpoint, Loading, Optimisation, Progress, Validation
 from .training.truncation import chunks

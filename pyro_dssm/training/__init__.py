@@ -2,7 +2,8 @@
 
 from .autoencoder import autoencoder_error
 from .calibration import Calibration, calibrate
-from .fitting import History, fit
+from .fitting import fit
+from .history import History
 from .optim import ClippedNormAdam, plain_name
 from .options import LR_SCHEDULES, Checkpoint, Loading, Optimisation, Progress, Validation
 from .truncation import chunks

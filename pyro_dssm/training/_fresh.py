@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..objectives.elbo import KLSchedule
+from ..objectives.kl import KLSchedule
 
 __all__ = ["remembering"]
 
@@ -110,7 +110,7 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return torch.equal(a, b)
     if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.tobytes() == b.tobytes() and a.shape == b.shape
+        return bool(a.dtype == b.dtype) and a.tobytes() == b.tobytes() and a.shape == b.shape
     if isinstance(a, float):
         return a == b or (math.isnan(a) and math.isnan(b))
     if isinstance(a, Mapping):

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
-import warnings
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from pyro.optim import PyroOptim
 
-from .._utils.checks import did_you_mean
+from .._utils.checks import did_you_mean, shown
+from ._warning import warn_caller
 from .options import Checkpoint, Loading, Optimisation, Progress, Record, Validation
 
-__all__ = ["NEW_NAMES", "OldNames", "Parts", "grouped", "in_new_names"]
+__all__ = ["NEW_NAMES", "OldNames", "Parts", "grouped", "in_new_names", "part_of"]
 
-PACKAGE = str(Path(__file__).parents[1]) + os.sep
 # By old name: the argument, the class of its part, and the field.
 _MOVED = {
     "num_workers": ("batch_size", Loading, "num_workers"),
@@ -90,10 +87,9 @@ def grouped(old: Mapping[str, object], parts: Parts, known: Collection[str]) -> 
         argument, kind, field = _MOVED[name]
         if isinstance(given[argument], kind):
             raise ValueError(f"{name}: expected it as a part of {argument}, which is given as well, got {value!r}.")
-        warnings.warn(
+        warn_caller(
             f"fit: {name} is an old name, which will be removed; give {argument}={kind.__name__}({field}=...).",
             DeprecationWarning,
-            stacklevel=_callers_level(),
         )
         moved.setdefault(argument, {})[field] = value
     for argument, fields in moved.items():
@@ -116,12 +112,28 @@ def _made(argument: str, value: object, fields: dict[str, object]) -> object:
         raise ValueError(f"{argument}.{error}") from error
 
 
-def _callers_level() -> int:
-    """The ``stacklevel`` of the first line outside of the package, for a warning of the function that asks."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
-        frame, level = frame.f_back, level + 1
-    return level
+P = TypeVar("P", Loading, Optimisation, Validation, Checkpoint, Progress)
+
+
+def part_of(argument: str, value: object, kind: type[P]) -> P:
+    """What an argument says: a part as it is, or its first field alone.
+
+    Args:
+        argument: Its name.
+        value: What was given.
+        kind: The class of the part.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(value, kind):
+        return value
+    if kind is Validation and value is not None:
+        raise ValueError(f"{argument}: expected a Validation or None, got {shown(value)}.")
+    try:
+        return kind() if value is None else kind(value)  # type: ignore[arg-type,call-arg]  # the class looks at it
+    except ValueError as error:
+        raise ValueError(f"{argument}: {str(error).partition(': ')[2]}") from error
 
 
 def in_new_names(sentence: str) -> str:

@@ -269,13 +269,13 @@ def in_network(rank, _):
 
 
 def in_validation(rank, _):
-    kept = dssm.training._run.bounds
+    kept = dssm.training._selection.bounds
     if rank == 1:
-        dssm.training._run.bounds = lambda *_, **__: raising(RuntimeError("of a bound"))
+        dssm.training._selection.bounds = lambda *_, **__: raising(RuntimeError("of a bound"))
     try:
         return fit(valid=waves((4, 5)))
     finally:
-        dssm.training._run.bounds = kept
+        dssm.training._selection.bounds = kept
 
 
 def in_callback(when):
@@ -296,7 +296,7 @@ def full_disk(rank, folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if rank == 0:
-        dssm.training._run.write_tensors = no_space
+        dssm.training._checkpointer.write_tensors = no_space
     return fit(checkpoint=folder / "run", epochs=3)
 
 

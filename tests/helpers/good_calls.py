@@ -38,6 +38,7 @@ from wrong_calls import (
 )
 
 import pyro_dssm as dssm
+import pyro_dssm.saving as checkpoints
 from pyro_dssm import emissions, kalman, plots, testing
 from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, synthetic, transpose
 from pyro_dssm.data import pendulum as pendulums
@@ -50,7 +51,6 @@ from pyro_dssm.models.standardise import Affine, AffineNormal
 from pyro_dssm.nn import images
 from pyro_dssm.nn import layers as nn
 from pyro_dssm.nn.memories import Last, Memories, Recurrent
-from pyro_dssm.saving import pairs as checkpoints
 from pyro_dssm.speech import audio, metrics, resynthesis
 from pyro_dssm.speech import recordings as speech
 from pyro_dssm.training import optim

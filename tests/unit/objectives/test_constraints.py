@@ -21,7 +21,7 @@ from torch import nn
 import pyro_dssm as dssm
 from pyro_dssm.data.synthetic import oscillator
 from pyro_dssm.objectives.constraints import GECO, Constraint, ConstraintWarning, Lagrangian, error_bound
-from pyro_dssm.saving.pairs import read_tensors, write_tensors
+from pyro_dssm.saving import read_tensors, write_tensors
 from pyro_dssm.training.autoencoder import autoencoder_error
 
 WIDE = {"smoothing": 0.0, "factors": (1e-3, 1e3)}

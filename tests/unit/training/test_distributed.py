@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pyro_dssm as dssm
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 
 pytestmark = pytest.mark.slow
 

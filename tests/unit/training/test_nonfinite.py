@@ -12,7 +12,7 @@ from settings import in_parts
 from torch import nn
 
 import pyro_dssm as dssm
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 from pyro_dssm.training import _run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Encountered NaN")

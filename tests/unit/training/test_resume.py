@@ -12,7 +12,7 @@ from settings import in_parts
 from stopping import RaiseAt, Stop
 
 import pyro_dssm as dssm
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 
 EPOCHS = 4
 

@@ -16,9 +16,11 @@ from torch import nn
 import pyro_dssm as dssm
 from pyro_dssm.data.gaps import RandomGaps
 from pyro_dssm.data.transpose import RandomTransposition
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 from pyro_dssm.training import LR_SCHEDULES
-from pyro_dssm.training._plan import Description, content, differences
+from pyro_dssm.training._description import Description
+from pyro_dssm.training._hashing import content
+from pyro_dssm.training._plan import differences
 
 LENGTHS = (5, 3, 6, 4)
 
@@ -283,7 +285,7 @@ class Captured(Exception):
 def plan_of(monkeypatch, folder, options):
     """The plan of a run with these options, before it trains."""
 
-    def begin(run, **_):
+    def begin(run):
         raise Captured(json.loads(json.dumps(run.plan)))
 
     options = {name: made() if name in MADE and callable(made) else made for name, made in options.items()}
@@ -505,7 +507,7 @@ def test_the_content_of_mapped_data(tmp_path):
     many = [content(dssm.SequenceDataset(values))["content"]]
     with pytest.MonkeyPatch.context() as patch:
         for size in (1, 7, 100):
-            patch.setattr("pyro_dssm.training._plan.PIECE", size)
+            patch.setattr("pyro_dssm.training._hashing.PIECE", size)
             many.append(content(dssm.SequenceDataset(values))["content"])
     assert len(set(many)) == 1
 
@@ -535,7 +537,7 @@ def test_a_state_that_is_malformed(name, tmp_path):
     programs = pair()
     came = [p.clone() for p in programs[0].parameters()]
     for wrong in ({}, [], None):
-        dssm.saving.pairs.write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, name: wrong})
+        dssm.saving.write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, name: wrong})
         with pytest.raises(ValueError, match=r"^(checkpoint|path|state): expected "):
             fit(tmp_path, programs=programs, kl=dssm.GECO(0.1))
         assert all(map(torch.equal, came, programs[0].parameters()))
@@ -557,7 +559,7 @@ def test_another_device_is_warned_of(tmp_path, monkeypatch):
     fit(tmp_path)
     tensors, metadata = read_tensors(tmp_path / "last.safetensors")
     metadata["plan"]["device"] = "cuda"
-    dssm.saving.pairs.write_tensors(tmp_path / "last.safetensors", tensors, metadata)
+    dssm.saving.write_tensors(tmp_path / "last.safetensors", tensors, metadata)
     with pytest.warns(UserWarning, match="was begun on cuda, whose noise is another than that of cpu"):
         fit(tmp_path)
 

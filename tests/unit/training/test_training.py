@@ -16,7 +16,7 @@ from torch.distributions import kl_divergence
 
 import pyro_dssm as dssm
 from pyro_dssm.training import LR_SCHEDULES
-from pyro_dssm.training._run import seed_of
+from pyro_dssm.training._seeds import seed_of
 
 
 def waves(count=8, seed=0, low=4, high=9, dtype=torch.float32, **more):
@@ -198,8 +198,8 @@ def test_kl_schedules():
         (lambda: dssm.ConstantKL(float("nan")), "value: expected a finite number"),
         (lambda: dssm.LinearKL(0, 1, epochs=0), "epochs: expected a positive number"),
         (lambda: dssm.LinearKL(float("inf"), 1), "start: expected a finite number"),
-        (lambda: dssm.CyclicKL(rise=0), "rise: expected a share"),
-        (lambda: dssm.CyclicKL(rise=1.5), "rise: expected a share"),
+        (lambda: dssm.CyclicKL(rise=0), "rise: expected a fraction"),
+        (lambda: dssm.CyclicKL(rise=1.5), "rise: expected a fraction"),
     ],
 )
 def test_bad_kl_schedules(make, message):
