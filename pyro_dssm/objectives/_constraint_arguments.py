@@ -8,19 +8,26 @@ from typing import Literal, TypedDict
 from .._utils.checks import flag, is_count, is_number, number, one_of, positive, shown
 from .._utils.checks import share as check_fraction
 
-__all__ = ["ConstraintOptions", "check_bound", "check_phases", "check_updates", "kept_flags", "kept_numbers"]
+__all__ = [
+    "ConstraintOptions",
+    "OtherOptions",
+    "check_bound",
+    "check_phases",
+    "check_updates",
+    "kept_flags",
+    "kept_numbers",
+]
 
 MOST_STEPS = (1 << 63) - 1
 MEASURES = ("squared_error", "nats")
 INITIAL = (None, "reconstruction", "small")
 
 
-class ConstraintOptions(TypedDict, total=False):
-    """The arguments of a :class:`Constraint` that its subclasses pass on."""
+class OtherOptions(TypedDict, total=False):
+    """The arguments of a :class:`Constraint` apart from its bound and its start, as subclasses pass them on."""
 
     measure: Literal["squared_error", "nats"]
     relative: bool
-    start: float
     smoothing: float
     factors: tuple[float, float]
     limits: tuple[float, float]
@@ -29,6 +36,12 @@ class ConstraintOptions(TypedDict, total=False):
     initial_weight: float
     initial_patience: int
     floor: bool
+
+
+class ConstraintOptions(OtherOptions, total=False):
+    """The arguments of a :class:`Constraint` apart from its bound."""
+
+    start: float
 
 
 def check_bound(bound: float, measure: str, *, relative: bool) -> None:

@@ -44,7 +44,7 @@ import math
 from typing import TYPE_CHECKING
 
 from .._utils.checks import number
-from ._constraint_arguments import ConstraintOptions
+from ._constraint_arguments import ConstraintOptions, OtherOptions
 from .constraint import Constraint, ConstraintWarning
 from .distortion import error_bound, first_multiplier, moderate_scale
 
@@ -114,7 +114,7 @@ class Lagrangian(Constraint):
         rate: float = 0.1,
         slope: float = 100.0,
         start: float = 0.01,
-        **options: Unpack[ConstraintOptions],
+        **options: Unpack[OtherOptions],
     ) -> None:
         number("rate", rate, above=0)
         number("slope", slope, above=0)

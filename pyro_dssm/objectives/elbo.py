@@ -1,11 +1,11 @@
-"""What is optimised: the bound with a weight on its KL terms, and the schedules of that weight."""
+"""The bound that is optimised, with its two terms kept apart."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
@@ -20,8 +20,29 @@ from ..models.standardise import deviation
 from ..programs.path import Path, divergence_per_step
 from ..programs.shared import Shared
 from ._credit import Divergence, closed_sites, score_terms
+from ._sites import Site, sites_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["RecordingELBO"]
+
+# A model or a guide, as Pyro calls it.
+PyroProgram: TypeAlias = Callable[..., object]
+
+
+class Options(TypedDict, total=False):
+    """The arguments of Pyro's bounds."""
+
+    num_particles: int
+    max_plate_nesting: float
+    max_iarange_nesting: float | None
+    vectorize_particles: bool
+    strict_enumeration_warning: bool
+    ignore_jit_warnings: bool
+    jit_options: dict[str, object] | None
+    retain_graph: bool | None
+    tail_adaptive_beta: float
 
 
 class RecordingELBO(TraceMeanField_ELBO):
@@ -48,8 +69,8 @@ class RecordingELBO(TraceMeanField_ELBO):
     Attributes:
         reconstruction: :math:`\log p(x \mid z)` in nats, summed over the batch, a mean over the particles.
         kl: The divergence of guide and prior in nats, summed over the batch, a mean over the particles.
-        squared_error: Between the observed entries and the mean of their law, per entry, in standardised units where
-            the model standardises; nan where a law has no mean, or where nothing is observed.
+        squared_error: Between the observed entries and the mean of their distribution, per entry, in standardised
+            units where the model standardises; nan where there is no mean, or where nothing is observed.
         entries: The number of observed entries; nan where the model has no observed sites but factors.
 
     Reference:
@@ -71,29 +92,33 @@ class RecordingELBO(TraceMeanField_ELBO):
     squared_error: float = math.nan
     entries: float = 0.0
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: object, **options: Unpack[Options]) -> None:
+        super().__init__(*args, **options)
         self._terms: list[tuple[float, float, float, float | None]] = []
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: PyroProgram, guide: PyroProgram, *args: object, **kwargs: object) -> float:
         """An estimate of the negative bound."""
         with self._recording():
-            return super().loss(model, guide, *args, **kwargs)
+            return float(super().loss(model, guide, *args, **kwargs))
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: object, **kwargs: object) -> Tensor:
         """An estimate of the negative bound, whose gradient is an estimate of its gradient."""
         with self._recording():
-            return super().differentiable_loss(model, guide, *args, **kwargs)
+            bound: Tensor = super().differentiable_loss(model, guide, *args, **kwargs)
+            return bound
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: object, **kwargs: object) -> float:
         """An estimate of the negative bound; its gradient is added to those of the parameters."""
         with self._recording():
-            return super().loss_and_grads(model, guide, *args, **kwargs)
+            return float(super().loss_and_grads(model, guide, *args, **kwargs))
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+    def _get_trace(
+        self, model: PyroProgram, guide: PyroProgram, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[Trace, Trace]:
         # The parent warns of sites in another order, which are taken care of here.
         with Shared():
-            return Trace_ELBO._get_trace(self, model, guide, args, kwargs)
+            traces: tuple[Trace, Trace] = Trace_ELBO._get_trace(self, model, guide, args, kwargs)
+            return traces
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -107,16 +132,14 @@ class RecordingELBO(TraceMeanField_ELBO):
         self.squared_error = squares / entries if entries else math.nan
         self.entries = entries / self.num_particles if counts else math.nan
 
-    def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> Any:
+    def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[float, Tensor | float]:
         _check_sites(model_trace, guide_trace)
         closed, divergences = closed_sites(model_trace, guide_trace), {}
-        bound: Any = 0.0
+        bound: Tensor | float = 0.0
         reconstruction = kl = squares = 0.0
         entries: float | None = None
-        site: Any
-        for name, site in model_trace.nodes.items():
-            if site["type"] != "sample":
-                continue
+        of_guide = sites_of(guide_trace)
+        for name, site in sites_of(model_trace).items():
             if site["is_observed"]:
                 bound = bound + site["log_prob_sum"]
                 reconstruction += _sum(scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]))
@@ -124,7 +147,7 @@ class RecordingELBO(TraceMeanField_ELBO):
                     square, count = _squares(site)
                     squares, entries = squares + square, count + (entries or 0.0)
                 continue
-            guide_site: Any = guide_trace.nodes[name]
+            guide_site = of_guide[name]
             found = _divergence(guide_site, site) if name in closed else None
             if found is None:
                 terms = _log_prob(guide_site) - site["unscaled_log_prob"]
@@ -137,7 +160,7 @@ class RecordingELBO(TraceMeanField_ELBO):
         return -torch_item(bound), -(bound + score_terms(model_trace, guide_trace, divergences))
 
 
-def _divergence(guide_site: Any, site: Any) -> Divergence | None:
+def _divergence(guide_site: Site, site: Site) -> Divergence | None:
     """In closed form, if there is one."""
     q, p = guide_site["fn"], site["fn"]
     try:
@@ -149,7 +172,7 @@ def _divergence(guide_site: Any, site: Any) -> Divergence | None:
         return None
 
 
-def _log_prob(guide_site: Any) -> Tensor:
+def _log_prob(guide_site: Site) -> Tensor:
     """The log-density of a draw; without its gradient, which is zero on average, where that is the score."""
     log_prob = guide_site["unscaled_log_prob"]
     return log_prob.detach() if is_identically_zero(guide_site["score_parts"].entropy_term) else log_prob
@@ -160,10 +183,10 @@ def _sum(terms: Tensor) -> float:
 
 
 @torch.no_grad()
-def _squares(site: Any) -> tuple[float, float]:
-    """The squared distance of a site's value from the mean of its law, and the number of entries it is summed over."""
+def _squares(site: Site) -> tuple[float, float]:
+    """The squared distance of a site's value from its mean, and the number of entries it is summed over."""
     fn, value = site["fn"], site["value"]
-    observed = _observed(fn, site["mask"])
+    observed = _observed(site)
     try:
         terms = deviation(fn, value).square()
     except (AttributeError, NotImplementedError):
@@ -174,11 +197,12 @@ def _squares(site: Any) -> tuple[float, float]:
     return float(torch.where(observed, terms, 0.0).sum()), float(observed.sum())
 
 
-def _observed(fn: Any, mask: Any) -> Tensor | None:
-    """Which entries count by the site's mask and by those inside its law, broadcastable to its value."""
+def _observed(site: Site) -> Tensor | None:
+    """Which entries count by the site's mask and by those inside its distribution, broadcastable to its value."""
+    fn, mask = site["fn"], site["mask"]
     found: Tensor | None = None
     while True:
-        own = getattr(fn, "observed", None)  # of a law that hides entries itself
+        own = getattr(fn, "observed", None)  # of one that hides entries itself
         for part, dims in ((mask, len(fn.event_shape)), (own, 0)):
             if isinstance(part, bool):
                 part = None if part else torch.zeros((), dtype=torch.bool)
@@ -193,7 +217,7 @@ def _observed(fn: Any, mask: Any) -> Tensor | None:
 
 def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     def latents(trace: Trace) -> set[str]:
-        return {n for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+        return {name for name, site in sites_of(trace).items() if not site["is_observed"]}
 
     of_model, of_guide = latents(model_trace), latents(guide_trace)
     if of_model != of_guide:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +43,7 @@ class Digest:
         self._add(name)
         self._add(json.dumps([dtype, *shape]))
 
-    def update(self, content: bytes | np.ndarray) -> None:
+    def update(self, content: bytes | memoryview) -> None:
         self._hash.update(content)
 
     def text(self) -> str:
@@ -70,5 +69,5 @@ def stamp(tensors: Mapping[str, Tensor], metadata: str) -> dict[str, str]:
             raise ValueError(f"{name}: expected a dtype of {', '.join(map(str, NAMES))}, got {value.dtype}.")
         digest.begin(name, NAMES[value.dtype], tuple(value.shape))
         if value.numel():
-            digest.update(value.reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return {"format": FORMAT, "metadata": metadata, "checksum": digest.text()}

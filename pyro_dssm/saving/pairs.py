@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
@@ -31,6 +31,7 @@ from ._json import Json, is_json
 from ._states import load_pair, pair_tensors
 from ._tensorfile import TensorFile, opened
 from ._tensors import told, write_tensors
+from ._transform import decoded, encoded
 
 __all__ = ["PairFile", "inspect", "load", "save"]
 
@@ -150,32 +151,10 @@ def write_pair(
         "guide": describe(guide),
         "sites": model.sites,
         "dtype": str(model._like.dtype).removeprefix("torch."),
-        "transform": _encoded(transform),
+        "transform": encoded(transform),
         "card": card,
     }
     write_tensors(path, tensors, metadata)
-
-
-def _encoded(transform: object) -> Json:
-    if transform is None:
-        return None
-    if isinstance(transform, Spectrogram):
-        return {"": "spectrogram", **asdict(transform)}
-    if isinstance(transform, Mapping):
-        plain: dict[str, object] = dict(transform)
-        if is_json(plain, 8):
-            return plain
-    raise ValueError(f"transform: expected a Spectrogram, a dictionary that JSON can hold or None, got {transform!r}.")
-
-
-def _decoded(transform: Json) -> Spectrogram | dict[str, Json] | None:
-    if isinstance(transform, dict) and transform.get("") == "spectrogram":
-        values = {name: value for name, value in transform.items() if name}
-        if values.keys() == Spectrogram.__dataclass_fields__.keys():
-            return Spectrogram(**values)  # type: ignore[arg-type]  # which looks at them itself
-    elif transform is None or (isinstance(transform, dict) and is_plain(transform, 16)):
-        return transform
-    raise ValueError(f"path: expected a transform of recordings, got {transform!r:.200}.")
 
 
 def inspect(path: str | os.PathLike[str]) -> PairFile:
@@ -242,7 +221,7 @@ def _pair_file(file: TensorFile) -> PairFile:
         dtype=_FLOATING[dtype],
         standardise=None if loc is None or scale is None else (loc, scale),
         calibration=tensor("model.calibration"),
-        transform=_decoded(metadata.get("transform")),
+        transform=decoded(metadata.get("transform")),
         card=card,
         has_checksum=file.checked,
     )

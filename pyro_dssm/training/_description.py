@@ -11,7 +11,8 @@ import math
 import re
 import sys
 import types
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -231,11 +232,15 @@ def settings(module: nn.Module) -> dict[str, object]:
     return {k: v for k, v in vars(module).items() if k in names and is_plain(v)}
 
 
-@functools.cache
-def _argument_names(cls: Hashable) -> frozenset[str]:
-    bases = cls.__mro__ if isinstance(cls, type) else ()
-    made_by = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
-    return frozenset(name for function in made_by for name in inspect.signature(function).parameters)
+def _argument_names(cls: type) -> frozenset[str]:
+    if cls not in _names:
+        made_by = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
+        _names[cls] = frozenset(name for function in made_by for name in inspect.signature(function).parameters)
+    return _names[cls]
+
+
+# Classes may go away.
+_names: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDictionary()
 
 
 def _defaults(cls: type) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +78,7 @@ def warn_of_scale(model: DSSM, data: SequenceDataset) -> None:
     Warns:
         UserWarning: Which channels, and what to do.
     """
-    emission: Any = getattr(model, "emission_net", None)
+    emission = getattr(model, "emission_net", None)
     flags = any(getattr(emission, name, False) for name in ("binary", "positive"))
     if emission is None or flags:
         return

@@ -44,7 +44,8 @@ def _constructor(optimizer: PyroOptim) -> tuple[object, dict[str, object]]:
     made_by: object = getattr(optimizer, "pt_scheduler_constructor", optimizer.pt_optim_constructor)
     bound: dict[str, object] = {}
     while isinstance(made_by, functools.partial):
-        made_by, bound = made_by.func, {**made_by.keywords, **bound}
+        partial: functools.partial[object] = made_by
+        made_by, bound = partial.func, {**partial.keywords, **bound}
     return made_by, bound
 
 

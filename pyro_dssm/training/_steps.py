@@ -18,7 +18,7 @@ from ..guides import BaseGuide
 from ..models.dssm import DSSM
 from ..objectives.elbo import RecordingELBO
 from ..objectives.kl import kl_weight
-from ._adapter import adapted
+from ._adapted import adapted
 from ._ranks import all_reduce, world
 from ._seeds import seed_of
 from ._settings import Settings

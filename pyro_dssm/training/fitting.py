@@ -129,7 +129,7 @@ def fit(
         DeprecationWarning: If an argument is given under an old name.
 
     Example:
-        >>> import pyro_dssm as dssm
+        >>> import torch, pyro_dssm as dssm
         >>> data = SequenceDataset([torch.zeros(5, 3), torch.ones(7, 3)])
         >>> model = dssm.ArSSM(x_dim=3, z_dim=2, rnn_dim=8)
         >>> history = fit(model, dssm.FullAlignment(model), data, data, epochs=3, lr=1e-2, progress=False)

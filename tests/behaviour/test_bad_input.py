@@ -237,7 +237,7 @@ OTHERS = {
     "linear end": (lambda: dssm.LinearKL(0.2, NAN), "end: expected a finite number of at least 0, got nan"),
     "linear epochs": (lambda: dssm.LinearKL(epochs=0), "epochs: expected a positive number, got 0"),
     "linear type": (lambda: dssm.LinearKL("0"), "start: expected a finite number of at least 0, got '0'"),
-    "cyclic rise": (lambda: dssm.CyclicKL(rise=0.0), "rise: expected a share from above 0 to 1, got 0.0"),
+    "cyclic rise": (lambda: dssm.CyclicKL(rise=0.0), "rise: expected a fraction from above 0 to 1, got 0.0"),
     "cyclic epochs": (lambda: dssm.CyclicKL(epochs=-5), "epochs: expected a positive number, got -5"),
     "lr": (lambda: dssm.ClippedNormAdam({"lr": 0.0}), "lr: expected a positive number, got 0.0"),
     "clip_norm": (lambda: dssm.ClippedNormAdam({"clip_norm": -1}), "clip_norm: expected a positive number .*, got -1"),
@@ -434,7 +434,7 @@ def test_a_guide_without_its_method():
     ("call", "message"),
     [
         (lambda: dssm.kl_weight("a"), "weight: expected a finite number of at least 0, got 'a'"),
-        (lambda: dssm.CyclicKL(rise="a"), "rise: expected a share from above 0 to 1, got 'a'"),
+        (lambda: dssm.CyclicKL(rise="a"), "rise: expected a fraction from above 0 to 1, got 'a'"),
         (lambda: dssm.ClippedNormAdam("a"), "options: expected a dictionary or None, got 'a'"),
         (lambda: dssm.ClippedNormAdam({"lr": "a"}), "lr: expected a positive number, got 'a'"),
         (lambda: dssm.ClippedNormAdam({"clip_norm": "a"}), "clip_norm: expected a positive number or None, got 'a'"),

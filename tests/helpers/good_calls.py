@@ -2209,12 +2209,14 @@ _EXEMPT = {
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """
-        BernoulliEmission.check Constraint.exponent DSSM.emission DSSM.initial DSSM.read DSSM.read_mean
+        BernoulliEmission.check Constraint.adjust Constraint.exponent DSSM.emission DSSM.initial DSSM.read
+        DSSM.read_mean
         DSSM.transition DVBF.transition EKVAE.filter EKVAE.noise_at EKVAE.slope EKVAE.transition FlowGuide.step
         FusionGuide.encode FusionGuide.step GECO.exponent GammaPowerEmission.expected_log GammaPowerEmission.law
         GaussianGuide.encode GaussianGuide.step GaussianPowerEmission.law Guide.encode Guide.step
         ItakuraSaitoEmission.expected_log ItakuraSaitoEmission.law KVAE.carry KVAE.fill KVAE.filter KVAE.matrix
-        KVAE.mix KVAE.slope KVAE.transition KalmanGuide.step Lagrangian.exponent LocallyLinear.linearise
+        KVAE.mix KVAE.slope KVAE.transition KalmanGuide.step Lagrangian.adjust Lagrangian.exponent
+        LocallyLinear.linearise
         LocallyLinearSSM.transition LogNormalPowerEmission.expected_log LogNormalPowerEmission.law
         Network.linearise PairContract PowerEmission.check PowerEmission.expected_log
         PowerEmission.law PowerEmission.read PowerEmission.read_mean PowerEmission.spread
