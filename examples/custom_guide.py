@@ -37,7 +37,7 @@ def main() -> None:
         torch.manual_seed(args.seed)
         model = dssm.DMM(data.train.dim, z_dim=4, mlp_dims=(32,), emission="gaussian").to(device)
         guide = make(model, rnn_dim=32).to(device)
-        history = runs.fit(args, model, guide, data, checkpoint=args.out / make.__name__)
+        history = runs.fit(args, model, guide, data, folder=args.out / make.__name__)
         score = dssm.evaluate(model, guide, data.test, num_particles=16)
         print(f"{make.__name__}, test set, nats per frame (smaller is better):\n{score}")
         results[make.__name__] = {"test": score.to_dict(), **reports.describe(model, guide, history)}

@@ -90,18 +90,18 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
     def kl() -> dssm.KLSchedule:
         return systems.schedule(cell["strategy"], parts.train, scale, epochs=args.epochs, fraction=args.fraction)
 
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "lr_schedule")}
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr")}
     shown = {"static": system.static, "code_dim": system.code_dim}
     result: dict[str, Any] = {**cell, "used_scale": scale}
     begun = time.monotonic()
     try:
         starts = {"starts": args.starts, "start_epochs": args.start_epochs, "seed": cell["seed"]}
+        starts["lr_schedule"] = args.lr_schedule
         torch.manual_seed(systems.best_start(make, kl, train, valid, **starts, **options))
         model, guide = make()
-        every = max(1, args.epochs // 15)
-        history = dssm.fit(
-            model, guide, train, valid, kl=kl(), valid_every=every, seed=cell["seed"], progress=False, **options
-        )
+        options["optimizer"] = dssm.Optimisation(lr_schedule=args.lr_schedule)
+        options["validation"] = dssm.Validation(every=max(1, args.epochs // 15))
+        history = dssm.fit(model, guide, train, valid, kl=kl(), seed=cell["seed"], progress=False, **options)
         result["seconds"] = round(time.monotonic() - begun, 1)
         result["epoch"] = history.best_epoch
         result |= {name: history.epochs[-1][name] for name in ("reconstruction", "kl", "kl_weight")}

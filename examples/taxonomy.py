@@ -80,7 +80,7 @@ def train(args: argparse.Namespace, structure: dssm.Structure, data: dssm.Splits
     guide = dssm.FullAlignment(model, rnn_dim=args.rnn_dim, hidden_dim=args.rnn_dim)
     model.to(runs.device(args)), guide.to(runs.device(args))
     folder = args.out / structure.name.replace(" ", "-")
-    history = runs.fit(args, model, guide, data, checkpoint=folder, progress=False)
+    history = runs.fit(args, model, guide, data, folder=folder, progress=False)
     scores = {"valid": dssm.evaluate(model, guide, data.valid).to_dict()}
     scores["test"] = dssm.evaluate(model, guide, data.test).to_dict()
     kl = history["kl"][history.best_epoch - 1]

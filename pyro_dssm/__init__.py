@@ -58,14 +58,17 @@ from .objectives.constraints import (
     first_multiplier,
     moderate_scale,
 )
-from .objectives.elbo import ConstantKL, CyclicKL, KLSchedule, LinearKL, RecordingELBO, kl_weight
+from .objectives.elbo import RecordingELBO
+from .objectives.kl import ConstantKL, CyclicKL, KLSchedule, LinearKL, kl_weight
 from .particles.convergence import ConvergenceWarning
 from .saving.pairs import PairFile, inspect, load, save
 from .structure.structure import Order, Structure
 from .training.autoencoder import autoencoder_error
 from .training.calibration import Calibration, calibrate
-from .training.fitting import History, fit
+from .training.fitting import fit
+from .training.history import History
 from .training.optim import ClippedNormAdam
+from .training.options import Checkpoint, Loading, Optimisation, Progress, Validation
 from .training.truncation import chunks
 
 __version__ = "0.1.0"
@@ -79,6 +82,7 @@ __all__ = [
     "Batch",
     "Bound",
     "Calibration",
+    "Checkpoint",
     "ClippedNormAdam",
     "ConstantKL",
     "Constraint",
@@ -111,13 +115,16 @@ __all__ = [
     "KalmanVAE",
     "Lagrangian",
     "LinearKL",
+    "Loading",
     "LocallyLinearSSM",
     "MeanField",
     "NoLatents",
     "NoiseGuide",
+    "Optimisation",
     "Order",
     "PairFile",
     "PartialAlignment",
+    "Progress",
     "RNN",
     "RSSM",
     "RVAE",
@@ -134,6 +141,7 @@ __all__ = [
     "Structure",
     "Trajectories",
     "VRNN",
+    "Validation",
     "ZOO",
     "ZooModel",
     "autoencoder_error",

@@ -61,14 +61,26 @@ def _claim(file: Path, args: argparse.Namespace) -> None:
     write_json(file, now)
 
 
-def fit(args: argparse.Namespace, model: dssm.DSSM, guide: dssm.Guide, data: dssm.Splits, **more: Any) -> dssm.History:
-    """Trains as the command line says; the output folder keeps the checkpoints."""
-    options = ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "averaging", "truncate", "patience", "seed")
+def fit(
+    args: argparse.Namespace,
+    model: dssm.DSSM,
+    guide: dssm.Guide,
+    data: dssm.Splits,
+    *,
+    folder: Path | None = None,
+    valid_every: int = 1,
+    num_workers: int = 0,
+    **more: Any,
+) -> dssm.History:
+    """Trains as the command line says; a folder, by default that of all output, keeps the checkpoints."""
+    optimisation = {name: getattr(args, name) for name in ("lr_schedule", "weight_decay", "averaging")}
     chosen = {
-        **{name: getattr(args, name) for name in options},
+        **{name: getattr(args, name) for name in ("epochs", "lr", "truncate", "seed")},
+        "batch_size": dssm.Loading(more.pop("batch_size", args.batch_size), num_workers),
+        "optimizer": dssm.Optimisation(**optimisation),
         "kl": dssm.LinearKL(args.kl_start, 1.0, epochs=args.kl_epochs or args.epochs / 2),
-        "checkpoint": args.out,
-        "resume": not args.fresh,
+        "validation": dssm.Validation(every=valid_every, patience=args.patience),
+        "checkpoint": dssm.Checkpoint(args.out if folder is None else folder, resume=not args.fresh),
         "max_seconds": None if args.max_minutes is None else 60 * args.max_minutes,
         "progress": sys.stderr.isatty(),
     }

@@ -15,7 +15,7 @@ from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.pendulum import pendulum
 from pyro_dssm.data.reacher import reacher
 from pyro_dssm.data.trajectories import Trajectories
-from pyro_dssm.training.fitting import LR_SCHEDULES
+from pyro_dssm.training import LR_SCHEDULES
 
 log = logging.getLogger("examples")
 
@@ -192,6 +192,7 @@ def best_start(
     epochs: int,
     lr_schedule: str,
     seed: int,
+    weight_decay: float = 0.0,
     **options: Any,
 ) -> int:
     """Trains several starts for a few epochs, and returns the seed of the weights with the best validation bound.
@@ -212,8 +213,8 @@ def best_start(
             train,
             valid,
             epochs=min(start_epochs, epochs),
-            valid_every=min(start_epochs, epochs),
-            lr_schedule=lambda progress: rule(progress * part),
+            optimizer=dssm.Optimisation(lr_schedule=lambda progress: rule(progress * part), weight_decay=weight_decay),
+            validation=dssm.Validation(every=min(start_epochs, epochs)),
             kl=new_schedule(),
             seed=seed,
             progress=False,

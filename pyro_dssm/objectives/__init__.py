@@ -1,7 +1,8 @@
 """Objectives: the bound, schedules of its KL terms, constraints."""
 
 from .constraints import GECO, Constraint, ConstraintWarning, Lagrangian, error_bound, first_multiplier, moderate_scale
-from .elbo import ConstantKL, CyclicKL, KLSchedule, LinearKL, RecordingELBO, kl_weight
+from .elbo import RecordingELBO
+from .kl import ConstantKL, CyclicKL, KLSchedule, LinearKL, kl_weight
 
 __all__ = [
     "ConstantKL",

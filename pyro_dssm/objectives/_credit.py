@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask, sum_rightmost
@@ -12,6 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from ..programs.path import Path
+from ._sites import Frames, Site, sites_of
 
 __all__ = ["Divergence", "closed_sites", "score_terms"]
 
@@ -38,14 +38,14 @@ class _Term:
     Of each step, it reacts to the latents up to this step alone; with ``later``, up to the step before.
     """
 
-    stack: Any
+    stack: Frames
     whole: Tensor
     steps: Tensor | None = None
     later: bool = False
 
 
 def _latents(trace: Trace) -> list[str]:
-    return [n for n, site in trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]]
+    return [name for name, site in sites_of(trace).items() if not site["is_observed"]]
 
 
 def closed_sites(model_trace: Trace, guide_trace: Trace) -> set[str]:
@@ -63,7 +63,7 @@ def closed_sites(model_trace: Trace, guide_trace: Trace) -> set[str]:
     return closed
 
 
-def score_terms(model_trace: Trace, guide_trace: Trace, divergences: dict[str, Divergence]) -> Any:
+def score_terms(model_trace: Trace, guide_trace: Trace, divergences: dict[str, Divergence]) -> Tensor | float:
     """What has the score-function gradient of the bound; its value means nothing.
 
     Args:
@@ -74,18 +74,19 @@ def score_terms(model_trace: Trace, guide_trace: Trace, divergences: dict[str, D
     Returns:
         A scalar; 0 where all latents are reparameterised.
     """
-    guide: dict[str, Any] = {name: guide_trace.nodes[name] for name in _latents(guide_trace)}
+    guide = {name: site for name, site in sites_of(guide_trace).items() if not site["is_observed"]}
     if all(is_identically_zero(site["score_parts"].score_function) for site in guide.values()):
         return 0.0
-    model: dict[str, Any] = {name: site for name, site in model_trace.nodes.items() if site["type"] == "sample"}
+    model = sites_of(model_trace)
     names = list(model)
     positions = {name: i for i, name in enumerate(names)}
     *_, last = guide
-    total: Any = 0.0
+    total: Tensor | float = 0.0
     costs, first = MultiFrameTensor(), len(names)
     # Backwards, so that what is drawn later has been added up already.
     for name, site in reversed(guide.items()):
-        along = name if name == last and isinstance(site["fn"], Path) else None
+        fn = site["fn"]
+        along = name if name == last and isinstance(fn, Path) else None
         begin = min(first, positions[name])
         terms = [_density(model[n], guide.get(n, model[n]), along) for n in names[begin:first] if n not in divergences]
         first = begin
@@ -93,8 +94,8 @@ def score_terms(model_trace: Trace, guide_trace: Trace, divergences: dict[str, D
             terms.append(_density(site, site, along, sign=-1))
         of_later = [_divergence(site, divergences[name])] if name in divergences else []
         score = site["score_parts"].score_function
-        if along is not None and not is_identically_zero(score):
-            total = total + _path_score(site, terms + of_later)
+        if along is not None and isinstance(fn, Path) and not is_identically_zero(score):
+            total = total + _path_score(site, fn, terms + of_later)
             terms, of_later = terms + of_later, []
         costs.add(*((term.stack, term.whole) for term in terms))
         if along is None and not is_identically_zero(score):
@@ -105,42 +106,45 @@ def score_terms(model_trace: Trace, guide_trace: Trace, divergences: dict[str, D
 
 
 @torch.no_grad()
-def _density(site: Any, weighted: Any, along: str | None, sign: int = 1) -> _Term:
+def _density(site: Site, weighted: Site, along: str | None, sign: int = 1) -> _Term:
     """A log-density, with the scale and mask of another site; with its steps, where they follow those of a path."""
     scale, mask = weighted["scale"], weighted["mask"]
     whole = scale_and_mask(site["unscaled_log_prob"], scale, mask)
     steps = None if along is None else _steps(site, along)
-    return _Term(
-        site["cond_indep_stack"], sign * whole, None if steps is None else sign * _weighted(steps, scale, mask)
-    )
+    return _Term(site["cond_indep_stack"], sign * whole, None if steps is None else sign * _weighted(steps, weighted))
 
 
 @torch.no_grad()
-def _divergence(site: Any, found: Divergence) -> _Term:
+def _divergence(site: Site, found: Divergence) -> _Term:
     scale, mask = site["scale"], site["mask"]
-    steps = None if found.steps is None else -_weighted(found.steps, scale, mask)
+    steps = None if found.steps is None else -_weighted(found.steps, site)
     return _Term(site["cond_indep_stack"], -scale_and_mask(found.whole, scale, mask), steps, later=True)
 
 
-def _weighted(steps: Tensor, scale: Any, mask: Any) -> Tensor:
-    scale, mask = (v.unsqueeze(-1) if isinstance(v, Tensor) and v.dim() else v for v in (scale, mask))
-    return scale_and_mask(steps, scale, mask)
+def _weighted(steps: Tensor, site: Site) -> Tensor:
+    """Terms of steps with the scale and the mask of a site, which are of whole sequences."""
+    scale, mask = site["scale"], site["mask"]
+    scale = scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() else scale
+    mask = mask.unsqueeze(-1) if isinstance(mask, Tensor) and mask.dim() else mask
+    weighted: Tensor = scale_and_mask(steps, scale, mask)
+    return weighted
 
 
-def _steps(site: Any, along: str) -> Tensor | None:
+def _steps(site: Site, along: str) -> Tensor | None:
     """The terms of a log-density that react to the path ``along`` up to their own step, shape ``(*, B, T)``."""
     fn = site["fn"]
     if isinstance(fn, Path):
         return fn.log_prob_per_step(site["value"])
     if site["infer"].get("along") == along and isinstance(fn, torch.distributions.Independent):
         # Of the dimensions that were independent before, the first is time.
-        return sum_rightmost(fn.base_dist.log_prob(site["value"]), fn.reinterpreted_batch_ndims - 1)
+        steps: Tensor = sum_rightmost(fn.base_dist.log_prob(site["value"]), fn.reinterpreted_batch_ndims - 1)
+        return steps
     return None
 
 
-def _path_score(site: Any, terms: list[_Term]) -> Tensor:
+def _path_score(site: Site, fn: Path, terms: list[_Term]) -> Tensor:
     """The score of each step times what can depend on it."""
-    log_prob = site["fn"].log_prob_per_step(site["value"])
+    log_prob = fn.log_prob_per_step(site["value"])
     dims = max([log_prob.dim() - 1, *(term.whole.dim() for term in terms)])
     of_steps, of_whole = MultiFrameTensor(), MultiFrameTensor()
     for term in terms:
@@ -150,7 +154,8 @@ def _path_score(site: Any, terms: list[_Term]) -> Tensor:
             of_steps.add((term.stack, _time_first(_to_go(term), dims)))
     stack = site["cond_indep_stack"]
     credit = of_steps.sum_to(stack) + of_whole.sum_to(stack)
-    return (_against_others(credit, site) * _time_first(log_prob, dims)).sum()
+    total: Tensor = (_against_others(credit, site) * _time_first(log_prob, dims)).sum()
+    return total
 
 
 def _to_go(term: _Term) -> Tensor:
@@ -166,10 +171,12 @@ def _time_first(steps: Tensor, dims: int) -> Tensor:
     return steps.reshape(steps.shape[0], *(1,) * (dims + 1 - steps.dim()), *steps.shape[1:])
 
 
-def _against_others(credit: Any, site: Any) -> Any:
+def _against_others(credit: Tensor | float, site: Site) -> Tensor | float:
     """Subtracts from each particle's credit the mean of the others', which does not depend on it."""
     for frame in site["cond_indep_stack"]:
-        if frame.name == PARTICLES and isinstance(credit, Tensor) and credit.dim() >= -frame.dim:
+        if frame.name != PARTICLES or frame.dim is None or not isinstance(credit, Tensor):
+            continue
+        if credit.dim() >= -frame.dim:
             count = credit.shape[frame.dim]
             if count > 1:
                 return (credit - credit.mean(frame.dim, keepdim=True)) * (count / (count - 1))

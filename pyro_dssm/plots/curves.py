@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._utils.types import check_types
-from ..training.fitting import History
+from ..training.history import History
 from ._common import BLUE, GREY, INK, ORANGE, new_axes, plain
 
 if TYPE_CHECKING:

@@ -1,5 +1,8 @@
 """Files: pairs of a model and its guide, and the states of runs."""
 
-from .pairs import FORMAT, PairFile, inspect, load, read_run, read_tensors, save, write_tensors
+from ._checksum import FORMAT
+from ._runs import read_run
+from ._tensors import read_tensors, write_tensors
+from .pairs import PairFile, inspect, load, save
 
 __all__ = ["FORMAT", "PairFile", "inspect", "load", "read_run", "read_tensors", "save", "write_tensors"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 __all__ = ["Bounded", "Excess", "Sizes", "size_of"]
+
+# A call of torch.
+Function: TypeAlias = Callable[..., object]
+Args: TypeAlias = tuple[object, ...]
+Kwargs: TypeAlias = dict[str, object]
+# The shape of what a call makes.
+Shape: TypeAlias = Callable[[Args, Kwargs], list[int]]
 
 # Entries up to which a tensor is made: constructors read some, and torch's functions without memory take seconds to
 # import, which is not worth it for so little.
@@ -46,7 +53,7 @@ class Sizes(TorchFunctionMode):
         super().__init__()
         self.calls, self.most_calls, self.bytes, self.most_bytes = 0, most_calls, 0, most_bytes
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: Args, args: Args = (), kwargs: Kwargs | None = None) -> object:
         kwargs, self.calls = kwargs or {}, self.calls + 1
         if self.calls > self.most_calls:
             raise Excess(f"a constructor that calls torch more than {self.most_calls:,} times")
@@ -63,7 +70,7 @@ class Sizes(TorchFunctionMode):
             entries = sum(t.numel() for t in _tensors(found if isinstance(found, list | tuple) else [found]))
         return self.run(func, name, args, kwargs, entries)
 
-    def run(self, func: Any, name: str, args: Any, kwargs: Any, entries: int) -> Any:
+    def run(self, func: Function, name: str, args: Args, kwargs: Kwargs, entries: int) -> object:
         """One call, of which so many entries come at most."""
         if entries <= SMALL:
             self.count(8 * entries)
@@ -88,19 +95,19 @@ class Bounded(Sizes):
         most_bytes: Memory for all its tensors together, those that it has dropped included.
     """
 
-    def run(self, func: Any, name: str, args: Any, kwargs: Any, entries: int) -> Any:
+    def run(self, func: Function, name: str, args: Args, kwargs: Kwargs, entries: int) -> object:
         """One call, of which so many entries come at most."""
         self.count(8 * entries)
         return func(*args, **kwargs)
 
 
-def size_of(values: Iterable[Any]) -> int:
+def size_of(values: Iterable[object]) -> int:
     """Bytes of all the tensors among some values, those that occur twice counted once."""
     tensors = {id(t): t for t in values if isinstance(t, Tensor)}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
+def _tensors(values: Iterable[object]) -> list[Tensor]:
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -110,7 +117,7 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
+def _on_meta(func: Function, args: Args, kwargs: Kwargs) -> object:
     given = _tensors((*args, *kwargs.values()))
     args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, kwargs))
     if "device" in kwargs or not given:
@@ -118,7 +125,7 @@ def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-def _entries(name: str, given: list[Tensor], args: Any, kwargs: Any) -> int | None:
+def _entries(name: str, given: list[Tensor], args: Args, kwargs: Kwargs) -> int | None:
     """How many entries come out of a call at most, where that is known without making it."""
     if name in _SHAPES:
         return math.prod(_SHAPES[name](args, kwargs))
@@ -135,25 +142,31 @@ def _entries(name: str, given: list[Tensor], args: Any, kwargs: Any) -> int | No
     return max(math.prod(map(max, sizes)), sum(t.numel() for t in given))
 
 
-def _size(args: Any, kwargs: Any) -> list[int]:
+def _size(args: Args, kwargs: Kwargs) -> list[int]:
     size = kwargs.get("size", args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
-    return [_whole(n) for n in ([size] if isinstance(size, int) else size)]
+    return [_whole(n) for n in (size if isinstance(size, Iterable) else [size])]
 
 
-def _whole(n: Any) -> int:
+def _whole(n: object) -> int:
     if not isinstance(n, int) or n < 0:
         raise ValueError(f"a tensor of size {n!r}")
     return n
 
 
-def _arange(args: Any, kwargs: Any) -> list[int]:
-    ends = [*args, *(kwargs[k] for k in ("start", "end", "step") if k in kwargs)]
+def _arange(args: Args, kwargs: Kwargs) -> list[int]:
+    ends = [_end(v) for v in (*args, *(kwargs[k] for k in ("start", "end", "step") if k in kwargs))]
     start, end, step = (0, *ends, 1) if len(ends) == 1 else (*ends, 1)[:3]
     return [max(0, math.ceil((end - start) / step))]
 
 
-def _eye(args: Any, kwargs: Any) -> list[int]:
-    sizes = [*args, *(kwargs[k] for k in ("n", "m") if k in kwargs)]
+def _end(v: object) -> float:
+    if not isinstance(v, int | float | Tensor):
+        raise ValueError(f"a range with the end {v!r}")
+    return float(v) if isinstance(v, Tensor) else v
+
+
+def _eye(args: Args, kwargs: Kwargs) -> list[int]:
+    sizes = (*args, *(kwargs[k] for k in ("n", "m") if k in kwargs))
     return _size(sizes if len(sizes) == 2 else sizes * 2, {})
 
 
@@ -161,9 +174,9 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_PLAIN: dict[str, Callable[[Any, Any], list[int]]] = dict.fromkeys(("empty", "zeros", "ones", "rand", "randn"), _size)
+_PLAIN: dict[str, Shape] = dict.fromkeys(("empty", "zeros", "ones", "rand", "randn"), _size)
 # Shapes of what calls make that are given sizes.
-_SHAPES: dict[str, Callable[[Any, Any], list[int]]] = {
+_SHAPES: dict[str, Shape] = {
     **_PLAIN,
     **{f"new_{name}": lambda args, kwargs: _size(args[1:], kwargs) for name in ("empty", "zeros", "ones")},
     "full": lambda args, kwargs: _size(args[:1], kwargs),
@@ -198,11 +211,12 @@ _BOUNDED = _names(
 )
 
 
-def _dtype(name: str, args: Any, kwargs: Any) -> torch.dtype:
-    if kwargs.get("dtype") is not None:
-        return kwargs["dtype"]
-    if name.startswith("new_"):
-        return args[0].dtype
+def _dtype(name: str, args: Args, kwargs: Kwargs) -> torch.dtype:
+    given, first = kwargs.get("dtype"), args[0] if args else None
+    if isinstance(given, torch.dtype):
+        return given
+    if name.startswith("new_") and isinstance(first, Tensor):
+        return first.dtype
     values = {"full": args[1:2] or (kwargs.get("fill_value"),), "arange": args, "randperm": (0,)}.get(name, ())
     whole = values and all(isinstance(v, int) for v in values)
     return torch.int64 if whole else torch.get_default_dtype()

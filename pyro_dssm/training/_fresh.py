@@ -7,13 +7,12 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..objectives.elbo import KLSchedule
+from ..objectives.kl import KLSchedule
 
 __all__ = ["remembering"]
 
@@ -54,7 +53,7 @@ def remembering(schedule: KLSchedule) -> Iterator[None]:
             vars(part)[MEMORY] = then, _look(part), dict(vars(part))
 
 
-def _schedules(value: Any, found: tuple[KLSchedule, ...] = ()) -> list[KLSchedule]:
+def _schedules(value: object, found: tuple[KLSchedule, ...] = ()) -> list[KLSchedule]:
     """A schedule and those that it holds, each once."""
     if isinstance(value, KLSchedule) and not any(value is one for one in found):
         found = (*found, value)
@@ -67,7 +66,7 @@ def _schedules(value: Any, found: tuple[KLSchedule, ...] = ()) -> list[KLSchedul
     return list(found)
 
 
-def _look(schedule: KLSchedule) -> tuple[dict[str, Any], Any]:
+def _look(schedule: KLSchedule) -> tuple[dict[str, object], dict[str, float]]:
     """Copies of its plain attributes, and of its state."""
     plain = {k: copy.deepcopy(v) for k, v in vars(schedule).items() if k != MEMORY and _is_plain(v)}
     return plain, copy.deepcopy(schedule.state_dict())
@@ -92,7 +91,7 @@ def _undo(schedule: KLSchedule) -> None:
         schedule.load_state_dict(state)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(_is_plain(v) for v in value.values())
     if isinstance(value, list | tuple | set | frozenset | deque):
@@ -104,17 +103,17 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | np.generic)
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     if type(a) is not type(b):
         return False
-    if isinstance(a, Tensor):
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.tobytes() == b.tobytes() and a.shape == b.shape
-    if isinstance(a, float):
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return bool(a.dtype == b.dtype) and a.tobytes() == b.tobytes() and a.shape == b.shape
+    if isinstance(a, float) and isinstance(b, float):
         return a == b or (math.isnan(a) and math.isnan(b))
-    if isinstance(a, Mapping):
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple | deque):
+    if isinstance(a, list | tuple | deque) and isinstance(b, list | tuple | deque):
         return len(a) == len(b) and all(map(_same, a, b))
     return bool(a == b)

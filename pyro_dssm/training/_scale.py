@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from .._utils.devices import wide
 from ..data.sequences import SequenceDataset
 from ..models.dssm import DSSM
 from ..models.standardise import Standardise
+from ._warning import warn_caller
 
 __all__ = ["channel_scales", "warn_of_scale"]
 
@@ -79,7 +78,7 @@ def warn_of_scale(model: DSSM, data: SequenceDataset) -> None:
     Warns:
         UserWarning: Which channels, and what to do.
     """
-    emission: Any = getattr(model, "emission_net", None)
+    emission = getattr(model, "emission_net", None)
     flags = any(getattr(emission, name, False) for name in ("binary", "positive"))
     if emission is None or flags:
         return
@@ -94,14 +93,14 @@ def warn_of_scale(model: DSSM, data: SequenceDataset) -> None:
     if (len(small) <= VECTOR and largest.max() > 1) or small.sum() == varies.sum():
         far = far | small
     if far.any():
-        _warn(
+        warn_caller(
             f"train: expected channels of about unit scale, got {_channels(mean, std, far)}. Networks learn slowly, or "
             "not at all, from such numbers: build the model with standardise=True, or scale the frames."
         )
     scale = getattr(emission, "scale", None)
     ratio = std[varies].max() / torch.as_tensor(scale).max() if _is_scale(scale) and varies.any() else None
     if ratio is not None and not RATIO_RANGE[0] <= ratio <= RATIO_RANGE[1]:
-        _warn(
+        warn_caller(
             f"train: expected frames that vary about as much as the emission's fixed scale of {scale:g} or more, got a "
             f"standard deviation of at most {float(std[varies].max()):.3g}: next to that, "
             f"{'nothing in the frames counts' if ratio < 1 else 'the KL terms do not count'}. Scale the frames, or "
@@ -115,7 +114,7 @@ def _warn_of_other_data(part: Standardise, mean: Tensor, std: Tensor) -> None:
     mean, std = (mean - loc) / scale, std / scale
     far = (mean.abs() > MEAN_LIMIT) | (std > STD_RANGE[1])
     if far.any():
-        _warn(
+        warn_caller(
             "train: expected frames like those that `model.standardise` was fitted on, got "
             f"{_channels(mean, std, far)} in standardised units."
         )
@@ -130,7 +129,3 @@ def _channels(mean: Tensor, std: Tensor, far: Tensor) -> str:
     named = [f"channel {i} of mean {mean[i]:.3g} and standard deviation {std[i]:.3g}" for i in chosen[:3]]
     more = f" and {len(chosen) - 3} more of {len(far)}" if len(chosen) > 3 else ""
     return ", ".join(named) + more
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)

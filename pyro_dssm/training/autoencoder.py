@@ -14,7 +14,8 @@ from ..data.sequences import SequenceDataset, batches
 from ..evaluation._measuring import check_data
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
-from ..objectives.elbo import ConstantKL, RecordingELBO
+from ..objectives.elbo import RecordingELBO
+from ..objectives.kl import ConstantKL
 from .fitting import fit
 
 __all__ = ["autoencoder_error"]

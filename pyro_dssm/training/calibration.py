@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._utils.checks import data_named, is_number, positive
+from .._utils.checks import is_number, positive
 from .._utils.types import check_types
-from ..data.sequences import Batch, SequenceDataset
-from ..evaluation._measuring import check_data, grouped, in_order, measuring, observed_entries
-from ..evaluation.imputation import LEVELS, Coverage, _check_levels, _coverage, _draws, _hide_frames, varying_entries
+from ..data.sequences import SequenceDataset
+from ..evaluation._measuring import check_data, measuring
+from ..evaluation.imputation import LEVELS, Coverage, _check_levels
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ..programs._program import evaluating
 from ..programs.path import normal_of
-from ..structure.structure import Order
+from ._crps import factors_of, score_of, shrunk
+from ._hidden_frames import deviations, enough, intervals
 
 __all__ = ["Calibration", "calibrate"]
 
-NUMBERS_AT_ONCE = 8_000_000  # of deviations that are kept to fit the factors
-SHIFTS = (1, 3, 7, 13)  # pairs of draws that stand for all pairs
-LEAST, MOST, GRID = 0.01, 2.0, 28  # factors that are tried, in units of the root mean squared deviation
-PRIOR = 10.0  # frames that the factor common to all entries counts as
 ROUNDS, SETTLED = 6, 0.02  # where hidden frames are read again, the draws depend on the scale
 WORSE = 1.02  # the ratio of scores above which factors are taken back half of the way
 
@@ -179,29 +176,29 @@ def calibrate(
     earlier = model.calibration
     model.uncalibrate()
     try:
-        before = _intervals(model, guide, valid, *measured)
-        some = _enough(valid, fraction, num_samples // 2 + 1)
+        before = intervals(model, guide, valid, *measured)
+        some = enough(valid, fraction, num_samples // 2 + 1)
         drawn = num_samples // 2 + 1, num_rounds, batch_size, seed + 1
         factor = accepted = torch.ones(model.x_dim)
         best, taken_back = math.inf, False
         for _ in range(ROUNDS):
             with measuring(model, guide, seed):
-                r, weights = _deviations(model, guide, some, constant, float(fraction), *drawn)
-            score = _score(r, weights, factor)
+                r, weights = deviations(model, guide, some, constant, float(fraction), *drawn)
+            score = score_of(r, weights, factor)
             if score > WORSE * best:
                 # With a sharper emission, what is drawn of hidden frames can be worse: chains move less.
                 factor, taken_back = (accepted * factor).sqrt(), True
             else:
                 best, accepted = score, factor
-                own, too_wide = _factors(r, weights)
-                factor = _shrunk(own, (weights > 0).sum(0))
+                own, too_wide = factors_of(r, weights)
+                factor = shrunk(own, (weights > 0).sum(0))
             model.calibration = factor.to(model._like)
             if (factor / accepted).log().abs().max() < SETTLED:
                 break
         if taken_back:
             factor = accepted
             model.calibration = factor.to(model._like)
-        after = _intervals(model, guide, valid, *measured)
+        after = intervals(model, guide, valid, *measured)
     except BaseException:
         model.calibration = earlier
         raise
@@ -232,159 +229,3 @@ def _constant_scale(model: DSSM) -> Tensor | None:
         )
     scale = base.scale.expand(8, model.x_dim)
     return scale[0] if bool((scale == scale[0]).all()) else None
-
-
-def _enough(data: SequenceDataset, fraction: float, num_samples: int) -> SequenceDataset:
-    """As many of the sequences, evenly spread, as it takes to fit the factors."""
-    hidden = max(1.0, fraction * data.num_frames / len(data))
-    count = math.ceil(NUMBERS_AT_ONCE / (num_samples * data.dim * hidden))
-    return data.subset(range(0, len(data), max(1, len(data) // count)))
-
-
-def _with_gaps(
-    model: DSSM, data: SequenceDataset, fraction: float, batch_size: int, seed: int, *, ends_shown: bool = False
-) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
-    """Batches with the indices of their sequences, what is shown of them, and which of the hidden entries count."""
-    visible = _hide_frames(data, fraction, seed)
-    for group, batch in grouped(data, batch_size, model._like):
-        seen = torch.nn.utils.rnn.pad_sequence([visible[i] for i in group], batch_first=True).to(batch.x.device)
-        if ends_shown:
-            seen = seen | (torch.arange(seen.shape[1], device=seen.device) == batch.lengths.unsqueeze(-1) - 1)
-        scored = observed_entries(batch) & ~seen.unsqueeze(-1)
-        if batch.mask is not None:
-            seen = batch.mask & (seen if batch.mask.dim() == 2 else seen.unsqueeze(-1))
-        yield group, batch, seen, scored
-
-
-def _intervals(
-    model: DSSM,
-    guide: BaseGuide,
-    data: SequenceDataset,
-    fraction: float,
-    num_samples: int,
-    num_rounds: int,
-    levels: Sequence[float],
-    batch_size: int,
-    seed: int,
-) -> Coverage:
-    """What the intervals around hidden entries hold, of those that vary."""
-    with data_named("valid"):
-        varies, found, groups = varying_entries(model, data).to(model._like.device), [], []
-    with measuring(model, guide, seed):
-        for group, batch, shown, scored in _with_gaps(model, data, fraction, batch_size, seed):
-            where = scored & varies
-            options: dict[str, Any] = {"controls": batch.controls, "num_rounds": num_rounds}
-            draws = _draws(model, guide, batch, shown, where, num_samples, options)
-            found.append(_coverage(draws, batch.x[where], tuple(levels), where))
-            groups.append(group)
-    parts = (in_order(groups, [getattr(part, name) for part in found]) for name in ("inside", "widths", "counts"))
-    measured = Coverage(tuple(levels), *parts)
-    if not measured.counts.any():
-        raise ValueError("valid: expected sequences of which a frame can be hidden, got none with two observed frames.")
-    return measured
-
-
-def _deviations(
-    model: DSSM,
-    guide: BaseGuide,
-    data: SequenceDataset,
-    constant: Tensor | None,
-    fraction: float,
-    num_samples: int,
-    num_rounds: int,
-    batch_size: int,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
-    """How far hidden values are from draws of their means, in units of the emission's scale.
-
-    Returns:
-        Deviations of shape ``(S, n, x_dim)``, one row for each hidden frame, and that scale, shape ``(n, x_dim)``; zero
-        where an entry is not observed.
-    """
-    rows: list[Tensor] = []
-    scales: list[Tensor] = []
-    # Beyond the last visible frame, means follow means, which are less apart than if they followed draws.
-    ends_shown = {model.structure.x_from_x, model.structure.z_from_x} != {Order.NONE}
-    for _, batch, shown, scored in _with_gaps(model, data, fraction, batch_size, seed, ends_shown=ends_shown):
-        hidden = scored.any(-1)
-        options: dict[str, Any] = {"controls": batch.controls, "num_samples": num_samples, "num_rounds": num_rounds}
-        torch.manual_seed(seed + len(rows))
-        means = model.impute(guide, batch.x, batch.lengths, shown, means=True, **options)
-        if constant is None:
-            # The same paths once more, with noise: what it adds has the scale that each frame was drawn with.
-            torch.manual_seed(seed + len(rows))
-            noise = model.impute(guide, batch.x, batch.lengths, shown, **options) - means
-            scale = noise[:, hidden].square().mean(0).sqrt()
-            scale = scale if model.calibration is None else scale / model.calibration
-        else:
-            scale = constant.expand_as(batch.x)[hidden]
-        r = (batch.x - means)[:, hidden] / scale.clamp(min=torch.finfo(scale.dtype).tiny)
-        if not r.isfinite().all():
-            raise FloatingPointError("calibrate: the model draws frames that are not finite.")
-        rows.append(r.float().cpu())
-        scales.append(torch.where(scored[hidden], scale, 0.0).float().cpu())
-    r, weights = torch.cat(rows, 1), torch.cat(scales)
-    if not weights.any():
-        raise ValueError("valid: expected sequences of which frames can be hidden, got none of three observed frames.")
-    return r, weights
-
-
-def _factors(r: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors at which the score is least, and whether that is at the least of all, both of shape ``(x_dim,)``.
-
-    Its derivative is a sum of Gaussian densities. It may have several minima, so that the derivative is integrated over
-    a grid, and its root taken next to the lowest point.
-
-    Args:
-        r: Shape ``(S, n, x_dim)``.
-        weights: Shape ``(n, x_dim)``.
-    """
-    # Any two draws are as good as any others, in whatever order they were made.
-    r = torch.where(weights > 0, r, 0.0)[torch.randperm(len(r), generator=torch.Generator().manual_seed(0))]
-    count = (weights > 0).sum(0).clamp(min=1)
-    size = (r.square().mean(0).sum(0) / count).sqrt().clamp(min=1e-6)
-    grid = size * torch.logspace(math.log10(LEAST), math.log10(MOST), GRID).unsqueeze(-1)
-    shifts = sorted({1 + (shift - 1) % (len(r) - 1) for shift in SHIFTS})
-    squares = [0.5 * r.square(), *(0.25 * (r - r.roll(shift, 0)).square() for shift in shifts)]
-    coefficients = [2.0, *[-math.sqrt(2) / len(shifts)] * len(shifts)]
-    slopes, kept = [], torch.empty_like(r)
-    for f in grid:
-        # In place, since these are by far the most numbers of a calibration.
-        parts = [
-            c * torch.mul(v, -1 / f.square(), out=kept).exp_().mean(0)
-            for c, v in zip(coefficients, squares, strict=True)
-        ]
-        slopes.append((weights * torch.stack(parts).sum(0)).sum(0))
-    slope = torch.stack(slopes)
-    rise = torch.cumulative_trapezoid(slope, grid, dim=0)
-    lowest = torch.cat([torch.zeros_like(rise[:1]), rise]).argmin(0, keepdim=True)
-
-    def at(values: Tensor, index: Tensor) -> Tensor:
-        return values.gather(0, index.clamp(0, GRID - 1))[0]
-
-    # The derivative changes its sign on one side of the lowest point, unless that is at an end.
-    here = at(slope, lowest)
-    other = torch.where(here > 0, lowest - 1, lowest + 1)
-    there = at(slope, other)
-    crosses = here * there < 0
-    part = torch.where(crosses, here / torch.where(crosses, here - there, 1.0), 0.0)
-    factor = torch.lerp(at(grid, lowest).log(), at(grid, other).log(), part).exp()
-    return factor, (lowest[0] == 0) & weights.any(0)
-
-
-def _score(r: Tensor, weights: Tensor, factor: Tensor) -> float:
-    """The score of draws that were made with these factors, summed over the hidden entries."""
-
-    def distance(m: Tensor, scale: Tensor) -> Tensor:
-        u = m / scale
-        return scale * (u * torch.special.erf(u * math.sqrt(0.5)) + math.sqrt(2 / math.pi) * (-0.5 * u.square()).exp())
-
-    apart = [distance(r - r.roll(shift, 0), math.sqrt(2) * factor).mean(0) for shift in (1, 3) if shift < len(r)]
-    scores = distance(r, factor).mean(0) - 0.5 * torch.stack(apart).mean(0)
-    return float((weights * scores).sum(dtype=torch.float64))
-
-
-def _shrunk(factors: Tensor, counts: Tensor) -> Tensor:
-    """Factors drawn towards their geometric mean, the more the fewer frames they are of."""
-    common = (counts * factors.log()).sum() / counts.sum()
-    return ((counts * factors.log() + PRIOR * common) / (counts + PRIOR)).exp()

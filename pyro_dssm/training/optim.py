@@ -54,37 +54,17 @@ class ClippedNormAdam(PyroOptim):
         5.0
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> ClippedNormAdam:  # noqa: D102
+    def __new__(cls, *args: object, **kwargs: object) -> ClippedNormAdam:  # noqa: D102
         # Copies come by here too.
         self = super().__new__(cls)
         when_released(self, _let_go)
         return self
 
     def __init__(self, options: dict[str, Any] | None = None) -> None:
-        if options is not None and not isinstance(options, dict):
-            raise ValueError(f"options: expected a dictionary or None, got {shown(options)}.")
-        options = dict(options or {})
-        self.clip_norm = options.pop("clip_norm", 10.0)
-        unknown = set(options) - {"lr", "betas", "eps", "weight_decay"}
-        if unknown:
-            raise ValueError(
-                f"options: expected lr, betas, eps, weight_decay or clip_norm, got {sorted(map(str, unknown))}."
-            )
-        if self.clip_norm is not None:
-            number("clip_norm", self.clip_norm, above=0, also="None")
-        lr = options.setdefault("lr", 1e-3)
-        number("lr", lr, above=0)
-        decay = options.setdefault("weight_decay", 0.0)
-        if not (is_number(decay) and decay >= 0):
-            raise ValueError(f"weight_decay: expected a number of at least 0, got {shown(decay)}.")
-        number("eps", options.get("eps", 1e-8), least=0)
-        betas = options.get("betas", (0.9, 0.999))
-        if not (
-            isinstance(betas, tuple | list) and len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas)
-        ):
-            raise ValueError(f"betas: expected two numbers from 0 to below 1, got {shown(betas)}.")
+        options = _checked(options)
+        self.clip_norm = options.pop("clip_norm")
         super().__init__(torch.optim.AdamW, options)
-        self.lr = lr
+        self.lr = options["lr"]
         self._norm: Tensor | float = 0.0
         self._adam: torch.optim.AdamW | None = None
         self._names: dict[Tensor, str] = {}
@@ -100,7 +80,7 @@ class ClippedNormAdam(PyroOptim):
         """Norm of the last gradient, before clipping."""
         return float(self._norm)
 
-    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+    def __call__(self, params: Iterable[Tensor], *args: object, **kwargs: object) -> None:
         """One step for parameters that have gradients.
 
         Args:
@@ -202,7 +182,7 @@ class ClippedNormAdam(PyroOptim):
             state |= {name: dict(self._adam.state[p]) for name, p in found.items() if p in self._adam.state}
         return state
 
-    def set_state(self, state_dict: dict[str, Any]) -> None:
+    def set_state(self, state_dict: dict[str, dict[str, Tensor]]) -> None:
         """Goes on from moments that were kept.
 
         Args:
@@ -226,6 +206,29 @@ class ClippedNormAdam(PyroOptim):
             self._adam.state.pop(p, None)
         if not self._names:
             self._adam = None
+
+
+def _checked(given: dict[str, Any] | None) -> dict[str, Any]:
+    """A copy of the options, with the defaults of those that have no other."""
+    if given is not None and not isinstance(given, dict):
+        raise ValueError(f"options: expected a dictionary or None, got {shown(given)}.")
+    options = {"clip_norm": 10.0, "lr": 1e-3, "weight_decay": 0.0, **(given or {})}
+    unknown = set(options) - {"lr", "betas", "eps", "weight_decay", "clip_norm"}
+    if unknown:
+        raise ValueError(
+            f"options: expected lr, betas, eps, weight_decay or clip_norm, got {sorted(map(str, unknown))}."
+        )
+    if options["clip_norm"] is not None:
+        number("clip_norm", options["clip_norm"], above=0, also="None")
+    number("lr", options["lr"], above=0)
+    decay = options["weight_decay"]
+    if not (is_number(decay) and decay >= 0):
+        raise ValueError(f"weight_decay: expected a number of at least 0, got {shown(decay)}.")
+    number("eps", options.get("eps", 1e-8), least=0)
+    betas = options.get("betas", (0.9, 0.999))
+    if not (isinstance(betas, tuple | list) and len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas)):
+        raise ValueError(f"betas: expected two numbers from 0 to below 1, got {shown(betas)}.")
+    return options
 
 
 def _let_go(optimizer: PyroOptim, gone: Sequence[Tensor]) -> None:

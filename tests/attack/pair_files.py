@@ -76,9 +76,8 @@ def run(folder, epochs, kind="adam", resume=True):
         epochs=epochs,
         batch_size=1,
         lr=1e-2,
-        averaging=0.9 if kind == "adam" else 0.0,
+        optimizer=dssm.Optimisation(averaging=0.9 if kind == "adam" else 0.0),
         kl=kl,
-        checkpoint=folder,
-        resume=resume,
+        checkpoint=dssm.Checkpoint(folder, resume=resume),
         progress=False,
     )

@@ -13,7 +13,7 @@ import torch
 from pair_files import MAKERS, run, write_pair
 
 import pyro_dssm as dssm
-from pyro_dssm.saving.pairs import read_run, read_tensors
+from pyro_dssm.saving import read_run, read_tensors
 
 
 def flip(rng, content):

@@ -21,8 +21,8 @@ from pair_files import MAKERS, run, write_pair
 
 import pyro_dssm as dssm
 from pyro_dssm.programs._parts import Parts
-from pyro_dssm.saving import _tensorfile as tensorfile
-from pyro_dssm.saving.pairs import describe
+from pyro_dssm.saving import _checksum, _json
+from pyro_dssm.saving._describing import describe
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on memory are of Linux")
 
@@ -43,7 +43,7 @@ def parts(path):
 def put(path, header, text, data):
     """A file with these entries and this metadata, and the checksum of what it is as far as it is anything."""
     entries = {name: value for name, value in header.items() if name != "__metadata__"}
-    digest = tensorfile._Digest(text)
+    digest = _checksum.Digest(text)
     try:
         for name in sorted(entries):
             begin, end = entries[name]["data_offsets"]
@@ -51,7 +51,7 @@ def put(path, header, text, data):
             digest.update(data[begin:end])
     except Exception:
         pass
-    info = {"format": tensorfile.FORMAT, "metadata": text, "checksum": digest.text()}
+    info = {"format": _checksum.FORMAT, "metadata": text, "checksum": digest.text()}
     content = json.dumps({**entries, "__metadata__": info}).encode()
     path.write_bytes(struct.pack("<Q", len(content)) + content + data)
 
@@ -252,7 +252,7 @@ def check_pair(path):
     model, guide = dssm.load(path)
     found = dssm.inspect(path)
     header, metadata, data = parts(path)
-    restored = tensorfile.restore(metadata)
+    restored = _json.restore(metadata)
     assert as_json(found.card) == as_json(restored["card"])
     assert model.sites == metadata["sites"]
     for name, program in (("model", model), ("guide", guide)):
@@ -271,7 +271,7 @@ def check_pair(path):
             assert settings[key] == repr(plain), (key, value, settings[key])
         for key, value in program.state_dict().items():
             entry = header[f"{name}.{key}"]
-            dtype = tensorfile.DTYPES[entry["dtype"]]
+            dtype = _checksum.DTYPES[entry["dtype"]]
             begin, end = entry["data_offsets"]
             given = torch.frombuffer(bytearray(data[begin:end]) or bytearray(8), dtype=dtype)[: value.numel()]
             assert value.dtype == dtype

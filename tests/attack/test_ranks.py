@@ -16,6 +16,7 @@ import pytest
 import torch
 from processes import free_port, in_processes, linux, same, weights
 from pyro.infer import TraceMeanField_ELBO
+from settings import in_parts
 from torch import nn
 
 import pyro_dssm as dssm
@@ -40,7 +41,7 @@ def pair(guide=dssm.FullAlignment, seed=0, guided=None, **options):
 def fit(programs=None, train=None, valid=None, **options):
     programs = pair() if programs is None else programs
     options = {"batch_size": 3, "epochs": 2, "lr": 1e-2, "progress": False, **options}
-    dssm.fit(*programs, waves() if train is None else train, valid, **options)
+    dssm.fit(*programs, waves() if train is None else train, valid, **in_parts(options))
     return weights(*programs)
 
 
@@ -268,13 +269,13 @@ def in_network(rank, _):
 
 
 def in_validation(rank, _):
-    kept = dssm.training._run.bounds
+    kept = dssm.training._selection.bounds
     if rank == 1:
-        dssm.training._run.bounds = lambda *_, **__: raising(RuntimeError("of a bound"))
+        dssm.training._selection.bounds = lambda *_, **__: raising(RuntimeError("of a bound"))
     try:
         return fit(valid=waves((4, 5)))
     finally:
-        dssm.training._run.bounds = kept
+        dssm.training._selection.bounds = kept
 
 
 def in_callback(when):
@@ -295,7 +296,7 @@ def full_disk(rank, folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if rank == 0:
-        dssm.training._run.write_tensors = no_space
+        dssm.training._checkpointer.write_tensors = no_space
     return fit(checkpoint=folder / "run", epochs=3)
 
 

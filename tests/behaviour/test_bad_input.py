@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from settings import in_parts
 
 import pyro_dssm as dssm
 from pyro_dssm.data.sequences import batch_indices
@@ -236,7 +237,7 @@ OTHERS = {
     "linear end": (lambda: dssm.LinearKL(0.2, NAN), "end: expected a finite number of at least 0, got nan"),
     "linear epochs": (lambda: dssm.LinearKL(epochs=0), "epochs: expected a positive number, got 0"),
     "linear type": (lambda: dssm.LinearKL("0"), "start: expected a finite number of at least 0, got '0'"),
-    "cyclic rise": (lambda: dssm.CyclicKL(rise=0.0), "rise: expected a share from above 0 to 1, got 0.0"),
+    "cyclic rise": (lambda: dssm.CyclicKL(rise=0.0), "rise: expected a fraction from above 0 to 1, got 0.0"),
     "cyclic epochs": (lambda: dssm.CyclicKL(epochs=-5), "epochs: expected a positive number, got -5"),
     "lr": (lambda: dssm.ClippedNormAdam({"lr": 0.0}), "lr: expected a positive number, got 0.0"),
     "clip_norm": (lambda: dssm.ClippedNormAdam({"clip_norm": -1}), "clip_norm: expected a positive number .*, got -1"),
@@ -363,7 +364,7 @@ OTHERS = {
     **{
         f"fit {name}={value!r}": (
             lambda name=name, value=value: dssm.fit(
-                *pair(), dssm.SequenceDataset(x()), progress=False, **{name: value}
+                *pair(), dssm.SequenceDataset(x()), progress=False, **in_parts({name: value})
             ),
             message,
         )
@@ -373,12 +374,12 @@ OTHERS = {
             ("lr", -1.0, "lr: expected a positive number, got -1.0"),
             ("clip_norm", 0.0, "clip_norm: expected a positive number or None, got 0.0"),
             ("averaging", 1.0, "averaging: expected a number from 0 to below 1, got 1.0"),
-            ("patience", 3, "patience: early stopping needs a validation set, got valid=None"),
+            ("patience", 3, "validation.patience: early stopping needs a validation set, got valid=None"),
             ("patience", 0, "patience: expected a positive integer or None, got 0"),
             ("truncate", 1.5, "truncate: expected a positive integer or None, got 1.5"),
             ("lr_schedule", "exponential", "lr_schedule: expected .*, got 'exponential'"),
-            ("valid_every", 0, "valid_every: expected a positive integer, got 0"),
-            ("valid_particles", 0, "valid_particles: expected a positive integer, got 0"),
+            ("valid_every", 0, "every: expected a positive integer, got 0"),
+            ("valid_particles", 0, "particles: expected a positive integer, got 0"),
         )
     },
 }
@@ -433,7 +434,7 @@ def test_a_guide_without_its_method():
     ("call", "message"),
     [
         (lambda: dssm.kl_weight("a"), "weight: expected a finite number of at least 0, got 'a'"),
-        (lambda: dssm.CyclicKL(rise="a"), "rise: expected a share from above 0 to 1, got 'a'"),
+        (lambda: dssm.CyclicKL(rise="a"), "rise: expected a fraction from above 0 to 1, got 'a'"),
         (lambda: dssm.ClippedNormAdam("a"), "options: expected a dictionary or None, got 'a'"),
         (lambda: dssm.ClippedNormAdam({"lr": "a"}), "lr: expected a positive number, got 'a'"),
         (lambda: dssm.ClippedNormAdam({"clip_norm": "a"}), "clip_norm: expected a positive number or None, got 'a'"),

@@ -178,7 +178,9 @@ def calls(folder, *, everything):
         "fit": lambda: dssm.fit(model, guide, data, **quick),
         "fit with a validation set": lambda: dssm.fit(model, guide, data, data, **quick),
         "fit on data of the device": lambda: dssm.fit(model, guide, stays, stays, **quick),
-        "fit with averaging": lambda: dssm.fit(model, guide, data, data, averaging=0.9, **quick),
+        "fit with averaging": lambda: dssm.fit(
+            model, guide, data, data, optimizer=dssm.Optimisation(averaging=0.9), **quick
+        ),
         "fit in chunks": lambda: dssm.fit(model, guide, data, truncate=4, **quick),
         "fit under GECO": lambda: dssm.fit(model, guide, data, kl=dssm.GECO(0.1), **quick),
         "fit under a Lagrangian": lambda: dssm.fit(model, guide, data, data, kl=dssm.Lagrangian(0.1), **quick),
@@ -188,9 +190,8 @@ def calls(folder, *, everything):
                 guide,
                 data,
                 data,
-                checkpoint=folder,
-                checkpoint_seconds=0,
-                averaging=0.9,
+                checkpoint=dssm.Checkpoint(folder, seconds=0),
+                optimizer=dssm.Optimisation(averaging=0.9),
                 **{**quick, "epochs": n},
             )
             for n in (1, 2)

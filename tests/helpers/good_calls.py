@@ -38,6 +38,7 @@ from wrong_calls import (
 )
 
 import pyro_dssm as dssm
+import pyro_dssm.saving as checkpoints
 from pyro_dssm import emissions, kalman, plots, testing
 from pyro_dssm import evaluation as measures
 from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, synthetic, transpose
@@ -51,7 +52,6 @@ from pyro_dssm.nn import images
 from pyro_dssm.nn import layers as nn
 from pyro_dssm.nn.memories import Memories
 from pyro_dssm.nn.memory import Last, Recurrent
-from pyro_dssm.saving import pairs as checkpoints
 from pyro_dssm.speech import audio, metrics, resynthesis
 from pyro_dssm.speech import recordings as speech
 from pyro_dssm.training import optim
@@ -579,8 +579,23 @@ class _Mine(dssm.Guide):
         return self.head(nn.join(past, context))
 
 
+def _in_parts(w):
+    """Arguments of `fit` that are parts, each of which is no part of another kind."""
+    others = dssm.Loading(), dssm.Optimisation(), dssm.Validation(), dssm.Progress()
+    return {
+        "model": a_model(w),
+        "guide": a_guide(w),
+        "train": a_dataset(w),
+        "epochs": count(1, big=False),
+        "batch_size": instance(dssm.Loading(3), *others[1:], right={"integer"}),
+        "optimizer": instance(dssm.Optimisation(averaging=0.5), others[0], *others[2:], optional=True),
+        "validation": instance(dssm.Validation(), *others[:2], others[3], optional=True),
+        "checkpoint": instance(dssm.Checkpoint(w.folder / "in parts"), *others, optional=True, right={"path", *TEXTS}),
+        "progress": instance(dssm.Progress(bar=False), *others[:3], right={"True", "0"}),
+    }
+
+
 def training(w):
-    callbacks = {"callback": function(None, optional=True), "augment": function(None, optional=True)}
     yield Call(
         "fit",
         dssm.fit,
@@ -592,26 +607,45 @@ def training(w):
             "epochs": count(1, big=False),
             "batch_size": count(3, big=False),
             "lr": number(1e-3, above=0),
+            "optimizer": instance(None, torch.optim.Adam, optional=True),
+            "kl": instance(dssm.LinearKL(), 0.5, optional=True),
+            "loss": instance(dssm.RecordingELBO(), dssm.RecordingELBO, optional=True),
+            "augment": function(None, optional=True),
+            "truncate": count(2, optional=True, big=False),
+            "validation": instance(dssm.Validation(), dssm.Progress(), optional=True),
+            "checkpoint": path(None, optional=True, right=TEXTS),
+            "max_seconds": number(10.0, optional=True, infinite=True),
+            "seed": integer(0),
+            "progress": flag(False),
+        },
+    )
+    yield Call("fit with parts", dssm.fit, _in_parts(w))
+    yield Call("Loading", dssm.Loading, {"batch_size": count(3, big=False), "num_workers": count(0, low=0, big=False)})
+    yield Call(
+        "Optimisation",
+        dssm.Optimisation,
+        {
+            "optimizer": instance(None, torch.optim.Adam, optional=True),
             "lr_schedule": choice("constant", right={"function", "class", "layer"}),
             "weight_decay": number(0.0, least=0),
             "clip_norm": number(10.0, above=0, optional=True),
-            "kl": instance(dssm.LinearKL(), 0.5, optional=True),
-            "optimizer": instance(None, torch.optim.Adam, optional=True),
-            "loss": instance(dssm.RecordingELBO(), dssm.RecordingELBO, optional=True),
             "averaging": number(0.0, least=0, below=1),
-            **callbacks,
-            "truncate": count(2, optional=True, big=False),
-            "valid_every": count(1, big=False),
-            "valid_particles": count(1),
-            "patience": count(2, optional=True, big=False),
-            "checkpoint": path(None, optional=True, right=TEXTS),
-            "checkpoint_seconds": number(60.0, infinite=True),
-            "resume": flag(True),
-            "max_seconds": number(10.0, optional=True, infinite=True),
-            "seed": integer(0),
-            "num_workers": count(0, low=0, big=False),
-            "progress": flag(False),
+        },
+    )
+    yield Call(
+        "Validation",
+        dssm.Validation,
+        {"every": count(1, big=False), "particles": count(1), "patience": count(2, optional=True, big=False)},
+    )
+    kept = {"seconds": number(60.0, infinite=True), "resume": flag(True)}
+    yield Call("Checkpoint", dssm.Checkpoint, {"folder": path("run", right=TEXTS), **kept})
+    yield Call(
+        "Progress",
+        dssm.Progress,
+        {
+            "bar": flag(False),
             "tensorboard": path(None, optional=True, right=TEXTS),
+            "callback": function(None, optional=True),
         },
     )
     yield Call(
@@ -2176,12 +2210,14 @@ _EXEMPT = {
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """
-        BernoulliEmission.check Constraint.exponent DSSM.emission DSSM.initial DSSM.read DSSM.read_mean
+        BernoulliEmission.check Constraint.adjust Constraint.exponent DSSM.emission DSSM.initial DSSM.read
+        DSSM.read_mean
         DSSM.transition DVBF.transition EKVAE.filter EKVAE.noise_at EKVAE.slope EKVAE.transition FlowGuide.step
         FusionGuide.encode FusionGuide.step GECO.exponent GammaPowerEmission.expected_log GammaPowerEmission.law
         GaussianGuide.encode GaussianGuide.step GaussianPowerEmission.law Guide.encode Guide.step
         ItakuraSaitoEmission.expected_log ItakuraSaitoEmission.law KVAE.carry KVAE.fill KVAE.filter KVAE.matrix
-        KVAE.mix KVAE.slope KVAE.transition KalmanGuide.step Lagrangian.exponent LocallyLinear.linearise
+        KVAE.mix KVAE.slope KVAE.transition KalmanGuide.step Lagrangian.adjust Lagrangian.exponent
+        LocallyLinear.linearise
         LocallyLinearSSM.transition LogNormalPowerEmission.expected_log LogNormalPowerEmission.law
         Network.linearise PairContract PowerEmission.check PowerEmission.expected_log
         PowerEmission.law PowerEmission.read PowerEmission.read_mean PowerEmission.spread

@@ -20,7 +20,7 @@ from stopping import Stop
 import pyro_dssm as dssm
 from pyro_dssm._utils import files as _files
 from pyro_dssm.evaluation import identification, imputation, prediction
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 
 
 class Moment:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 import pyro_dssm as dssm
 from pyro_dssm._utils import files as _files
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 
 # Where in a write it may die: with half of the bytes, before or after they have their name.
 PLACES = ("half", "before", "after")

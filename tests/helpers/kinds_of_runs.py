@@ -2,6 +2,7 @@
 
 import pyro
 import torch
+from settings import in_parts
 
 import pyro_dssm as dssm
 from pyro_dssm.data.gaps import RandomGaps
@@ -105,7 +106,7 @@ def train(name, folder, epochs=3, *, made=None, **options):
         "checkpoint": folder,
         "valid": waves(3, 1),
     }
-    return programs, dssm.fit(*programs, waves(), **{**usual, **own, **options})
+    return programs, dssm.fit(*programs, waves(), **in_parts({**usual, **own, **options}))
 
 
 def weights(programs):

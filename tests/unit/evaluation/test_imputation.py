@@ -46,7 +46,8 @@ def test_a_gap_is_filled_much_better_than_by_the_mean():
     data = splits(oscillator(120, 50, seed=0))
     model = dssm.RSSM(2, 4, emission="gaussian", rnn_dim=32, mlp_dims=(32,))
     guide = dssm.PartialAlignment(model, rnn_dim=32, hidden_dim=32)
-    options = {"lr": 1e-2, "lr_schedule": "one-cycle", "averaging": 0.95, "progress": False}
+    one_cycle = dssm.Optimisation(lr_schedule="one-cycle", averaging=0.95)
+    options = {"lr": 1e-2, "optimizer": one_cycle, "progress": False}
     dssm.fit(model, guide, data.train, data.valid, epochs=40, **options)
     x = torch.stack(data.test.sequences)
     gap = slice(15, 23)

@@ -13,7 +13,7 @@ import pyro_dssm as dssm
 from pyro_dssm.evaluation.imputation import coverage, imputation, varying_entries
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.training import calibration
-from pyro_dssm.training.calibration import _factors, _score, _shrunk
+from pyro_dssm.training._crps import factors_of, score_of, shrunk
 
 # Few rounds are enough to see that what is drawn is the same.
 pytestmark = pytest.mark.filterwarnings("ignore:mask. the draws of what is hidden have not converged")
@@ -117,7 +117,8 @@ def test_a_model_trained_with_a_wrong_scale_is_calibrated(name, scale):
     else:
         model = dssm.DMM(3, 2, **options)
         guide = dssm.PartialAlignment(model, rnn_dim=32, skip=True)
-    training = {"epochs": 80, "lr": 6e-3, "lr_schedule": "cosine", "batch_size": 40, "valid_every": 10}
+    cosine, seldom = dssm.Optimisation(lr_schedule="cosine"), dssm.Validation(every=10)
+    training = {"epochs": 80, "lr": 6e-3, "optimizer": cosine, "batch_size": 40, "validation": seldom}
     dssm.fit(model, guide, train, valid, progress=False, **training)
     found = dssm.calibrate(model, guide, valid, num_samples=39, levels=LEVELS)
     assert not all(holds(found.before))
@@ -129,13 +130,13 @@ def test_the_score_has_its_minimum_at_the_noise():
     torch.manual_seed(0)
     spread = torch.tensor([0.0, 0.3, 1.0, 3.0])
     means, truth = spread * torch.randn(40, 4000, 4), spread * torch.randn(4000, 4) + torch.randn(4000, 4)
-    found, too_wide = _factors(truth - means, torch.ones(4000, 4))
+    found, too_wide = factors_of(truth - means, torch.ones(4000, 4))
     assert not too_wide.any()
     assert torch.allclose(found[:3], torch.ones(3), atol=0.06)
     # A ninth of the variance is the noise's, so its size is known to a tenth.
     assert abs(float(found[3]) - 1) < 0.3
     # Means that are further apart than the truth is from them: no noise is small enough.
-    found, too_wide = _factors(means[..., 3:] - 0.1 * truth[:, 3:], torch.ones(4000, 1))
+    found, too_wide = factors_of(means[..., 3:] - 0.1 * truth[:, 3:], torch.ones(4000, 1))
     assert float(found) < 0.2
     assert too_wide.all()
 
@@ -147,7 +148,7 @@ def test_the_score_is_that_of_the_definition():
     x = torch.tensor([[0.4]])
     y = means[torch.randint(30, (400_000,)), 0, 0] + 0.7 * torch.randn(400_000)
     expected = float((x - y).abs().mean() - 0.5 * (y[::2] - y[1::2]).abs().mean())
-    found = sum(_score((x - means[torch.randperm(30)]), torch.ones(1, 1), factor) for _ in range(300)) / 300
+    found = sum(score_of((x - means[torch.randperm(30)]), torch.ones(1, 1), factor) for _ in range(300)) / 300
     # Draws of one chain are never compared to themselves.
     pairs = (y[::2] - y[1::2]).abs().mean() * 30 / 29 - 0.7 * 2 / torch.pi**0.5 / 29
     assert found == pytest.approx(expected + 0.5 * float((y[::2] - y[1::2]).abs().mean() - pairs), abs=0.01)
@@ -162,10 +163,10 @@ def test_factors_that_make_the_draws_worse_are_taken_back(monkeypatch):
         torch.manual_seed(0)
         r = (0.2 if now > 0.5 else 3.0) * torch.randn(40, 2000, 3)
         scales.append(now)
-        scores.append(_score(r, torch.ones(2000, 3), torch.full((3,), now)))
+        scores.append(score_of(r, torch.ones(2000, 3), torch.full((3,), now)))
         return r, torch.ones(2000, 3)
 
-    monkeypatch.setattr(calibration, "_deviations", deviations)
+    monkeypatch.setattr(calibration, "deviations", deviations)
     found = dssm.calibrate(model, dssm.NoLatents(model), recordings(1, count=5), num_samples=39, num_rounds=1)
     assert min(scales) < 0.5
     kept = float(found.factor.mean())
@@ -176,7 +177,7 @@ def test_factors_that_make_the_draws_worse_are_taken_back(monkeypatch):
 
 def test_entries_that_are_seldom_seen_are_drawn_towards_the_others():
     factors, counts = torch.tensor([1.0, 1.0, 8.0, 8.0]), torch.tensor([1000, 1000, 1000, 0])
-    found = _shrunk(factors, counts)
+    found = shrunk(factors, counts)
     assert torch.allclose(found[:3], factors[:3], rtol=0.03)
     assert float(found[3]) == pytest.approx(2.0, rel=1e-5)
     data = recordings(1, count=20)

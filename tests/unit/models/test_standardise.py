@@ -560,7 +560,14 @@ def test_frames_far_from_unit_scale_are_warned_of(m, s):
     train = dssm.SequenceDataset(m + s * torch.randn(4, 5, D))
     model = dssm.DMM(D, Z, **SMALL)
     with pytest.warns(UserWarning, match="train: expected channels of about unit scale.*standardise=True"):
-        dssm.fit(model, dssm.Filtering(model, rnn_dim=5), train, epochs=1, progress=False, clip_norm=1e-3)
+        dssm.fit(
+            model,
+            dssm.Filtering(model, rnn_dim=5),
+            train,
+            epochs=1,
+            progress=False,
+            optimizer=dssm.Optimisation(clip_norm=1e-3),
+        )
     model = dssm.DMM(D, Z, **SMALL, standardise=True)
     dssm.fit(model, dssm.Filtering(model, rnn_dim=5), train, epochs=1, progress=False)
     other = dssm.SequenceDataset(m + 30 * s + s * torch.randn(4, 5, D))

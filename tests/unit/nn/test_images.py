@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import pyro_dssm as dssm
 from pyro_dssm.emissions import BernoulliEmission, GaussianEmission, GreyBernoulli, hide
 from pyro_dssm.nn.images import ConvDecoder, ConvEncoder, frame_decoder, frame_encoder
-from pyro_dssm.saving.pairs import describe
+from pyro_dssm.saving._describing import describe
 from pyro_dssm.testing import FORMS, check_guide_parents, check_pair, check_sites_agree, random_batch, run_as
 
 IMAGE = (1, 5, 3)

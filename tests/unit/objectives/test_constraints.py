@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from settings import in_parts
 from stopping import RaiseAt, Stop
 from torch import nn
 
 import pyro_dssm as dssm
 from pyro_dssm.data.synthetic import oscillator
 from pyro_dssm.objectives.constraints import GECO, Constraint, ConstraintWarning, Lagrangian, error_bound
-from pyro_dssm.saving.pairs import read_tensors, write_tensors
+from pyro_dssm.saving import read_tensors, write_tensors
 from pyro_dssm.training.autoencoder import autoencoder_error
 
 WIDE = {"smoothing": 0.0, "factors": (1e-3, 1e3)}
@@ -44,7 +45,7 @@ def same(a, b):
 
 
 def fit(programs, data, **options):
-    return dssm.fit(*programs, data, **{"epochs": 2, "batch_size": 4, "progress": False, **options})
+    return dssm.fit(*programs, data, **in_parts({"epochs": 2, "batch_size": 4, "progress": False, **options}))
 
 
 def tell(constraint, *errors):
@@ -452,7 +453,8 @@ def test_bound_that_binds_is_met():
         torch.manual_seed(0)
         model = dssm.DMM(x_dim=2, **options)
         guide = dssm.MeanField(model, rnn_dim=16, hidden_dim=16)
-        dssm.fit(model, guide, data, epochs=300, batch_size=40, lr=1e-2, lr_schedule="cosine", kl=kl, progress=False)
+        cosine = dssm.Optimisation(lr_schedule="cosine")
+        dssm.fit(model, guide, data, epochs=300, batch_size=40, lr=1e-2, optimizer=cosine, kl=kl, progress=False)
         ends[name] = kl
     assert ends["elbo"].multiplier == 1.0
     assert ends["elbo"].average > 2 * bound

@@ -30,7 +30,7 @@ from pyro_dssm.models.initial import GaussianInitial
 from pyro_dssm.nn.layers import join, normal
 from pyro_dssm.programs.path import with_first
 from pyro_dssm.testing import FORMS, run_as
-from pyro_dssm.training._run import seed_of
+from pyro_dssm.training._seeds import seed_of
 
 D, T = 2, 2
 LENGTHS = torch.tensor([2, 1, 2])

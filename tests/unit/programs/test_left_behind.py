@@ -17,6 +17,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroParam
+from settings import in_parts
 from torch import nn
 from torch.distributions import constraints
 
@@ -111,7 +112,7 @@ def step(model, guide, optimizer=None, loss=None):
 
 
 def fit(model, guide, **options):
-    return dssm.fit(model, guide, DATA, **{"valid": DATA, "epochs": 1, "progress": False, **options})
+    return dssm.fit(model, guide, DATA, **in_parts({"valid": DATA, "epochs": 1, "progress": False, **options}))
 
 
 def copied(how):

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import pyro_dssm as dssm
-from pyro_dssm.saving import pairs as checkpoints
-from pyro_dssm.saving.pairs import read_tensors, write_tensors
+from pyro_dssm.saving import _checksum, _states, _tensors, read_tensors, write_tensors
 
 
 def sequences(dtype=torch.float32, controls=0):
@@ -218,7 +217,7 @@ def test_other_safetensors_files(tmp_path):
     for name in ("plain", "other"):
         with pytest.raises(ValueError, match="expected a file of format 'pyro_dssm 2' or before"):
             dssm.load(tmp_path / name)
-    save_file({"a": torch.zeros(2)}, tmp_path / "half", metadata={"format": checkpoints.FORMAT})
+    save_file({"a": torch.zeros(2)}, tmp_path / "half", metadata={"format": _checksum.FORMAT})
     with pytest.raises(ValueError, match="expected a whole checkpoint"):
         dssm.load(tmp_path / "half")
 
@@ -253,8 +252,8 @@ def test_no_pickle(tmp_path):
     content = path.read_bytes()
     [size] = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
-    assert header["__metadata__"]["format"] == checkpoints.FORMAT
-    assert header.keys() - {"__metadata__"} == checkpoints.pair_tensors(*build()).keys()
+    assert header["__metadata__"]["format"] == _checksum.FORMAT
+    assert header.keys() - {"__metadata__"} == _states.pair_tensors(*build()).keys()
     loader = re.compile(r"\bimport (c?pickle|dill|joblib)|\btorch\.(load|save)\(|allow_pickle=True")
     sources = list(Path(dssm.__file__).parent.rglob("*.py"))
     assert len(sources) > 15
@@ -278,7 +277,7 @@ def fails_on_disk(monkeypatch):
 
 
 def fails_early(monkeypatch):
-    monkeypatch.setattr(checkpoints, "serialize", fail)
+    monkeypatch.setattr(_tensors, "serialize", fail)
 
 
 @pytest.mark.parametrize("breaks", [fails_at_the_end, fails_on_disk, fails_early])

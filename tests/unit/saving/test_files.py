@@ -19,9 +19,9 @@ from pairs import PAIRS
 from torch import nn
 
 import pyro_dssm as dssm
-from pyro_dssm.saving import _tensorfile as tensorfile
+from pyro_dssm.saving import _checksum, _json, read_run, read_tensors, write_tensors
 from pyro_dssm.saving._building import Bounded, Excess, Sizes
-from pyro_dssm.saving.pairs import build, describe, read_run, read_tensors, write_tensors
+from pyro_dssm.saving._describing import build, describe
 from pyro_dssm.speech.audio import Spectrogram
 
 READERS = {"load": dssm.load, "inspect": dssm.inspect, "read_tensors": read_tensors, "read_run": read_run}
@@ -236,18 +236,18 @@ BAD_JSON = {
 @pytest.mark.parametrize("kind", BAD_JSON)
 def test_json_that_is_refused(kind):
     with pytest.raises(ValueError, match="."):
-        tensorfile.parse(BAD_JSON[kind].encode())
+        _json.parse(BAD_JSON[kind].encode())
 
 
 def test_json_that_is_not():
     values = {"a": [1, -2.5, None, True, '[[[[]]]] \\ " { , \u0000'], "b": {"": "x"}, "c" * 999: [[[[]]]]}
-    assert tensorfile.parse(json.dumps(values).encode()) == values
+    assert _json.parse(json.dumps(values).encode()) == values
     special = {"x": [float("inf"), -float("inf"), 0.5]}
-    assert tensorfile.restore(tensorfile.parse(tensorfile.dump(special).encode())) == special
-    assert np.isnan(tensorfile.restore(tensorfile.parse(tensorfile.dump({"x": float("nan")}).encode()))["x"])
+    assert _json.restore(_json.parse(_json.dump(special).encode())) == special
+    assert np.isnan(_json.restore(_json.parse(_json.dump({"x": float("nan")}).encode()))["x"])
     for bad in ({"x": {1: 2}}, {"x": {1, 2}}, {"x": 10**50}, {"x": torch.zeros(1)}):
         with pytest.raises(ValueError, match="^x: expected a value that JSON can hold"):
-            tensorfile.dump(bad)
+            _json.dump(bad)
 
 
 ENTRIES = {
@@ -264,14 +264,14 @@ ENTRIES = {
 
 @pytest.mark.parametrize("kind", ENTRIES)
 def test_entries_that_are_refused(kind, tmp_path):
-    info = tensorfile.stamp({"model.a": torch.zeros(1)}, "{}")
+    info = _checksum.stamp({"model.a": torch.zeros(1)}, "{}")
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **ENTRIES[kind]}
     put(tmp_path / "file", {"__metadata__": info, "model.a": entry}, b"0000")
     with pytest.raises(ValueError, match="expected a whole checkpoint, got a damaged file"):
         read_tensors(tmp_path / "file")
 
 
-@pytest.mark.parametrize("dtype", tensorfile.DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", _checksum.DTYPES.values(), ids=str)
 def test_dtypes_and_shapes_come_back(dtype, tmp_path):
     values = {
         "a": torch.arange(6).reshape(2, 3).to(dtype),
@@ -293,7 +293,7 @@ def test_dtypes_that_are_not_read_are_not_written(tmp_path):
 
 def test_truth_values_are_truth_values(tmp_path):
     header = {"a": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}
-    info = tensorfile.stamp({"a": torch.zeros(2, dtype=torch.bool)}, "{}")
+    info = _checksum.stamp({"a": torch.zeros(2, dtype=torch.bool)}, "{}")
     put(
         tmp_path / "file",
         {**header, "__metadata__": {k: v for k, v in info.items() if k != "checksum"} | {"format": "pyro_dssm 1"}},

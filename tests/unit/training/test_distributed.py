@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pyro_dssm as dssm
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +69,8 @@ class Kept(dssm.ClippedNormAdam):
 
 def fit(programs, data, valid=None, **options):
     options = {"batch_size": 3, "epochs": 1, "lr": 1e-2, "progress": False, **options}
+    if "averaging" in options:
+        options["optimizer"] = dssm.Optimisation(averaging=options.pop("averaging"))
     return dssm.fit(*programs, data, valid, **options)
 
 

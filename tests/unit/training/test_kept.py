@@ -15,12 +15,13 @@ import torch
 from interrupting import Moment
 from pyro.infer import Trace_ELBO
 from pyro.poutine.runtime import _PYRO_STACK
+from settings import in_parts
 from stopping import RaiseAt, Stop
 from torch import nn
 
 import pyro_dssm as dssm
 from pyro_dssm._utils.interrupts import uninterrupted
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 
 EPOCHS = 2
 
@@ -63,7 +64,7 @@ def same(a, b):
 
 def fit(programs, valid=True, **options):
     usual = {"epochs": EPOCHS, "batch_size": 3, "lr": 5e-2, "progress": False, "augment": RaiseAt()}
-    return dssm.fit(*programs, waves(), waves(3, seed=1) if valid else None, **{**usual, **options})
+    return dssm.fit(*programs, waves(), waves(3, seed=1) if valid else None, **in_parts({**usual, **options}))
 
 
 def without_seconds(history):
@@ -165,15 +166,15 @@ MOMENTS = {
     "optimiser": lambda error, monkeypatch: raise_after(
         monkeypatch, "pyro_dssm.training.optim.torch.optim.AdamW.step", 4, error
     ),
-    "validation": lambda error, monkeypatch: raise_after(monkeypatch, "pyro_dssm.training._run.bounds", 2, error),
+    "validation": lambda error, monkeypatch: raise_after(monkeypatch, "pyro_dssm.training._selection.bounds", 2, error),
     "first validation": lambda error, monkeypatch: raise_after(
         monkeypatch, "pyro_dssm.evaluation.likelihood.log_weights", 1, error
     ),
     "writing the state": lambda error, monkeypatch: raise_after(
-        monkeypatch, "pyro_dssm.training._run.write_tensors", 2, error
+        monkeypatch, "pyro_dssm.training._checkpointer.write_tensors", 2, error
     ),
     "writing the pair": lambda error, monkeypatch: raise_after(
-        monkeypatch, "pyro_dssm.training._run.write_pair", 1, error
+        monkeypatch, "pyro_dssm.training._checkpointer.write_pair", 1, error
     ),
 }
 

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from settings import in_parts
 from stopping import RaiseAt
 
 import pyro_dssm as dssm
@@ -27,7 +28,7 @@ def pair():
 def fit(folder, programs=None, **options):
     data = dssm.SequenceDataset(torch.linspace(-1, 1, 24).reshape(4, 3, 2))
     usual = {"epochs": 2, "batch_size": 2, "progress": False, "checkpoint": folder, "augment": RaiseAt()}
-    return dssm.fit(*(programs or pair()), data, **{**usual, **options})
+    return dssm.fit(*(programs or pair()), data, **in_parts({**usual, **options}))
 
 
 def files(folder):
@@ -90,7 +91,7 @@ class Wait:
 
 
 dssm.fit(
-    model, guide, data, epochs=2, batch_size=1, num_workers=int(sys.argv[2]), checkpoint=sys.argv[1], progress=False,
+    model, guide, data, epochs=2, batch_size=dssm.Loading(1, int(sys.argv[2])), checkpoint=sys.argv[1], progress=False,
     augment=Wait(),
 )
 """

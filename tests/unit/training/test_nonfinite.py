@@ -8,10 +8,11 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from settings import in_parts
 from torch import nn
 
 import pyro_dssm as dssm
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 from pyro_dssm.training import _run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Encountered NaN")
@@ -158,11 +159,10 @@ def test_a_step_that_is_not_finite_changes_nothing(name, kind, tmp_path, monkeyp
             waves(),
             epochs=3,
             batch_size=2,
-            optimizer=optimizer,
+            optimizer=dssm.Optimisation(optimizer, averaging=0.5),
             augment=watch,
             checkpoint=tmp_path,
             progress=False,
-            averaging=0.5,
         )
     assert equal(watch.before, watch.after)
     assert all(torch.isfinite(w).all() for w in weights(programs))
@@ -192,8 +192,7 @@ def test_an_error_on_the_device_is_raised_before_anything_is_written(tmp_path, m
                 batch_size=2,
                 optimizer=optimizer,
                 augment=watch,
-                checkpoint=tmp_path / str(seconds),
-                checkpoint_seconds=seconds,
+                checkpoint=dssm.Checkpoint(tmp_path / str(seconds), seconds),
                 progress=False,
             )
         assert watch.calls == calls
@@ -206,10 +205,10 @@ def test_both_steps_of_our_optimiser_are_one(there, monkeypatch):
     monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: there)
     programs = pair()
     options = {"epochs": 2, "batch_size": 2, "weight_decay": 0.1, "lr": 1e-2, "progress": False}
-    history = dssm.fit(*programs, waves(), **options)
+    history = dssm.fit(*programs, waves(), **in_parts(options))
     monkeypatch.setattr("pyro_dssm.training.optim._masks_there", lambda p: False)
     others = pair()
-    other = dssm.fit(*others, waves(), **options)
+    other = dssm.fit(*others, waves(), **in_parts(options))
     for a, b in zip(weights(programs), weights(others), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert history["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
@@ -287,7 +286,7 @@ def test_a_validation_bound_that_is_not_finite(which, words, averaging, tmp_path
             far_off(*which),
             epochs=2,
             checkpoint=tmp_path,
-            averaging=averaging,
+            optimizer=dssm.Optimisation(averaging=averaging),
             progress=False,
         )
     assert "has a bound of -inf" in str(caught.value)
@@ -304,7 +303,14 @@ def test_later_it_leaves_the_best_weights(tmp_path):
                 programs[0].emission_net.parameters_of_x[-2].bias.fill_(1e25)
 
     with pytest.raises(FloatingPointError):
-        dssm.fit(*programs, waves(), waves(3, seed=1), epochs=4, checkpoint=tmp_path, progress=False, callback=spoil)
+        dssm.fit(
+            *programs,
+            waves(),
+            waves(3, seed=1),
+            epochs=4,
+            checkpoint=tmp_path,
+            progress=dssm.Progress(False, callback=spoil),
+        )
     loaded = read_tensors(tmp_path / "best.safetensors")[0]
     assert all(torch.equal(loaded[f"model.{k}"], v) for k, v in programs[0].state_dict().items())
     assert all(torch.isfinite(w).all() for w in weights(programs))

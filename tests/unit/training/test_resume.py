@@ -8,10 +8,11 @@ import pyro
 import pytest
 import torch
 from killing import Forked, kill_and_go_on
+from settings import in_parts
 from stopping import RaiseAt, Stop
 
 import pyro_dssm as dssm
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 
 EPOCHS = 4
 
@@ -54,7 +55,7 @@ def run(folder, *, programs=None, epochs=EPOCHS, **options):
         "checkpoint": folder,
         "augment": RaiseAt(),
     }
-    history = dssm.fit(*programs, waves(), valid, **{**usual, **options})
+    history = dssm.fit(*programs, waves(), valid, **in_parts({**usual, **options}))
     return state(*programs), history
 
 

@@ -9,15 +9,18 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from settings import in_parts
 from stopping import RaiseAt
 from torch import nn
 
 import pyro_dssm as dssm
 from pyro_dssm.data.gaps import RandomGaps
 from pyro_dssm.data.transpose import RandomTransposition
-from pyro_dssm.saving.pairs import read_tensors
-from pyro_dssm.training._plan import Description, content, differences
-from pyro_dssm.training.fitting import LR_SCHEDULES
+from pyro_dssm.saving import read_tensors
+from pyro_dssm.training import LR_SCHEDULES
+from pyro_dssm.training._description import Description
+from pyro_dssm.training._hashing import content
+from pyro_dssm.training._plan import differences
 
 LENGTHS = (5, 3, 6, 4)
 
@@ -65,7 +68,7 @@ def fit(folder, *, programs=None, train=None, valid=None, **options):
     programs = pair() if programs is None else programs
     train = dssm.SequenceDataset(sequences()) if train is None else train
     usual = {"epochs": 1, "batch_size": 2, "lr": 1e-2, "progress": False, "checkpoint": folder}
-    return dssm.fit(*programs, train, valid, **{**usual, **options})
+    return dssm.fit(*programs, train, valid, **in_parts({**usual, **options}))
 
 
 # Functions and objects of one's own.
@@ -282,7 +285,7 @@ class Captured(Exception):
 def plan_of(monkeypatch, folder, options):
     """The plan of a run with these options, before it trains."""
 
-    def begin(run, **_):
+    def begin(run):
         raise Captured(json.loads(json.dumps(run.plan)))
 
     options = {name: made() if name in MADE and callable(made) else made for name, made in options.items()}
@@ -369,9 +372,14 @@ def test_what_may_change(name, tmp_path):
         ({}, 2, 3, None),
         ({"kl": lambda: dssm.LinearKL(epochs=2)}, 2, 3, None),
         ({"optimizer": decayed()}, 2, 3, None),
-        ({"lr_schedule": "cosine"}, 2, 3, "epochs: 2 in the checkpoint, 3 now, by which lr_schedule is timed"),
-        ({"lr_schedule": halving}, 2, 3, "by which lr_schedule is timed"),
-        ({"valid": data(), "valid_every": 2}, 3, 4, "by which valid_every is timed"),
+        (
+            {"lr_schedule": "cosine"},
+            2,
+            3,
+            "epochs: 2 in the checkpoint, 3 now, by which optimizer.lr_schedule",
+        ),
+        ({"lr_schedule": halving}, 2, 3, "by which optimizer.lr_schedule is timed"),
+        ({"valid": data(), "valid_every": 2}, 3, 4, "by which validation.every is timed"),
         ({"valid": data(), "valid_every": 2}, 2, 3, None),
         ({}, 3, 2, "epochs: expected at least the 3 that the run in .* has, got 2"),
     ],
@@ -499,7 +507,7 @@ def test_the_content_of_mapped_data(tmp_path):
     many = [content(dssm.SequenceDataset(values))["content"]]
     with pytest.MonkeyPatch.context() as patch:
         for size in (1, 7, 100):
-            patch.setattr("pyro_dssm.training._plan.PIECE", size)
+            patch.setattr("pyro_dssm.training._hashing.PIECE", size)
             many.append(content(dssm.SequenceDataset(values))["content"])
     assert len(set(many)) == 1
 
@@ -529,7 +537,7 @@ def test_a_state_that_is_malformed(name, tmp_path):
     programs = pair()
     came = [p.clone() for p in programs[0].parameters()]
     for wrong in ({}, [], None):
-        dssm.saving.pairs.write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, name: wrong})
+        dssm.saving.write_tensors(tmp_path / "last.safetensors", tensors, {**metadata, name: wrong})
         with pytest.raises(ValueError, match=r"^(checkpoint|path|state): expected "):
             fit(tmp_path, programs=programs, kl=dssm.GECO(0.1))
         assert all(map(torch.equal, came, programs[0].parameters()))
@@ -551,7 +559,7 @@ def test_another_device_is_warned_of(tmp_path, monkeypatch):
     fit(tmp_path)
     tensors, metadata = read_tensors(tmp_path / "last.safetensors")
     metadata["plan"]["device"] = "cuda"
-    dssm.saving.pairs.write_tensors(tmp_path / "last.safetensors", tensors, metadata)
+    dssm.saving.write_tensors(tmp_path / "last.safetensors", tensors, metadata)
     with pytest.warns(UserWarning, match="was begun on cuda, whose noise is another than that of cpu"):
         fit(tmp_path)
 

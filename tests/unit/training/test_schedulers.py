@@ -8,13 +8,14 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from settings import in_parts
 from stopping import RaiseAt, Stop
 from torch.optim import lr_scheduler as schedulers
 
 import pyro_dssm as dssm
 from pyro_dssm.evaluation import likelihood as evaluation
 from pyro_dssm.objectives.constraints import GECO, Lagrangian
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 from pyro_dssm.training._fresh import remembering
 
 EPOCHS = 4
@@ -41,7 +42,8 @@ def same(a, b):
 
 def fit(programs, valid=None, **options):
     """Two batches an epoch."""
-    return dssm.fit(*programs, waves(), valid, **{"epochs": EPOCHS, "batch_size": 3, "progress": False, **options})
+    usual = {"epochs": EPOCHS, "batch_size": 3, "progress": False}
+    return dssm.fit(*programs, waves(), valid, **in_parts({**usual, **options}))
 
 
 def make(name, options, optimizer=torch.optim.Adam, lr=1e-2):
@@ -461,7 +463,7 @@ def test_resumed_from_a_validation(name, tmp_path, monkeypatch):
     programs = pair()
     options = {"checkpoint": tmp_path, "checkpoint_seconds": 0, "epochs": 3}
     with monkeypatch.context() as patch:
-        patch.setattr("pyro_dssm.training._run.bounds", stopping(2))
+        patch.setattr("pyro_dssm.training._selection.bounds", stopping(2))
         with pytest.raises(Stop):
             fit(programs, valid, optimizer=STATEFUL[name](), **options)
     programs = pair(seed=1)

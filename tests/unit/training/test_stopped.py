@@ -12,7 +12,7 @@ from stopping import RaiseAt, Stop
 
 from pyro_dssm._utils import files as _files
 from pyro_dssm._utils.interrupts import uninterrupted
-from pyro_dssm.saving.pairs import read_tensors
+from pyro_dssm.saving import read_tensors
 
 # Python itself drops what is raised while it clears up a generator.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -10,12 +10,13 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from settings import in_parts
 from stopping import RaiseAt
 from torch.distributions import kl_divergence
 
 import pyro_dssm as dssm
-from pyro_dssm.training._run import seed_of
-from pyro_dssm.training.fitting import LR_SCHEDULES
+from pyro_dssm.training import LR_SCHEDULES
+from pyro_dssm.training._seeds import seed_of
 
 
 def waves(count=8, seed=0, low=4, high=9, dtype=torch.float32, **more):
@@ -44,7 +45,7 @@ def same(a, b):
 
 
 def fit(model, guide, train, valid=None, **options):
-    return dssm.fit(model, guide, train, valid, **{"batch_size": 4, "progress": False, **options})
+    return dssm.fit(model, guide, train, valid, **in_parts({"batch_size": 4, "progress": False, **options}))
 
 
 @pytest.fixture
@@ -197,8 +198,8 @@ def test_kl_schedules():
         (lambda: dssm.ConstantKL(float("nan")), "value: expected a finite number"),
         (lambda: dssm.LinearKL(0, 1, epochs=0), "epochs: expected a positive number"),
         (lambda: dssm.LinearKL(float("inf"), 1), "start: expected a finite number"),
-        (lambda: dssm.CyclicKL(rise=0), "rise: expected a share"),
-        (lambda: dssm.CyclicKL(rise=1.5), "rise: expected a share"),
+        (lambda: dssm.CyclicKL(rise=0), "rise: expected a fraction"),
+        (lambda: dssm.CyclicKL(rise=1.5), "rise: expected a fraction"),
     ],
 )
 def test_bad_kl_schedules(make, message):
@@ -576,9 +577,9 @@ def test_each_frame_counts_the_same(no_noise, truncate):
     [
         ({"epochs": 0}, "epochs: expected a positive integer"),
         ({"batch_size": 2.0}, "batch_size: expected a positive integer"),
-        ({"valid_every": 0}, "valid_every: expected a positive integer"),
-        ({"valid_particles": True}, "valid_particles: expected a positive integer"),
-        ({"patience": 2}, "patience: early stopping needs a validation set"),
+        ({"valid_every": 0}, "every: expected a positive integer"),
+        ({"valid_particles": True}, "particles: expected a positive integer"),
+        ({"patience": 2}, "validation.patience: early stopping needs a validation set"),
         ({"patience": 0}, "patience: expected a positive integer or None"),
         ({"truncate": 0}, "truncate: expected a positive integer or None"),
         ({"num_workers": -1}, "num_workers: expected a positive integer or 0"),
