@@ -5,7 +5,7 @@ from .data.gaps import RandomGaps
 from .data.sequences import Batch, SequenceDataset, Splits
 from .data.trajectories import Trajectories
 from .emissions import Emission
-from .evaluation.likelihood import Bound, Score, evaluate
+from .evaluation import Bound, Score, evaluate
 from .guides import (
     GUIDES,
     ApproachA,

@@ -26,7 +26,7 @@ from .._utils.files import FolderLock, atomic_write, remove_leftovers
 from .._utils.interrupts import uninterrupted
 from .._utils.types import check_types
 from ..data.sequences import Batch, SequenceDataset, batch_indices, collate, load_groups
-from ..evaluation._measuring import observed_entries
+from ..evaluation._batching import observed_entries
 from ..evaluation.likelihood import bounds
 from ..guides import BaseGuide
 from ..models.dssm import DSSM

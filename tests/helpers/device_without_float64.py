@@ -158,9 +158,14 @@ def calls(folder, *, everything):
     """The library's entry points by name, each a function without arguments."""
     import pyro_dssm as dssm
     from pyro_dssm import kalman, testing
-    from pyro_dssm.evaluation.identification import identification, latent_states, system_identification
-    from pyro_dssm.evaluation.imputation import coverage, imputation
-    from pyro_dssm.evaluation.prediction import open_loop
+    from pyro_dssm.evaluation import (
+        coverage,
+        identification,
+        imputation,
+        latent_states,
+        open_loop,
+        system_identification,
+    )
     from pyro_dssm.objectives import constraints
     from pyro_dssm.speech import metrics
     from pyro_dssm.speech.audio import Spectrogram, griffin_lim

@@ -39,9 +39,9 @@ from wrong_calls import (
 
 import pyro_dssm as dssm
 from pyro_dssm import emissions, kalman, plots, testing
+from pyro_dssm import evaluation as measures
 from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, synthetic, transpose
 from pyro_dssm.data import pendulum as pendulums
-from pyro_dssm.evaluation import identification, imputation, prediction
 from pyro_dssm.evaluation import likelihood as evaluation
 from pyro_dssm.models.dvbf import StateMemory
 from pyro_dssm.models.dynamics import LocallyLinear, Network
@@ -766,6 +766,8 @@ def measuring(w):
         evaluation.log_weights,
         {**pair, "batch": instance(w.batch, w.x, w.data), "num_particles": count(2)},
     )
+    state = {"seed": integer(0), "calibrated": flag(False)}
+    yield Call("measuring", _entered(measures.measuring), {**pair, **state})
     vector = tensor(torch.ones(B), tied=False, finite=False, device=False, empty=False, lead=False, ints=True)
     yield Call(
         "Bound",
@@ -792,7 +794,7 @@ def measuring(w):
     )
     yield Call(
         "imputation",
-        imputation.imputation,
+        measures.imputation,
         {
             **pair,
             **data,
@@ -806,12 +808,12 @@ def measuring(w):
     )
     yield Call(
         "varying_entries",
-        imputation.varying_entries,
+        measures.varying_entries,
         {"model": instance(w.model, w.guide), "data": a_dataset(w, controls=False)},
     )
     yield Call(
         "coverage",
-        imputation.coverage,
+        measures.coverage,
         {
             "samples": tensor(torch.randn(39, 4, 2), sizes=(1, 2), tied=False, also=("truth",), finite=False),
             "truth": tensor(torch.randn(4, 2), sizes=(0, 1), tied=False, also=("samples",), finite=False),
@@ -821,7 +823,7 @@ def measuring(w):
     )
     yield Call(
         "open_loop",
-        prediction.open_loop,
+        measures.open_loop,
         {
             **pair,
             **data,
@@ -833,15 +835,15 @@ def measuring(w):
             "on_divergence": on_divergence(),
         },
     )
-    by_horizon = prediction.ByHorizon(torch.rand(3, 4))
+    by_horizon = measures.ByHorizon(torch.rand(3, 4))
     yield Call(
-        "ByHorizon", prediction.ByHorizon, {"errors": tensor(torch.rand(3, 4), finite=False, tied=False, device=False)}
+        "ByHorizon", measures.ByHorizon, {"errors": tensor(torch.rand(3, 4), finite=False, tied=False, device=False)}
     )
     yield Call("ByHorizon.at", by_horizon.at, {"horizon": count(2, high=4)})
     yield Call("ByHorizon.mean_to", by_horizon.mean_to, {"horizon": count(2, high=4)})
     yield Call(
         "OpenLoop",
-        prediction.OpenLoop,
+        measures.OpenLoop,
         {
             "known": count(2, big=False),
             "model": instance(by_horizon, torch.rand(3, 4)),
@@ -860,10 +862,10 @@ def measuring(w):
         "truth_test": some(states.clone(), ("latent_test",)),
     }
     labels = {"names": items(["a", "b"], text("a"), least=1, optional=True)}
-    yield Call("identification", identification.identification, {**both, **judged, **labels})
+    yield Call("identification", measures.identification, {**both, **judged, **labels})
     yield Call(
         "disentanglement",
-        identification.disentanglement,
+        measures.disentanglement,
         {
             **both,
             **judged,
@@ -872,13 +874,13 @@ def measuring(w):
             "dynamic": items([1], count(1, low=0, high=1), least=1),
         },
     )
-    yield Call("least_squares", identification.least_squares, both)
+    yield Call("least_squares", measures.least_squares, both)
     yield Call(
         "r_squared",
-        identification.r_squared,
+        measures.r_squared,
         {"predicted": some(states, ("truth",)), "truth": some(states, ("predicted",))},
     )
-    regression = identification.least_squares(states, states)
+    regression = measures.least_squares(states, states)
     yield Call(
         "Regression.predict",
         regression.predict,
@@ -894,17 +896,17 @@ def measuring(w):
     }
     yield Call(
         "Regression",
-        identification.Regression,
+        measures.Regression,
         {k: Argument(a.good, a.wrong, ("weights", "intercept")) for k, a in matrix.items()},
     )
-    yield Call("latent_states", identification.latent_states, {**pair, **data, "num_samples": count(2), **drawn})
+    yield Call("latent_states", measures.latent_states, {**pair, **data, "num_samples": count(2), **drawn})
     truth = torch.randn(B, T, 2)
     couple = kind(
         (w.data, truth), (), lambda: {"one": (w.data,), "reversed": (truth, w.data), "other": (w.narrow, truth)}
     )
     yield Call(
         "system_identification",
-        identification.system_identification,
+        measures.system_identification,
         {
             **pair,
             "fit": couple,
@@ -919,22 +921,22 @@ def measuring(w):
     yield Call("Score", dssm.Score, {"elbo": bound, "iwae": bound, **of_score})
     record = tensor(torch.ones(2), finite=False, tied=False, device=False, ints=True, complex_=True, empty=False)
     loose = Argument(record.good, _without(record.wrong, "a scalar", "a dimension too few", "a dimension too many"))
-    found = imputation.coverage(torch.randn(39, 4, 2), torch.randn(4, 2))
+    found = measures.coverage(torch.randn(39, 4, 2), torch.randn(4, 2))
     of_coverage = {name: loose for name in ("inside", "widths", "counts")}
-    yield Call("Coverage", imputation.Coverage, {"levels": levels(), **of_coverage})
+    yield Call("Coverage", measures.Coverage, {"levels": levels(), **of_coverage})
     covered = instance(found, torch.rand(3))
     of_calibration = {name: loose for name in ("factor", "counts", "too_wide")}
     yield Call("Calibration", dssm.Calibration, {"before": covered, "after": covered, **of_calibration})
     by_name = kind({"model": torch.ones(2)}, (), lambda: {"numbers": {"model": 1.0}})
     yield Call(
         "Imputation",
-        imputation.Imputation,
+        measures.Imputation,
         {"squares": by_name, "counts": loose, "coverage": covered, "varying": covered},
     )
     figures = kind({"a": 0.5}, (), lambda: {"texts": {"a": "b"}})
     yield Call(
         "Identification",
-        identification.Identification,
+        measures.Identification,
         {
             "r2": figures,
             "rmse": figures,
@@ -945,7 +947,7 @@ def measuring(w):
         },
     )
     shares = ("static_from_first", "static_from_rest", "dynamic_from_first", "dynamic_from_rest")
-    yield Call("Disentanglement", identification.Disentanglement, {name: number(0.5, infinite=True) for name in shares})
+    yield Call("Disentanglement", measures.Disentanglement, {name: number(0.5, infinite=True) for name in shares})
 
 
 def data(w):
@@ -1714,7 +1716,7 @@ def drawing(w):
             "xlabel": text("time"),
         },
     )
-    result = prediction.OpenLoop(2, prediction.ByHorizon(torch.rand(3, 4)), prediction.ByHorizon(torch.rand(3, 4)))
+    result = measures.OpenLoop(2, measures.ByHorizon(torch.rand(3, 4)), measures.ByHorizon(torch.rand(3, 4)))
     yield Call(
         "plot_open_loop",
         _cleared(plots.plot_open_loop),
@@ -2165,13 +2167,13 @@ _EXEMPT = {
         DSSM.values_along DSSM.values_by_step EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
         GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
         NoiseGuide.read_context Shared check_model posterior DSSM.first_law DSSM.frames_from
-        DSSM.transition_from DSSM.zeta_law Divergences FlowGuide.path FlowGuide.push FlowPath Guide.path
+        DSSM.transition_from DSSM.zeta_law FlowGuide.path FlowGuide.push FlowPath Guide.path
         GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
-        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_law check_finite complete
+        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_law complete
         cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
-        gaussian_log_prob in_own_units innovation_cov join log_likelihood nan_allowed normal_of plates prepare
+        gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates prepare
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """

@@ -601,7 +601,7 @@ def test_an_interrupted_write_leaves_nothing(corpus, tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pyro_dssm.speech.audio import Spectrogram, read_with_rate
-from pyro_dssm.data import _speech_frames
+from pyro_dssm.speech import _frames
 from pyro_dssm.speech.recordings import load_recordings
 calls = 0
 def killed(*args, **kwargs):
@@ -610,7 +610,7 @@ def killed(*args, **kwargs):
     if calls == 8:
         os.kill(os.getpid(), signal.SIGKILL)
     return read_with_rate(*args, **kwargs)
-_speech_frames.read_with_rate = killed
+_frames.read_with_rate = killed
 load_recordings(sys.argv[1], cache=sys.argv[2], spectrogram=Spectrogram(64, 16, 8000))
 """
 

@@ -377,7 +377,7 @@ def cases():
         ),
         "num_samples": (lambda: resynthesise(model, guide, data, num_samples=0), "num_samples: expected a positive"),
         "gaps bins": (lambda: fill_gaps(narrow, narrow_guide, wave, lost, SMALL), bins),
-        "gaps guide": (lambda: fill_gaps(model, None, wave, lost, SMALL), "guide: expected a Guide, got NoneType"),
+        "gaps guide": (lambda: fill_gaps(model, None, wave, lost, SMALL), "guide: expected a BaseGuide, got NoneType"),
         "gaps wave": (
             lambda: fill_gaps(model, guide, wave[None], lost[None], SMALL),
             r"wave: expected floats of shape \(N,\)",
