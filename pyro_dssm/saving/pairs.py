@@ -28,7 +28,7 @@ from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ..programs._parts import change, frozen_copy, is_plain
 from ..programs._program import Program, note_parts
-from ..speech.audio import Spectrogram
+from ..speech import Spectrogram
 from ..structure.structure import Structure
 from ._building import Bounded, Excess, Sizes, size_of
 from ._tensorfile import DTYPES, FORMAT, TensorFile, check_header, dump, opened, stamp

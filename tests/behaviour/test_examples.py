@@ -529,7 +529,7 @@ def test_speech_writes_sounds_that_can_be_played(smoke):
 
 def test_a_checkpoint_of_speech_scores_what_its_training_run_scored(smoke, call, quick, tmp_path):
     _, folder = smoke("speech")
-    from pyro_dssm.speech.recordings import load_speech
+    from pyro_dssm.speech import load_speech
 
     for recording in load_speech(folder / "recordings", seed=0).test.recordings:
         copy = tmp_path / "recordings" / recording.path.relative_to(folder / "recordings")
@@ -551,7 +551,7 @@ def test_a_checkpoint_of_speech_scores_what_its_training_run_scored(smoke, call,
 def odd_recordings(smoke, tmp_path):
     """A flat folder of a user's: one good file, one at another rate, one that is very short, and one that is none."""
     _, folder = smoke("speech")
-    from pyro_dssm.speech.audio import read_audio, write_audio
+    from pyro_dssm.speech import read_audio, write_audio
 
     odd = tmp_path / "odd"
     good = sorted((folder / "recordings").rglob("*.wav"))
@@ -608,7 +608,7 @@ def pairs(tmp_path_factory):
     (folder / "text.safetensors").write_text("no checkpoint")
     (folder / "empty").mkdir()
     if is_installed("soundfile"):
-        from pyro_dssm.speech.audio import write_audio
+        from pyro_dssm.speech import write_audio
 
         for part in ("train", "valid", "test"):
             write_audio(folder / "shared" / part / "19-198-0001.wav", torch.rand(9000) - 0.5, 16000)

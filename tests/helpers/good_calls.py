@@ -38,7 +38,7 @@ from wrong_calls import (
 )
 
 import pyro_dssm as dssm
-from pyro_dssm import emissions, kalman, plots, testing
+from pyro_dssm import emissions, kalman, plots, speech, testing
 from pyro_dssm import evaluation as measures
 from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, synthetic, transpose
 from pyro_dssm.data import pendulum as pendulums
@@ -51,8 +51,6 @@ from pyro_dssm.nn import images
 from pyro_dssm.nn import layers as nn
 from pyro_dssm.nn.memories import Last, Memories, Recurrent
 from pyro_dssm.saving import pairs as checkpoints
-from pyro_dssm.speech import audio, metrics, resynthesis
-from pyro_dssm.speech import recordings as speech
 from pyro_dssm.training import optim
 
 B, T, D, Z = 3, 5, 2, 2
@@ -90,7 +88,7 @@ def world():
     w.trajectories = dssm.Trajectories.from_arrays(torch.rand(6, T, 4, 4), torch.zeros(6, T, 1), torch.randn(6, T, 2))
     w.rolls = dssm.SequenceDataset([torch.eye(88), torch.zeros(3, 88)])
     w.splits = dssm.Splits(w.rolls, w.rolls, w.rolls)
-    w.spectrogram = audio.Spectrogram(window=32, hop=16, rate=16000)
+    w.spectrogram = speech.Spectrogram(window=32, hop=16, rate=16000)
     w.wave = 0.1 * torch.randn(2048)
     w.speaker = dssm.DMM(w.spectrogram.num_bins, Z, emission="gamma", **GATES)
     w.listener = dssm.PartialAlignment(w.speaker, **SMALL)
@@ -134,10 +132,10 @@ def _files():
     model = dssm.DMM(D, Z, emission="gaussian", **GATES)
     dssm.save(folder / "pair.safetensors", model, dssm.PartialAlignment(model, **SMALL))
     for name in ("a", "b"):
-        audio.write_audio(folder / f"{name}.wav", 0.1 * torch.randn(2048), 16000)
+        speech.write_audio(folder / f"{name}.wav", 0.1 * torch.randn(2048), 16000)
     speakers = folder / "speakers"
     for name in ("1-1-0000", "2-2-0000", "3-3-0000"):
-        audio.write_audio(speakers / f"{name}.wav", 0.1 * torch.randn(4000), 16000)
+        speech.write_audio(speakers / f"{name}.wav", 0.1 * torch.randn(4000), 16000)
     roll = dssm.SequenceDataset([torch.eye(88), torch.zeros(3, 88)])
     rolls.write_packed(folder / "rolls.npz", dssm.Splits(roll, roll, roll))
     midi.write_midi(folder / "scale.mid", torch.eye(88))
@@ -1325,7 +1323,7 @@ def reading(w):
     )
     yield Call(
         "read_audio",
-        audio.read_audio,
+        speech.read_audio,
         {
             "path": path(folder / "a.wav"),
             "rate": count(16000, big=False),
@@ -1335,7 +1333,7 @@ def reading(w):
     )
     yield Call(
         "write_audio",
-        audio.write_audio,
+        speech.write_audio,
         {
             "path": path(folder / "other.wav", **here),
             "wave": tensor(w.wave, dims=1, tied=False, device=False),
@@ -1426,7 +1424,7 @@ def _no_net(function):
 def sound(w):
     yield Call(
         "Spectrogram",
-        audio.Spectrogram,
+        speech.Spectrogram,
         {"window": count(32), "hop": count(16, also=("window",)), "rate": count(16000, big=False)},
     )
     wave = tensor(w.wave, dims=1, lead=True, tied=False, device=False, finite=False)
@@ -1454,12 +1452,12 @@ def sound(w):
     seed = {"seed": integer(0)}
     transform = {
         "spectrogram": instance(
-            s, audio.Spectrogram(window=64, hop=16), also=("magnitude", "power", "lost", "model", "wave")
+            s, speech.Spectrogram(window=64, hop=16), also=("magnitude", "power", "lost", "model", "wave")
         )
     }
     yield Call(
         "griffin_lim",
-        audio.griffin_lim,
+        speech.griffin_lim,
         {
             "magnitude": power,
             **transform,
@@ -1472,7 +1470,7 @@ def sound(w):
     phase = Argument(w.spectrum, lambda: {k: v for k, v in complex_.wrong().items() if k not in ("None")}, ("power",))
     yield Call(
         "to_wave",
-        resynthesis.to_wave,
+        speech.to_wave,
         {
             "power": Argument(power.good, _without(power.wrong, "negative within"), ("phase",)),
             **transform,
@@ -1486,7 +1484,7 @@ def sound(w):
     lost[500:700] = True
     gone = mask(lost, optional=False, rows=False)
     gone = Argument(lost, _without(gone.wrong, "device", "too long"))
-    yield Call("hidden_frames", resynthesis.hidden_frames, {"lost": gone, "spectrogram": instance(s)})
+    yield Call("hidden_frames", speech.hidden_frames, {"lost": gone, "spectrogram": instance(s)})
     pair = {
         "model": instance(w.speaker, w.listener, w.model, also=("guide",)),
         "guide": instance(w.listener, w.speaker, w.guide),
@@ -1494,7 +1492,7 @@ def sound(w):
     flat = tensor(w.wave, dims=1, tied=False, device=False)
     yield Call(
         "continue_speech",
-        resynthesis.continue_speech,
+        speech.continue_speech,
         {
             **pair,
             "wave": flat,
@@ -1506,7 +1504,7 @@ def sound(w):
     )
     yield Call(
         "generate_speech",
-        resynthesis.generate_speech,
+        speech.generate_speech,
         {
             "model": pair["model"],
             "seconds": number(0.01, above=0),
@@ -1518,7 +1516,7 @@ def sound(w):
     )
     yield Call(
         "fill_gaps",
-        resynthesis.fill_gaps,
+        speech.fill_gaps,
         {
             **pair,
             "wave": Argument(flat.good, _without(flat.wrong, "NaN within", "infinity within"), ("lost",)),
@@ -1531,7 +1529,7 @@ def sound(w):
     )
     yield Call(
         "resynthesise",
-        resynthesis.resynthesise,
+        speech.resynthesise,
         {
             **pair,
             "data": instance(w.speech, w.data, w.wave),
@@ -1553,17 +1551,17 @@ def sound(w):
     rate = {"rate": count(16000, big=False)}
     yield Call(
         "si_sdr",
-        metrics.si_sdr,
+        speech.si_sdr,
         {
             k: tensor(a.good, dims=1, lead=True, sizes=(0,), tied=False, device=False, finite=False, also=two)
             for k, a in waves.items()
         },
     )
-    yield Call("estoi", metrics.estoi, {**waves, **rate})
-    yield Call("pesq", metrics.pesq, {**waves, "rate": kind(16000), "band": choice("wide")})
+    yield Call("estoi", speech.estoi, {**waves, **rate})
+    yield Call("pesq", speech.pesq, {**waves, "rate": kind(16000), "band": choice("wide")})
     yield Call(
         "score_speech",
-        metrics.score_speech,
+        speech.score_speech,
         {
             "estimates": items(
                 [waves["estimate"].good], Argument(long, _without(waves["estimate"].wrong, "empty list")), least=1
@@ -1577,8 +1575,8 @@ def sound(w):
         },
     )
     table = {"si_sdr": torch.randn(3).double()}
-    yield Call("Scores", metrics.Scores, {"values": kind(table, (), lambda: {"numbers": {"si_sdr": 1.0}})})
-    scores = metrics.Scores(table)
+    yield Call("Scores", speech.Scores, {"values": kind(table, (), lambda: {"numbers": {"si_sdr": 1.0}})})
+    scores = speech.Scores(table)
     for name in ("interval", "mean", "missing"):
         yield Call(f"Scores.{name}", getattr(scores, name), {"name": choice("si_sdr")})
     yield Call(

@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO
 import pyro_dssm as dssm
 from pyro_dssm.emissions import EMISSIONS, PowerEmission, hide
 from pyro_dssm.emissions.power import EULER, FLOOR, LOUDEST, TAPS, UNIT, _Mixture
-from pyro_dssm.speech.audio import Spectrogram
+from pyro_dssm.speech import Spectrogram
 from pyro_dssm.testing import (
     FORMS,
     check_hidden_values_change_nothing,
