@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from .._utils.types import Distribution
 from ._moves import bare, finite, log_density, standardised, support_of, unconstrained
 
 __all__ = ["Estimate", "Sandwich", "integral"]
@@ -43,7 +44,7 @@ class Sandwich(NamedTuple):
     direct: Tensor
 
 
-def integral(fn: Any) -> Estimate | Sandwich | None:
+def integral(fn: Distribution) -> Estimate | Sandwich | None:
     """The integral of a density over all values of its variable.
 
     Independent entries are integrated each on its own; discrete ones are summed over.
@@ -71,7 +72,7 @@ def _logsumexp(values: Tensor) -> Estimate:
     return Estimate(values.logsumexp(0).exp())
 
 
-def _sum_of_entries(base: Any, support: Any) -> Estimate | None:
+def _sum_of_entries(base: Distribution, support: constraints.Constraint) -> Estimate | None:
     if base.has_enumerate_support:
         return _logsumexp(base.log_prob(base.enumerate_support()))
     low = getattr(support, "lower_bound", None)
@@ -83,7 +84,7 @@ def _sum_of_entries(base: Any, support: Any) -> Estimate | None:
     return _logsumexp(base.log_prob(counts.reshape(-1, *(1 for _ in base.batch_shape)).expand(-1, *base.batch_shape)))
 
 
-def _sum_of_vectors(fn: Any, support: Any) -> Estimate | Sandwich | None:
+def _sum_of_vectors(fn: Distribution, support: constraints.Constraint) -> Estimate | Sandwich | None:
     if fn.has_enumerate_support:
         return _logsumexp(fn.log_prob(fn.enumerate_support()))
     if support is not constraints.boolean:
@@ -99,7 +100,7 @@ def _sum_of_vectors(fn: Any, support: Any) -> Estimate | Sandwich | None:
     return Sandwich(r.log_prob(v) - fn.log_prob(v), fn.log_prob(w) - r.log_prob(w))
 
 
-def _quadrature(fn: Any, batch: torch.Size) -> Estimate | None:
+def _quadrature(fn: Distribution, batch: torch.Size) -> Estimate | None:
     """By the trapezoidal rule in ever finer nodes, until two rules agree."""
     transform = unconstrained(fn)
     centre, width = standardised(fn, transform, 64)
@@ -126,7 +127,7 @@ def _quadrature(fn: Any, batch: torch.Size) -> Estimate | None:
     return Estimate(done)
 
 
-def _sandwich(fn: Any) -> Sandwich:
+def _sandwich(fn: Distribution) -> Sandwich:
     """Ratios to a Gaussian with the moments of draws, in the coordinates of real vectors."""
     transform = unconstrained(fn)
     y = finite(transform.inv(fn.sample((PILOT,))))
@@ -137,7 +138,7 @@ def _sandwich(fn: Any) -> Sandwich:
     ridge = 1e-6 * cov.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + torch.finfo(y.dtype).tiny
     root = torch.linalg.cholesky(cov + ridge * torch.eye(d, dtype=y.dtype, device=y.device))
 
-    def gaussian(factor: float) -> Any:
+    def gaussian(factor: float) -> Distribution:
         return torch.distributions.MultivariateNormal(centre, scale_tril=factor * root, validate_args=False)
 
     # In high dimension, ratios of Gaussians of different widths scatter much: nearer widths there.

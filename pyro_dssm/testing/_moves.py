@@ -21,7 +21,8 @@ Reference:
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -30,6 +31,7 @@ from torch.distributions import constraints
 from torch.distributions import transforms as T
 from torch.distributions.constraint_registry import biject_to
 
+from .._utils.types import Distribution
 from ..emissions.bernoulli import GreyBernoulli
 
 __all__ = [
@@ -47,6 +49,8 @@ __all__ = [
 PILOT = 16  # draws that tell where a distribution is and how wide
 COORDINATES = 8  # of a variable that are moved
 REACH = 2.0  # standard deviations of a proposal
+# The log-ratio of two densities; a coordinate and the next one; where the first moves to.
+Move = tuple[Tensor, tuple[Tensor, Tensor], Tensor]
 FEATURES = ("location", "spread", "shape", "shape", "dependence")
 
 
@@ -66,20 +70,20 @@ def log_tail(total: Tensor, variance: Tensor, largest: float) -> Tensor:
     return torch.where(x > 0, bound, torch.zeros_like(bound)).clamp(max=0.0)
 
 
-def bare(fn: Any) -> Any:
+def bare(fn: Distribution) -> Distribution:
     """A distribution without what only masks it."""
     while isinstance(fn, dist.MaskedDistribution):
         fn = fn.base_dist
     return fn
 
 
-def _innermost(fn: Any) -> Any:
+def _innermost(fn: Distribution) -> Distribution:
     while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
         fn = fn.base_dist
     return fn
 
 
-def has_density(fn: Any) -> bool:
+def has_density(fn: Distribution) -> bool:
     """Whether a distribution claims to have a density over its support.
 
     A point mass has none, nor has a score of grey values; an angle's is one over a turn, not over all real numbers.
@@ -87,31 +91,30 @@ def has_density(fn: Any) -> bool:
     return not isinstance(_innermost(fn), (dist.Delta, GreyBernoulli, dist.VonMises)) and fn.event_shape.numel() > 0
 
 
-def support_of(fn: Any) -> Any:
+def support_of(fn: Distribution) -> constraints.Constraint:
     """The support of a vector, or of its entries where they have it each on their own."""
     try:
-        support = fn.support
+        support: object = fn.support
     except NotImplementedError:
         return constraints.real
     while isinstance(support, constraints.independent) and support.base_constraint.event_dim == 0:
         support = support.base_constraint
-    # A mixture's support is that of its components.
-    return getattr(support, "base_constraint", support) if not isinstance(support, constraints.independent) else support
+    if not isinstance(support, constraints.independent):
+        # A mixture's support is that of its components.
+        support = getattr(support, "base_constraint", support)
+    return support if isinstance(support, constraints.Constraint) else constraints.real
 
 
-def unconstrained(fn: Any) -> Any:
-    """The transform from real vectors to the support of a distribution; ``None`` where that is discrete."""
-    support = support_of(fn)
-    if support.is_discrete:
-        return None
+def unconstrained(fn: Distribution) -> T.Transform:
+    """The transform from real vectors to the support of a distribution, which is not discrete."""
     try:
-        transform = biject_to(support)
+        transform: object = biject_to(support_of(fn))
     except NotImplementedError:
         return T.identity_transform
-    return transform
+    return transform if isinstance(transform, T.Transform) else T.identity_transform
 
 
-def log_density(fn: Any, transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+def log_density(fn: Distribution, transform: T.Transform, y: Tensor) -> tuple[Tensor, Tensor]:
     """The log-density of real vectors that a transform takes to values, and whether there is one.
 
     Args:
@@ -137,7 +140,7 @@ def log_density(fn: Any, transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
     return fn.log_prob(v) + volume, inside
 
 
-def standardised(fn: Any, transform: Any, pilot: int = PILOT) -> tuple[Tensor, Tensor]:
+def standardised(fn: Distribution, transform: T.Transform, pilot: int = PILOT) -> tuple[Tensor, Tensor]:
     """Where a distribution's draws are and how wide they scatter, in the coordinates of real vectors."""
     y = finite(transform.inv(fn.sample((pilot,))))
     centre, width = y.mean(0), y.std(0)
@@ -169,7 +172,7 @@ def coordinates(d: int) -> list[int]:
     return list(range(d)) if d <= COORDINATES else sorted(torch.randperm(d)[:COORDINATES].tolist())
 
 
-def residuals(fn: Any, v: Tensor, moved: list[int] | None = None) -> Residuals:
+def residuals(fn: Distribution, v: Tensor, moved: list[int] | None = None) -> Residuals:
     """What has mean zero if draws follow a distribution.
 
     Args:
@@ -184,21 +187,22 @@ def residuals(fn: Any, v: Tensor, moved: list[int] | None = None) -> Residuals:
     Raises:
         ArithmeticError: If a draw has no density.
     """
-    separate = isinstance(fn, torch.distributions.Independent) and fn.base_dist.event_shape == ()
-    if separate:
-        found = _transformed(fn.base_dist, v)
+    separate = False
+    if isinstance(fn, torch.distributions.Independent) and fn.base_dist.event_shape == ():
+        separate, found = True, _transformed(fn.base_dist, v)
         if found is not None:
             return found
     moved = coordinates(v.shape[-1]) if moved is None else moved
-    transform = unconstrained(fn)
-    pairs = _discrete(fn, v, moved) if transform is None else _continuous(fn, transform, v, moved)
+    discrete = support_of(fn).is_discrete
+    pairs = _discrete(fn, v, moved) if discrete else _continuous(fn, unconstrained(fn), v, moved)
     values, variances = (torch.stack(parts, -2) for parts in zip(*(_residual(*p) for p in pairs), strict=True))
     return Residuals(values, variances, separate)
 
 
-def _transformed(base: Any, v: Tensor) -> Residuals | None:
+def _transformed(base: Distribution, v: Tensor) -> Residuals | None:
     """By the distribution function of each entry, if there is one and its slope is the density."""
-    if base.support.is_discrete:
+    support = base.support
+    if support is None or support.is_discrete:
         return None
     log_density = _checked(base.log_prob(v))
     try:
@@ -207,7 +211,7 @@ def _transformed(base: Any, v: Tensor) -> Residuals | None:
         return None
     width = 1e-3 * (-log_density).exp()
     ahead, behind = v + width, v - width
-    within = (u > 0.02) & (u < 0.98) & base.support.check(ahead) & base.support.check(behind)
+    within = (u > 0.02) & (u < 0.98) & support.check(ahead) & support.check(behind)
     slope = base.cdf(torch.where(within, ahead, v)) - base.cdf(torch.where(within, behind, v))
     # Where the function is not that of the density, the density counts, which is what a bound is made of.
     if bool((within & ((slope / 2e-3 - 1).abs() > 0.02)).any()):
@@ -241,7 +245,7 @@ def _ratio(proposed: Tensor, current: Tensor) -> Tensor:
     return (proposed - current).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
-def _continuous(fn: Any, transform: Any, v: Tensor, moved: list[int]) -> Any:
+def _continuous(fn: Distribution, transform: T.Transform, v: Tensor, moved: list[int]) -> Iterator[Move]:
     y = finite(transform.inv(v))
     centre, width = standardised(fn, transform)
     current, inside = log_density(fn, transform, y)
@@ -257,7 +261,7 @@ def _continuous(fn: Any, transform: Any, v: Tensor, moved: list[int]) -> Any:
         yield ratio, (e[..., i], other), e[..., i] + step[..., i] / width[..., i]
 
 
-def _discrete(fn: Any, v: Tensor, moved: list[int]) -> Any:
+def _discrete(fn: Distribution, v: Tensor, moved: list[int]) -> Iterator[Move]:
     support = support_of(fn)
     current = _checked(fn.log_prob(v))
     if isinstance(support, type(constraints.one_hot)):

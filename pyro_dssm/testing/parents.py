@@ -12,7 +12,8 @@ from .._utils.types import check_types
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
 from ..structure.structure import Order, Structure
-from .densities import log_probs_per_step, random_batch, random_latents
+from .densities import log_probs_per_step
+from .samples import random_batch, random_latents
 
 __all__ = ["check_guide_parents", "check_parents", "check_wrapper_keeps_parents", "parents_by_jacobian"]
 
