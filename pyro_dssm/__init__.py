@@ -66,6 +66,7 @@ from .training.autoencoder import autoencoder_error
 from .training.calibration import Calibration, calibrate
 from .training.fitting import History, fit
 from .training.optim import ClippedNormAdam
+from .training.starts import best_start
 from .training.truncation import chunks
 
 __version__ = "0.1.0"
@@ -137,6 +138,7 @@ __all__ = [
     "ZOO",
     "ZooModel",
     "autoencoder_error",
+    "best_start",
     "calibrate",
     "chunks",
     "error_bound",

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 import pyro_dssm as dssm
-from pyro_dssm.evaluation.identification import latent_states, least_squares
-from pyro_dssm.evaluation.prediction import open_loop
+from pyro_dssm.evaluation import latent_states, least_squares, open_loop
 
 from . import reports, systems
 
@@ -131,7 +130,7 @@ def prediction(
     plot_open_loop({type(model).__name__: ahead}, figure.subplots(), title=title, ylabel=ylabel)
     reports.savefig(figure, folder / "open_loop.png")
 
-    like, one = model._like, systems.cut(test[:1], known + horizon)
+    like, one = reports.like(model), systems.cut(test[:1], known + horizon)
     x = one.x.to(like)
     past: dict[str, Any] = {"mask": None if one.mask is None else one.mask[:, :known].to(like.device)}
     controls = None if one.controls is None else one.controls.to(like)

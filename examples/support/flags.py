@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pyro_dssm.training.fitting import LR_SCHEDULES
+from pyro_dssm.training import LR_SCHEDULES
 
 # What a flag takes. What is wrong is said of the flag as it was given, before anything else happens.
 

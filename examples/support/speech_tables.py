@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pyro_dssm as dssm
-from pyro_dssm.speech.metrics import Scores
+from pyro_dssm.speech import Scores
 
 from . import published
 from .tables import Cell

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -15,9 +14,6 @@ from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.pendulum import pendulum
 from pyro_dssm.data.reacher import reacher
 from pyro_dssm.data.trajectories import Trajectories
-from pyro_dssm.training.fitting import LR_SCHEDULES
-
-log = logging.getLogger("examples")
 
 STRATEGIES = ("elbo", "annealed", "constrained")
 KNOWN = 10  # frames that an open-loop prediction starts from
@@ -179,48 +175,6 @@ def build(
     model, make_guide = makers[name]()
     guide = make_guide(model, **reads)
     return model, guide
-
-
-def best_start(
-    make: Callable[[], tuple[dssm.DSSM, dssm.Guide]],
-    new_schedule: Callable[[], dssm.KLSchedule],
-    train: dssm.SequenceDataset,
-    valid: dssm.SequenceDataset,
-    *,
-    starts: int,
-    start_epochs: int,
-    epochs: int,
-    lr_schedule: str,
-    seed: int,
-    **options: Any,
-) -> int:
-    """Trains several starts for a few epochs, and returns the seed of the weights with the best validation bound.
-
-    A code that is badly shaped early stays so, and the bound shows it within a few epochs. The run that follows begins
-    with the same epochs again, so it needs no state of this one.
-    """
-    rule, part = LR_SCHEDULES[lr_schedule], min(1.0, start_epochs / epochs)
-    seeds = [seed + 1000 * k for k in range(starts)]
-    found = {}
-    for k, init in enumerate(seeds if starts > 1 else (), start=1):
-        log.info("Start %d of %d: %d epochs.", k, starts, min(start_epochs, epochs))
-        torch.manual_seed(init)
-        model, guide = make()
-        history = dssm.fit(
-            model,
-            guide,
-            train,
-            valid,
-            epochs=min(start_epochs, epochs),
-            valid_every=min(start_epochs, epochs),
-            lr_schedule=lambda progress: rule(progress * part),
-            kl=new_schedule(),
-            seed=seed,
-            progress=False,
-            **options,
-        )
-        found[init] = history.best_valid
-    return min(found, key=lambda init: found[init]) if found else seed
 
 
 MODELS = ("EKVAE", "DKS", "DVBF", "KVAE", "RSSM", "DKF", "fusion")
