@@ -7,9 +7,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .._utils.checks import data_named, positive
-from .._utils.types import check_types
+from .._utils.types import check_types, checked
 from ..data.sequences import SequenceDataset
 from ..evaluation import Imputation, imputation
+from ..evaluation._batching import check_data
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
 from .calibration import Calibration, calibrate
@@ -17,6 +18,7 @@ from .calibration import Calibration, calibrate
 __all__ = ["CalibratedImputation", "calibrate_and_impute"]
 
 
+@checked()
 class CalibratedImputation(NamedTuple):
     """What :func:`calibrate_and_impute` found.
 
@@ -78,6 +80,8 @@ def calibrate_and_impute(
     if num_sequences is not None:
         positive("num_sequences", num_sequences, also="None")
         valid, test = (data.subset(range(min(num_sequences, len(data)))) for data in (valid, test))
+    check_data("valid", valid, model)
+    check_data("test", test, model)
     drawn = (79, 119) if num_samples is None else (num_samples, num_samples)
     calibration = calibrate(
         model,

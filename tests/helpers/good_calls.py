@@ -38,8 +38,9 @@ from wrong_calls import (
 )
 
 import pyro_dssm as dssm
-from pyro_dssm import emissions, kalman, plots, speech, testing
+from pyro_dssm import emissions, kalman, plots, saving, speech, testing
 from pyro_dssm import evaluation as measures
+from pyro_dssm import training as runs
 from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, synthetic, transpose
 from pyro_dssm.data import pendulum as pendulums
 from pyro_dssm.evaluation import likelihood as evaluation
@@ -743,6 +744,71 @@ def training(w):
         dssm.first_multiplier,
         {**of_data, "nats": number(2.0, above=0), "scale": number(0.1, above=0)},
     )
+    yield from searching(w)
+
+
+def searching(w):
+    """What makes many runs or whole studies of training and measuring."""
+    pair = {"model": a_model(w), "guide": a_guide(w)}
+    yield Call(
+        "best_start",
+        dssm.best_start,
+        {
+            "make": function(lambda: (w.model, w.guide)),
+            "train": a_dataset(w),
+            "valid": a_dataset(w),
+            "num_starts": count(1, big=False),
+            "start_epochs": count(1, big=False),
+            "epochs": count(1, big=False),
+            "kl": function(dssm.ConstantKL, optional=True),
+            "lr_schedule": kind("constant", {"function", "class", "layer"}),
+            "seed": integer(0),
+        },
+        unknown=True,
+    )
+    yield Call(
+        "run_grid",
+        runs.run_grid,
+        {
+            "cells": kind([{"seed": 0}], ()),
+            "run": function(dict),
+            "folder": path(w.folder / "grid"),
+            "name_of": function(lambda cell: "cell"),
+            "num_processes": count(1, big=False),
+            "resume": flag(False),
+            "max_seconds": number(60.0, above=0, optional=True),
+            "on_result": function(len, optional=True),
+        },
+    )
+    yield Call(
+        "calibrate_and_impute",
+        runs.calibrate_and_impute,
+        {
+            **pair,
+            "valid": a_dataset(w),
+            "test": a_dataset(w),
+            "fraction": number(0.5, above=0, below=1),
+            "mean_frame": tensor(torch.zeros(D), dims=1, sizes=(0,), tied=False, device=False, optional=True),
+            "num_sequences": count(2, optional=True, big=False),
+            "num_samples": count(39, optional=True),
+            "num_rounds": count(1, big=False),
+            "batch_size": count(3, big=False),
+            "seed": integer(0),
+        },
+    )
+    covered = evaluation_of(w)
+    yield Call("CalibratedImputation", runs.CalibratedImputation, covered)
+    yield Call("atomic_write", _entered(saving.atomic_write), {"path": path(w.folder / "note")})
+    yield Call("write_json", lambda path: saving.write_json(path, {"a": 1.0}), {"path": path(w.folder / "note.json")})
+
+
+def evaluation_of(w):
+    """A calibration and an imputation, as instances."""
+    found = measures.coverage(torch.randn(39, 4, 2), torch.randn(4, 2))
+    one = torch.ones(2)
+    calibration = dssm.Calibration(one, found, found, one, one)
+    filled = measures.Imputation({"model": torch.ones(4)}, torch.ones(4), found, found)
+    return {"calibration": instance(calibration, filled), "imputation": instance(filled, calibration)}
 
 
 NUMERIC = {"integer", "float", "nan", "inf", "-inf", "-1", "0"}
