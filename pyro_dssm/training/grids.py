@@ -53,7 +53,7 @@ def run_grid(
             scratch: ``run`` must be a function of a module (or a :func:`functools.partial` of one), and a script keeps
             its own work under ``if __name__ == "__main__":``.
         resume: Whether cells whose files are there count as done.
-        max_seconds: After this many seconds no cell is begun; those that have begun are finished.
+        max_seconds: After this many seconds no further cell is begun; those that have begun are finished, and at least one.
         on_result: Is called with each new result, for example to log it.
 
     Returns:
@@ -83,7 +83,7 @@ def run_grid(
     check_types(run_grid, locals())
     positive("num_processes", num_processes)
     if max_seconds is not None:
-        number("max_seconds", max_seconds, above=0, also="None")
+        number("max_seconds", max_seconds, least=0, also="None")
     files = _files(cells, file_path("folder", folder), name_of)
     results: dict[int, Result] = {}
     for i, file in enumerate(files):

@@ -776,7 +776,7 @@ def searching(w):
             "name_of": function(lambda cell: "cell"),
             "num_processes": count(1, big=False),
             "resume": flag(False),
-            "max_seconds": number(60.0, above=0, optional=True),
+            "max_seconds": number(60.0, least=0, optional=True),
             "on_result": function(len, optional=True),
         },
     )
