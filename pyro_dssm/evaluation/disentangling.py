@@ -1,4 +1,4 @@
-"""Which part of a latent state tells what: positions in its first components, velocities in the rest, or mixed."""
+"""Which part of a latent state predicts what: positions in its first components, velocities in the rest, or mixed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Disentanglement", "disentanglement"]
 
 @dataclass(frozen=True)
 class Disentanglement:
-    """Which part of the latent state tells what: means of R² over the columns of each kind.
+    """Which part of the latent state predicts what: means of R² over the columns of each kind.
 
     Attributes:
         static_from_first: Of what one frame shows, from the first components.

@@ -93,7 +93,7 @@ class IdentificationFigures(TypedDict):
 
 @dataclass(frozen=True)
 class Identification:
-    """How well the latent state tells the true one, a figure for each of its columns.
+    """How well the latent state predicts the true one, a figure for each of its columns.
 
     Attributes:
         r2: By name.

@@ -129,14 +129,14 @@ def imputation(
     """Hides frames at random and has the model fill them in.
 
     The point estimate is :meth:`DSSM.reconstruct` with as many paths, the intervals are those of
-    :meth:`DSSM.impute`. Beside the model there are the mean frame, a straight line between the nearest frames that
+    :meth:`DSSM.impute`. In addition to the model there are the mean frame, a straight line between the nearest frames that
     are visible, and the last visible frame; before the first visible frame the latter is the mean frame.
 
     Args:
         model: The model.
         guide: Its guide.
         data: Sequences; what their masks hide counts nowhere.
-        share: Share of the frames of each sequence to hide; at least one stays visible.
+        share: Fraction of the frames of each sequence to hide; at least one stays visible.
         mean_frame: Shape ``(x_dim,)``, for example ``train.mean_frame()``; by default that of the visible frames.
         num_samples: Draws of what is hidden.
         num_rounds: As in :meth:`DSSM.reconstruct`.

@@ -51,7 +51,7 @@ class Coverage:
 
     @property
     def share(self) -> Tensor:
-        """The share of all entries inside, shape ``(L,)``: equal to the levels where intervals are calibrated."""
+        """The fraction of all entries inside, shape ``(L,)``: equal to the levels where intervals are calibrated."""
         return self.inside.sum(0) / self.counts.sum()
 
     @property
@@ -83,13 +83,13 @@ class Coverage:
 def coverage(
     samples: Tensor, truth: Tensor, levels: Sequence[float] = LEVELS, *, where: Tensor | None = None
 ) -> Coverage:
-    r"""The share of true values inside central intervals of predictive samples.
+    r"""The fraction of true values inside central intervals of predictive samples.
 
     The ends of the interval of level :math:`p` are the sample quantiles at :math:`(1 \mp p)/2`, read from the order
     statistics at position :math:`q (S + 1)`. Where that is a whole number (for all default levels with 39, 79, 119,
-    ... samples), a value from the same law as the samples is inside with probability :math:`p` exactly, and nearly so
-    between; the usual position :math:`1 + q (S - 1)` makes intervals too narrow, 90.4 % for 95 % with 40 samples. Of a
-    law with atoms, such as a Bernoulli, intervals hold more than their level.
+    ... samples), a value from the distribution of the samples is inside with probability :math:`p` exactly, and nearly
+    so between; the usual position :math:`1 + q (S - 1)` makes intervals too narrow, 90.4 % for 95 % with 40 samples.
+    Where the distribution has atoms, as a Bernoulli has, intervals hold more than their level.
 
     Args:
         samples: Shape ``(S, N, *)``.

@@ -72,7 +72,7 @@ def evaluate(
 
     The weights are those of whole sequences. The same seed gives the same result, and the state of the random
     number generators is left as it was. Where processes train together, each that calls this scores all of the data
-    by itself, and waits for nobody. Standard errors are those of a mean over sequences.
+    by itself, without waiting for the others. Standard errors are those of a mean over sequences.
 
     Args:
         model: The model.

@@ -21,15 +21,15 @@ class Bound:
 
     The properties are *negative* log-likelihoods, so smaller is better and the truth is at most that large.
 
-    With missing values it is a bound on what is observed, under the law in which a hidden value is a zero wherever
-    another one depends on it (see :class:`DSSM`). Steps count whether they are observed or not, so the more is hidden,
-    the fewer nats there are per step; :attr:`nats_per_observed_frame` counts what is observed alone.
+    With missing values it is a bound on what is observed, under the distribution in which a hidden value is a zero
+    wherever another one depends on it (see :class:`DSSM`). Steps count whether they are observed or not, so the more is
+    hidden, the fewer nats there are per step; :attr:`nats_per_observed_frame` counts what is observed alone.
 
     Attributes:
         nats: The bound of each sequence, shape ``(N,)``.
         lengths: Length of each sequence, shape ``(N,)``.
-        observed: Observed frames of each sequence, shape ``(N,)``, of which one counts as the share of its entries that
-            is observed; ``None`` where nothing is hidden.
+        observed: Observed frames of each sequence, shape ``(N,)``, of which one counts as the fraction of its
+            entries that is observed; ``None`` where nothing is hidden.
 
     Example:
         >>> bound = Bound(torch.tensor([-4.0, -2.0]), torch.tensor([4.0, 2.0]), torch.tensor([2.0, 1.0]))

@@ -21,7 +21,7 @@ __all__ = ["load_frames"]
 _log = logging.getLogger(__name__)
 
 _NOTHING = torch.empty(0, 0)
-_NAMED = 9  # bad files named in an error, beside the first
+_NAMED = 9  # bad files named in an error, in addition to the first
 
 
 def load_frames(
@@ -33,7 +33,7 @@ def load_frames(
         paths: The files.
         options: How their waves become frames.
         cache: Folder to keep the frames in; ``None`` keeps them in memory.
-        num_workers: Processes, which start afresh; 0 for this one alone.
+        num_workers: Processes, which start from scratch; 0 for this one alone.
         skip_bad: Whether bad files are logged rather than raised. They are raised when all are analysed and kept.
 
     Returns:
@@ -53,19 +53,19 @@ def load_frames(
         found = load_cached(paths, options, cache, lambda: _analysed(paths, options, num_workers))
     troubles = {path: one.trouble for path, one in found.items() if one.trouble is not None}
     if troubles and not skip_bad:
-        raise ValueError(_told(troubles))
+        raise ValueError(_message(troubles))
     if troubles:
         _log.warning("skipped %d of %d files:\n%s", len(troubles), len(found), "\n".join(troubles.values()))
     return found
 
 
-def _told(troubles: dict[Path, str]) -> str:
+def _message(troubles: dict[Path, str]) -> str:
     """The first trouble in full, and the names of a few more files, in one line."""
     others = [str(path) for path in troubles][1:]
-    told = next(iter(troubles.values())).rstrip(".")
+    message = next(iter(troubles.values())).rstrip(".")
     if others:
-        told += f"; and {len(others)} more: {', '.join(others[:_NAMED])}{', ...' if len(others) > _NAMED else ''}"
-    return f"{told}. In Python, skip_bad=True passes over such files."
+        message += f"; and {len(others)} more: {', '.join(others[:_NAMED])}{', ...' if len(others) > _NAMED else ''}"
+    return f"{message}. In Python, skip_bad=True passes over such files."
 
 
 def _analyse(path: Path, options: Options) -> Analysed:
@@ -102,7 +102,7 @@ def _in_order(paths: Sequence[Path], options: Options, num_workers: int) -> Iter
         for path in paths:
             yield _analyse(path, options)
         return
-    # Each process has one thread, and starts afresh: the copy of one with threads may hang. A few results wait for the
+    # Each process has one thread, and starts from scratch: the copy of one with threads may hang. A few results wait for the
     # caller, never all of them.
     with ProcessPoolExecutor(
         min(num_workers, max(1, len(paths))), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)

@@ -104,7 +104,7 @@ def _key(paths: Sequence[Path], options: Options) -> str:
         try:
             found = path.stat()
             files.append((str(path.absolute()), found.st_size, found.st_mtime_ns))
-        except OSError:  # a link that leads nowhere, which reading it tells of
+        except OSError:  # a link that leads nowhere, which is reported when it is read
             files.append((str(path.absolute()), -1, -1))
     text = json.dumps([_VERSION, FLOOR, asdict(options), files])
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
@@ -131,7 +131,7 @@ def _open(paths: Sequence[Path], index: Path, frames: Path, num_bins: int) -> di
         check_regular(frames)
         if frames.stat().st_size != _HEADER + math.prod(shape) * 4:
             return None
-        # A file that nobody has touched is the one that was written; reading another one through takes its time.
+        # An untouched file is the one that was written; reading through any other one takes time.
         if _state(frames) != state and _checksum(frames, shape) != kept["frames"]["checksum"]:
             return None
         parts = _mapped(frames, shape).split([entry.frames for entry in entries])

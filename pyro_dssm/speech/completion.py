@@ -63,7 +63,7 @@ def fill_gaps(
 ) -> Tensor:
     """Fills in lost samples, as of packets that did not arrive: ``mask`` hides the frames that hold any of them.
 
-    The model says the power of these frames (:meth:`~pyro_dssm.DSSM.reconstruct`), Griffin and Lim's iteration their
+    The model gives the power of these frames (:meth:`~pyro_dssm.DSSM.reconstruct`), Griffin and Lim's iteration their
     phases, such that the sound agrees with what is known on both sides. By default the latents come from a small
     particle filter each: in frames of hundreds of frequencies the rounds of a chain hardly move them.
 
@@ -120,7 +120,7 @@ def continue_speech(
         model: A model of power spectra.
         guide: Its guide.
         wave: The prompt, shape ``(N,)``.
-        seconds: How long to go on.
+        seconds: How long to continue it.
         spectrogram: The transform that the model was trained with.
         num_continuations: How many, ``S``.
         seed: Of everything random.

@@ -93,7 +93,7 @@ class SpeechDataset(SequenceDataset):
         """
         index = index_of("index", index, len(self))
         path, spectrogram = self.recordings[index].path, self.spectrogram
-        # Not by read_audio: whoever loaded the set has been told which files are resampled.
+        # Not by read_audio: which files are resampled was logged when the set was loaded.
         return read_with_rate(
             path,
             spectrogram.rate,

@@ -51,7 +51,7 @@ def load_speech(
     Args:
         folder: The folder.
         by: What is split at random: each ``"speaker"``, or each ``"file"``.
-        shares: Shares of the three sets among the speakers or files; or counts.
+        shares: Fractions of the three sets among the speakers or files; or counts.
         seed: Of the random split.
         cache: Folder for the frames, which are then computed once and mapped into memory after that; made if
             missing. Changed files or options have a cache of their own; none is ever removed. ``None`` computes
@@ -60,7 +60,7 @@ def load_speech(
         skip_bad: Passes over files that cannot be used, with a warning in the log, instead of raising when all are
             read.
         spectrogram: The transform; ``Spectrogram()`` by default. Recordings at another rate are resampled.
-        num_workers: Processes that read the files; 0 for this one alone. They start afresh, so a script that asks for
+        num_workers: Processes that read the files; 0 for this one alone. They start from scratch, so a script that asks for
             them must keep its own work under ``if __name__ == "__main__":``.
         allow_shared_speakers: Accepts given folders of which two hold recordings of the same speaker.
         max_samples: Most samples of a recording; see :func:`~pyro_dssm.speech.read_audio`.
@@ -210,13 +210,13 @@ def _sizes(sets: Sequence[SpeechDataset]) -> str:
         f"{n * data.spectrogram.hop / data.spectrogram.rate / 60:.1f}" for n, data in zip(hops, sets, strict=True)
     ]
     speakers, recordings = (" / ".join(map(str, count)) for count in counts)
-    told = f"{speakers} speakers, {recordings} recordings, {' / '.join(minutes)} minutes"
+    summary = f"{speakers} speakers, {recordings} recordings, {' / '.join(minutes)} minutes"
     alone = [recording.speaker == own_speaker(recording.path) for data in sets for recording in data.recordings]
     if all(alone):
-        return f"{told}; each file counts as a speaker of its own."
+        return f"{summary}; each file counts as a speaker of its own."
     if any(alone):
-        return f"{told}; each of {sum(alone)} files that lie in no folder counts as a speaker of its own."
-    return f"{told}."
+        return f"{summary}; each of {sum(alone)} files that lie in no folder counts as a speaker of its own."
+    return f"{summary}."
 
 
 def _dataset(part: list[Recording], frames: dict[Path, Found], options: Options, what: str) -> SpeechDataset:

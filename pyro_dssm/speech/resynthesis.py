@@ -1,6 +1,6 @@
 """From recordings through a model and back to sound, and sound that a model makes up from nothing.
 
-A model of power spectra says nothing of phases. They are taken from the recording where there is one, and otherwise
+A model of power spectra has no phases. They are taken from the recording where there is one, and otherwise
 found by Griffin and Lim's iteration.
 """
 

@@ -123,7 +123,7 @@ def score_speech(
         rate: Samples per second.
         metrics: Names from :data:`METRICS`; by default all, which needs 16000 samples per second.
         num_workers: Processes of one thread each that share the work; 0 scores in this one. The scores are the same.
-            They start afresh, which takes seconds, so a script that asks for them must keep its own work under
+            They start from scratch, which takes seconds, so a script that asks for them must keep its own work under
             ``if __name__ == "__main__":``.
 
     Returns:

@@ -2,7 +2,7 @@
 
 :class:`PairContract` gathers them into a test class to inherit, :func:`check_pair` into one call. All work on a
 model and a guide in any dtype; ``float64`` is the one to use, since float32 rounding hides small mistakes. What is
-random in them comes from torch's generator: from one seed, a check says the same.
+random in them comes from torch's generator: from one seed, a check finds the same.
 
 - :mod:`~pyro_dssm.testing.forms`: the two forms of sites agree.
 - :mod:`~pyro_dssm.testing.invariance`: padding, batch-mates and hidden values change nothing.

@@ -24,7 +24,7 @@ def _step_of(dtype: torch.dtype) -> tuple[float, float]:
     """Half the width of a central difference, and the relative error that is allowed.
 
     Between the two points lie kinks of networks, in number as the width. What they add to the error of a derivative is
-    of the order of the root of their share among all kinks.
+    of the order of the root of their fraction among all kinks.
     """
     return (1e-8, 1e-3) if dtype == torch.float64 else (3e-3, 0.3)
 

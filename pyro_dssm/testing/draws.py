@@ -43,7 +43,7 @@ def check_draws_follow_their_density(
     :math:`F(z_t)` has to be uniform. Any other draw :math:`v` is moved by one step of a Markov chain that leaves the
     density :math:`q` as it is, to a proposal :math:`v'` with probability :math:`q(v') / (q(v) + q(v'))`. On average,
     this must change no function of it, whatever the constant of the density, and for discrete variables as well. What
-    is looked at is bounded and tells location, spread, shape, and dependence between entries, and noise that is shared
+    is looked at is bounded and shows location, spread, shape, and dependence between entries, and noise that is shared
     between the sequences of a batch, between draws, or between steps.
 
     A sound pair is called wrong with a probability below one in a million, by Freedman's inequality. In a small pair
@@ -88,8 +88,8 @@ def check_draws_follow_their_density(
     ):
         for source, sites in sources:
             for site in sites:
-                if has_density(site.fn):
-                    value = site.value.expand(*site.fn.batch_shape, -1)
+                if has_density(site.distribution):
+                    value = site.value.expand(*site.distribution.batch_shape, -1)
                     own = moved.setdefault(value.shape[-1], coordinates(value.shape[-1]))
                     found = _residuals(source, of, site, value, own)
                     key = site.method, source, found.independent, found.values.shape[-2]
@@ -99,7 +99,7 @@ def check_draws_follow_their_density(
 
 def _residuals(source: str, of: str, site: Site, value: Tensor, moved: list[int]) -> Residuals:
     try:
-        return residuals(bare(site.fn), value, moved)
+        return residuals(bare(site.distribution), value, moved)
     except ArithmeticError as error:
         raise AssertionError(
             f"{site.name} of {of}, drawn by {source}: {error} under {site.method}; draws and log_prob are of two "
@@ -170,7 +170,7 @@ def check_draws_have_their_density(
     controls: Tensor | None = None,
     tolerance: float | None = None,
 ) -> None:
-    """The density that comes with a draw from a guide is that of the same path scored afresh, in both forms.
+    """The density that comes with a draw from a guide is that of the same path scored again, in both forms.
 
     Args:
         guide: The guide.
@@ -203,6 +203,6 @@ def check_draws_have_their_density(
 
     before = total(drawn)
     where = f" See {type(guide).__name__}.step, and path where that is overridden."
-    assert_close("The density of a draw scored afresh", total(again), before, tolerance, where)
+    assert_close("The density of a draw scored again", total(again), before, tolerance, where)
     if by_step is not None:
         assert_close("The density of a draw scored step by step", total(by_step), before, tolerance, where)

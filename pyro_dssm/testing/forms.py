@@ -110,11 +110,11 @@ def _same_divergences(model: DSSM, guide: BaseGuide, args: Called, controls: Ten
             return True
         values = {site.name: site.value for site in sites_of(drawn, guide)}
         scored = step_trace(model, values, args, controls)
-        prior = {} if scored is None else {site.name: site.fn for site in sites_of(scored, model)}
+        prior = {} if scored is None else {site.name: site.distribution for site in sites_of(scored, model)}
     for site in sites_of(drawn, guide):
-        if normal_of(site.fn) is None and site.name in prior:
+        if normal_of(site.distribution) is None and site.name in prior:
             try:
-                kl_divergence(site.fn, prior[site.name])
+                kl_divergence(site.distribution, prior[site.name])
             except NotImplementedError:
                 continue
             return False

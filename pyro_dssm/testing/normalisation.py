@@ -21,7 +21,7 @@ from .sites import Site, run_as, sites_of, step_trace, trace_of
 __all__ = ["check_densities_integrate_to_one"]
 
 ERRORS = 7.0  # standard errors of a sampled integral
-SAMPLED = 0.03  # and what it may be off besides
+SAMPLED = 0.03  # and how far it may be off in addition
 
 
 @torch.no_grad()
@@ -73,9 +73,9 @@ def check_densities_integrate_to_one(
     sites += [] if trace is None else sites_of(trace, guide)
     sampled: dict[str, list[Sandwich]] = defaultdict(list)
     for site in sites:
-        if not has_density(site.fn):
+        if not has_density(site.distribution):
             continue
-        found = integral(bare(site.fn))
+        found = integral(bare(site.distribution))
         if isinstance(found, Estimate):
             off = (found.values - 1).abs() > PRECISION
             if off.any():

@@ -74,7 +74,7 @@ def _example(model: DSSM, steps: int, draws: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def _check_sizes(steps: object, draws: object) -> None:
-    """Raises ``ValueError`` unless sequences are long enough to tell an edge to the last step from one to all."""
+    """Raises ``ValueError`` unless sequences can distinguish an edge to the last step from one to all steps."""
     at_least("steps", steps, 3)
     positive("draws", draws)
 

@@ -117,13 +117,13 @@ def _draws_smoothly(guide: BaseGuide, args: Called, controls: Tensor | None) -> 
     with torch.no_grad(), generators_kept(guide.model._like.device):
         trace = step_trace(guide, {}, args, controls)
     # Where there are no steps to look at, differences have to settle it.
-    return trace is None or all(isinstance(base_of(site.fn), SMOOTH) for site in sites_of(trace, guide))
+    return trace is None or all(isinstance(base_of(site.distribution), SMOOTH) for site in sites_of(trace, guide))
 
 
-def base_of(fn: Distribution) -> object:
+def base_of(distribution: Distribution) -> object:
     """What is drawn in the end: a distribution without masks, independent entries, and transforms."""
-    base: object = fn
-    inner: object = fn
+    base: object = distribution
+    inner: object = distribution
     while inner is not None:
         base, inner = inner, getattr(inner, "fn" if isinstance(inner, Sampled) else "base_dist", None)
     return base
@@ -171,5 +171,5 @@ def _scores_agree(
 
 def _within(site: Site) -> Tensor:
     """The value of a site with zeros in the padding, of which there are draws, but no scores."""
-    valid = site.valid if isinstance(site.valid, Tensor) else getattr(site.fn, "valid", None)
+    valid = site.valid if isinstance(site.valid, Tensor) else getattr(site.distribution, "valid", None)
     return site.value if valid is None else torch.where(valid.unsqueeze(-1), site.value, 0.0)

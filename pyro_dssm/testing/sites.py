@@ -54,7 +54,7 @@ class Site(NamedTuple):
     Attributes:
         name: Of the site.
         kind: ``"z"``, ``"a"`` (the code of a frame), ``"x"`` or ``"zeta"`` (the variable of a hierarchical start).
-        fn: Its distribution, as the run had it.
+        distribution: Its distribution, as the run had it.
         value: Its value.
         valid: True within each sequence, or ``None`` where nothing is masked.
         method: The method that the distribution comes from, for messages.
@@ -62,7 +62,7 @@ class Site(NamedTuple):
 
     name: str
     kind: str
-    fn: Distribution
+    distribution: Distribution
     value: Tensor
     valid: Tensor | bool | None
     method: str
@@ -87,10 +87,10 @@ def is_site(site: Node) -> bool:
 
 def distribution_of(site: Node) -> Distribution:
     """The distribution of a random variable."""
-    fn: object = site["fn"]
-    if not isinstance(fn, Distribution):
-        raise ValueError(f"{site['name']}: expected a distribution, got {kind_of(fn)}.")
-    return fn
+    distribution: object = site["fn"]
+    if not isinstance(distribution, Distribution):
+        raise ValueError(f"{site['name']}: expected a distribution, got {kind_of(distribution)}.")
+    return distribution
 
 
 def value_of(site: Node) -> Tensor:
@@ -136,10 +136,10 @@ def overrides(program: DSSM | BaseGuide, base: type, method: str) -> bool:
     return getattr(type(program), method) is not getattr(base, method)
 
 
-def is_real(fn: Distribution) -> bool:
+def is_real(distribution: Distribution) -> bool:
     """Whether every real vector has a density under a distribution."""
     try:
-        support: object = fn.support
+        support: object = distribution.support
     except NotImplementedError:
         return True
     while isinstance(support, constraints.independent):
@@ -167,7 +167,7 @@ def steps_have_rsample(guide: BaseGuide, *args: Tensor | None, controls: Tensor 
     check_types(steps_have_rsample, locals())
     with torch.no_grad(), generators_kept(guide.model._like.device):
         trace = step_trace(guide, {}, args, controls)
-    return trace is None or all(site.fn.has_rsample for site in sites_of(trace, guide))
+    return trace is None or all(site.distribution.has_rsample for site in sites_of(trace, guide))
 
 
 def step_trace(

@@ -53,7 +53,8 @@ def run_grid(
             scratch: ``run`` must be a function of a module (or a :func:`functools.partial` of one), and a script keeps
             its own work under ``if __name__ == "__main__":``.
         resume: Whether cells whose files are there count as done.
-        max_seconds: After this many seconds no further cell is begun; those that have begun are finished, and at least one.
+        max_seconds: After this many seconds no further cell is begun; those that have begun are finished, and at least
+            one.
         on_result: Is called with each new result, for example to log it.
 
     Returns:
