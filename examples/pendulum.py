@@ -82,7 +82,7 @@ def train(
     args: argparse.Namespace, parts: systems.Parts, scale: float, units: dssm.Standardise | None, device: Any
 ) -> tuple[Any, Any, dssm.History]:
     data, length = parts.train, parts.train.x.shape[1]
-    splits = dssm.Splits(*(systems.cut(part, length).dataset() for part in parts))
+    splits = dssm.Splits(*(part.first(length).dataset() for part in parts))
     batch_size = min(args.batch_size, max(1, len(data) // 6))  # a small set gives six steps an epoch too
 
     def make() -> tuple[dssm.DSSM, dssm.Guide]:

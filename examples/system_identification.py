@@ -75,7 +75,7 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
     else:
         parts = system.parts(cell["seed"], count=args.count, length=args.length, horizon=horizon)
     scale = cell["scale"] or dssm.moderate_scale(parts.train.dataset())
-    train, valid = parts.train.dataset(), systems.cut(parts.valid, parts.train.x.shape[1]).dataset()
+    train, valid = parts.train.dataset(), parts.valid.first(parts.train.x.shape[1]).dataset()
 
     device = runs.device(args)
 

@@ -12,7 +12,7 @@ from pyro_dssm.data.trajectories import Trajectories
 from pyro_dssm.evaluation import disentanglement, latent_states, open_loop, system_identification
 from pyro_dssm.training import CalibratedImputation, calibrate_and_impute
 
-from .systems import KNOWN, Parts, cut
+from .systems import KNOWN, Parts
 
 
 def measure(
@@ -32,7 +32,7 @@ def measure(
     frames of the future, ``open_loop_mse``, and errors at one frame, ``open_loop_mse_at``, in the units of the data.
     """
     length = min(fit.x.shape[1], test.x.shape[1])
-    short = cut(test, length)
+    short = test.first(length)
     score = dssm.evaluate(model, guide, short.dataset(), num_particles=8)
     found: dict[str, Any] = {"bounds": score.to_dict()}
     if fit.states is not None and test.states is not None:
@@ -68,7 +68,7 @@ def fill_in(
     """Calibrates the intervals on validation sequences, then fills in half of the frames of test sequences."""
     # Of a guide whose draws have to be corrected in gaps, a few sequences take as long as many of a Kalman guide.
     count, length = 100 if guide.bridges_gaps else 20, parts.train.x.shape[1]
-    short, hidden = (cut(part[:count], length).dataset() for part in (parts.valid, parts.test))
+    short, hidden = (part[:count].first(length).dataset() for part in (parts.valid, parts.test))
     few: dict[str, Any] = {"num_samples": 39, "num_rounds": 2} if smoke else {}
     mean_frame = parts.train.dataset().mean_frame()
     found = calibrate_and_impute(model, guide, short, hidden, mean_frame=mean_frame, seed=seed, **few)

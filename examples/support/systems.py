@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-import torch
 
 import pyro_dssm as dssm
 from pyro_dssm.data.ball import bouncing_ball
@@ -78,15 +76,10 @@ def own(data: Trajectories, length: int) -> Parts:
     parts = Parts(train.windows(length, max(1, length // 2)), valid, test)
     if data.states is None:
         return parts
-    names = data.state_names
-    if len(set(names)) < len(names):
-        raise ValueError(f"state_names: expected different names, got {list(names)}.")
-    ranges = [cut(part, length).states.flatten(0, 1).aminmax(dim=0) for part in parts]  # type: ignore[union-attr]
-    varies = torch.stack([low < high for low, high in ranges]).all(0)
-    if not varies.any():
-        return Parts(*(replace(part, states=None, state_names=()) for part in parts))
-    kept = tuple(name for name, ok in zip(names, varies.tolist(), strict=True) if ok)
-    return Parts(*(replace(part, states=part.states[..., varies], state_names=kept) for part in parts))
+    if len(set(data.state_names)) < len(data.state_names):
+        raise ValueError(f"state_names: expected different names, got {list(data.state_names)}.")
+    varies = set.intersection(*(set(part.first(length).varying_states()) for part in parts))
+    return Parts(*(part.with_states(sorted(varies)) for part in parts))
 
 
 def units(train: Trajectories) -> dssm.Standardise:
@@ -178,19 +171,3 @@ def build(
 
 
 MODELS = ("EKVAE", "DKS", "DVBF", "KVAE", "RSSM", "DKF", "fusion")
-
-
-def cut(data: Trajectories, length: int) -> Trajectories:
-    """The first frames of all sequences."""
-
-    def first(values: torch.Tensor | None) -> torch.Tensor | None:
-        return None if values is None else values[:, :length]
-
-    return Trajectories(
-        data.x[:, :length],
-        controls=first(data.controls),
-        states=first(data.states),
-        state_names=data.state_names,
-        image_shape=data.image_shape,
-        mask=first(data.mask),
-    )

@@ -129,8 +129,8 @@ def imputation(
     """Hides frames at random and has the model fill them in.
 
     The point estimate is :meth:`DSSM.reconstruct` with as many paths, the intervals are those of
-    :meth:`DSSM.impute`. In addition to the model there are the mean frame, a straight line between the nearest frames that
-    are visible, and the last visible frame; before the first visible frame the latter is the mean frame.
+    :meth:`DSSM.impute`. In addition to the model there are the mean frame, a straight line between the nearest frames
+    that are visible, and the last visible frame; before the first visible frame the latter is the mean frame.
 
     Args:
         model: The model.

@@ -102,8 +102,8 @@ def _in_order(paths: Sequence[Path], options: Options, num_workers: int) -> Iter
         for path in paths:
             yield _analyse(path, options)
         return
-    # Each process has one thread, and starts from scratch: the copy of one with threads may hang. A few results wait for the
-    # caller, never all of them.
+    # Each process has one thread, and starts from scratch: the copy of one with threads may hang. A few results wait
+    # for the caller, never all of them.
     with ProcessPoolExecutor(
         min(num_workers, max(1, len(paths))), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:

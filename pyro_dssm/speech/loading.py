@@ -60,8 +60,8 @@ def load_speech(
         skip_bad: Passes over files that cannot be used, with a warning in the log, instead of raising when all are
             read.
         spectrogram: The transform; ``Spectrogram()`` by default. Recordings at another rate are resampled.
-        num_workers: Processes that read the files; 0 for this one alone. They start from scratch, so a script that asks for
-            them must keep its own work under ``if __name__ == "__main__":``.
+        num_workers: Processes that read the files; 0 for this one alone. They start from scratch, so a script that asks
+            for them must keep its own work under ``if __name__ == "__main__":``.
         allow_shared_speakers: Accepts given folders of which two hold recordings of the same speaker.
         max_samples: Most samples of a recording; see :func:`~pyro_dssm.speech.read_audio`.
 

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 _SUFFIXES = frozenset(
     (".flac", ".wav", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".sph")
 )
-# Audio that nothing here can decode. It counts as recordings that cannot be used, so that they are not missed unnoticed.
+# Audio that nothing here can decode. It counts as recordings that cannot be used, so that none goes unnoticed.
 _UNREADABLE = frozenset(
     (".m4a", ".m4b", ".aac", ".ac3", ".wma", ".amr", ".ape", ".wv", ".mka", ".ra", ".shn", ".tta", ".spx")
 )

@@ -1271,6 +1271,9 @@ def data(w):
         w.trajectories.windows,
         {"length": count(2, high=T), "stride": count(1, optional=True, big=False)},
     )
+    yield Call("Trajectories.first", w.trajectories.first, {"length": count(2, big=False)})
+    columns = items([0], kind(0, {"0", "-1"}, lambda: {"too high": 2}))
+    yield Call("Trajectories.with_states", w.trajectories.with_states, {"columns": columns})
     yield Call("Trajectories of a slice", lambda index: w.trajectories[index], {"index": kind(slice(1), {"slice"})})
     yield Call("Trajectories.save_npz", w.trajectories.save_npz, {"path": path(w.folder / "saved.npz", right=TEXTS)})
     yield Call(
