@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .._utils.checks import kind_of, number, positive
-from .._utils.reading import file_path
+from .._utils.reading import contents, file_path
 from .._utils.types import check_types
 from ..saving.whole import write_json
 
 __all__ = ["run_grid"]
 
 _log = logging.getLogger(__name__)
+
+MAX_BYTES = 1 << 28  # of the file of a cell
 
 Cell: TypeAlias = Mapping[str, object]
 Result: TypeAlias = dict[str, object]
@@ -117,9 +119,9 @@ def _files(cells: Sequence[Cell], folder: Path, name_of: Callable[[Cell], str]) 
 
 def _read(file: Path) -> Result:
     try:
-        found: object = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"folder: expected the result of a cell in {file}, got no JSON: {error}.") from None
+        found: object = json.loads(contents(file, MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"folder: expected the result of a cell in {file}, got: {error}.") from None
     if not isinstance(found, dict):
         raise ValueError(f"folder: expected the result of a cell in {file}, got {kind_of(found)}.")
     return found

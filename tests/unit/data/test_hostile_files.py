@@ -88,6 +88,7 @@ OTHERS = {
     "speech.datasets.SpeechDataset.__init__",
     "speech.recordings.find_recordings",
     "training.fitting.fit",
+    "training.grids.run_grid",
 }
 ARGUMENTS = {"folder", "file", "files", "data_dir", "cache", "source", "checkpoint", "url"}
 
