@@ -91,7 +91,7 @@ def play(
     args: argparse.Namespace, model: dssm.DSSM, guide: dssm.Guide, piece: torch.Tensor, history: dssm.History
 ) -> None:
     torch.manual_seed(args.seed)
-    piece = piece[:64].to(model._like)
+    piece = piece[:64].to(reports.like(model))
     half = min(32, len(piece) // 2)
     future = model.forecast(guide, piece[None, :half], horizon=len(piece) - half, num_samples=1)[0, 0]
     rolls = {

@@ -82,7 +82,7 @@ def train(
     args: argparse.Namespace, parts: systems.Parts, scale: float, units: dssm.Standardise | None, device: Any
 ) -> tuple[Any, Any, dssm.History]:
     data, length = parts.train, parts.train.x.shape[1]
-    splits = dssm.Splits(*(systems.cut(part, length).dataset() for part in parts))
+    splits = dssm.Splits(*(part.first(length).dataset() for part in parts))
     batch_size = min(args.batch_size, max(1, len(data) // 6))  # a small set gives six steps an epoch too
 
     def make() -> tuple[dssm.DSSM, dssm.Guide]:
@@ -96,11 +96,12 @@ def train(
     begun = time.monotonic()
     # A run that is resumed reads its weights from the checkpoint.
     resumed = (args.out / "last.safetensors").is_file() and not args.fresh
-    options = {name: getattr(args, name) for name in ("start_epochs", "epochs", "lr", "lr_schedule", "weight_decay")}
-    starts = {"starts": 1 if resumed else args.starts, "seed": args.seed, "batch_size": batch_size}
+    options = {name: getattr(args, name) for name in ("start_epochs", "epochs", "lr")}
+    options["optimizer"] = dssm.Optimisation(lr_schedule=args.lr_schedule, weight_decay=args.weight_decay)
+    starts = {"num_starts": 1 if resumed else args.starts, "seed": args.seed, "batch_size": batch_size}
     if args.max_minutes is not None:
         starts["max_seconds"] = 60 * args.max_minutes / (4 * args.starts)
-    torch.manual_seed(systems.best_start(make, kl, splits.train, splits.valid, **starts, **options))
+    torch.manual_seed(dssm.best_start(make, splits.train, splits.valid, kl=kl, **starts, **options))
     model, guide = make()
     runs.log.info("Training %r on %r, %s, with an emission of scale %.3g.", guide, data, args.strategy, scale)
     left = None if args.max_minutes is None else max(0.0, 60 * args.max_minutes - (time.monotonic() - begun))

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import torch
 from support import flags, reports, runs, speech, speech_tables, tables
 
 import pyro_dssm as dssm
-from pyro_dssm._utils.files import atomic_write
+from pyro_dssm.saving import write_json
 
 ROWS = ["ArSSM", "SRNN", "FSSM", "VRNN", "RSSM"]
 GUIDES = ["partial", "full", "a", "b", "c"]
@@ -48,12 +47,8 @@ def name_of(cell: tables.Cell) -> str:
     return f"{cell['model']}-{cell['guide']}" + (f"-{cell['flows']}-flows" if cell["flows"] else "")
 
 
-def file_of(args: argparse.Namespace, cell: tables.Cell) -> Path:
-    return Path(args.out / "cells" / f"{name_of(cell)}.json")
-
-
 def train_cell(args: argparse.Namespace, cell: tables.Cell) -> tables.Cell:
-    """Trains and scores one cell, and writes what it found."""
+    """Trains and scores one cell."""
     if args.jobs > 1:
         torch.set_num_threads(1)
         args.workers = 0
@@ -69,7 +64,6 @@ def train_cell(args: argparse.Namespace, cell: tables.Cell) -> tables.Cell:
         history = speech.train(args, model, guide, data, checkpoint=folder, max_seconds=None)
     except FloatingPointError as error:
         # A pair that diverged is a result of the table, not its end.
-        reports.write_json(file_of(args, cell), {**result, "failed": str(error)})
         return {**result, "failed": str(error)}
     every = max(1, len(data.train) // 16)
     some = data.train.subset(range(0, len(data.train), every)[:16])
@@ -80,7 +74,6 @@ def train_cell(args: argparse.Namespace, cell: tables.Cell) -> tables.Cell:
     result["recordings"] = {"train": len(some), "valid": len(data.valid), "test": len(data.test)}
     made = reports.describe(model, guide, history)
     result |= {"seconds": round(time.monotonic() - begun, 1), "reads": made.pop("guide"), **made}
-    reports.write_json(file_of(args, cell), result)
     return result
 
 
@@ -95,15 +88,14 @@ def main() -> None:
     args = parse()
     runs.start(args)
     data = speech.load(args)  # so that the cells find the spectra, however many are trained at the same time
-    results = tables.run_cells(args, cells_of(args), file_of, train_cell, tell)
+    results = tables.run_cells(args, cells_of(args), name_of, train_cell, tell)
     mean = data.train.mean_frame()
     without = {
         name: found.to_dict() for name, found in speech.yardsticks(mean, data.test, workers=args.workers).items()
     }
     text = speech_tables.markdown(args, results, without)
-    with atomic_write(args.out / "table.md") as file:
-        file.write((text + "\n").encode())
-    reports.write_json(args.out / "table.json", results)
+    tables.write_table(args, text)
+    write_json(args.out / "table.json", results)
     reports.write_metrics(args, cells=results, without_a_model=without, skipped=speech.skipped(*data))
     print(text)
 

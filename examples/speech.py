@@ -16,7 +16,7 @@ from typing import Any
 from support import flags, reports, runs, sounds, speech, speech_tables
 
 import pyro_dssm as dssm
-from pyro_dssm.speech.recordings import SpeechDataset, load_recordings
+from pyro_dssm.speech import SpeechDataset, load_recordings
 
 
 def parse() -> argparse.Namespace:

@@ -7,15 +7,14 @@ interrupted resumes where it stopped: each cell is kept as soon as it is done.
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from support import flags, measuring, reports, runs, systems, tables
 
 import pyro_dssm as dssm
-from pyro_dssm._utils.files import atomic_write
 
 DEFAULTS: dict[str, Any] = {
     "system": "pendulum", "models": ["EKVAE", "DKS", "DVBF", "KVAE", "RSSM"], "strategies": list(systems.STRATEGIES),
@@ -62,13 +61,12 @@ def cells_of(args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def file_of(args: argparse.Namespace, cell: dict[str, Any]) -> Path:
-    scale = cell["scale"] or "friendly"
-    return args.out / "cells" / f"{cell['model']}-{cell['strategy']}-{scale}-{cell['seed']}.json"
+def name_of(cell: dict[str, Any]) -> str:
+    return f"{cell['model']}-{cell['strategy']}-{cell['scale'] or 'friendly'}-{cell['seed']}"
 
 
 def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]:
-    """Trains and measures one cell, and writes what it found."""
+    """Trains and measures one cell."""
     torch.set_num_threads(1)
     system = systems.SYSTEMS[args.system]
     horizon = 12 if args.smoke else 100
@@ -77,7 +75,7 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
     else:
         parts = system.parts(cell["seed"], count=args.count, length=args.length, horizon=horizon)
     scale = cell["scale"] or dssm.moderate_scale(parts.train.dataset())
-    train, valid = parts.train.dataset(), systems.cut(parts.valid, parts.train.x.shape[1]).dataset()
+    train, valid = parts.train.dataset(), parts.valid.first(parts.train.x.shape[1]).dataset()
 
     device = runs.device(args)
 
@@ -95,9 +93,9 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
     result: dict[str, Any] = {**cell, "used_scale": scale}
     begun = time.monotonic()
     try:
-        starts = {"starts": args.starts, "start_epochs": args.start_epochs, "seed": cell["seed"]}
-        starts["lr_schedule"] = args.lr_schedule
-        torch.manual_seed(systems.best_start(make, kl, train, valid, **starts, **options))
+        starts = {"num_starts": args.starts, "start_epochs": args.start_epochs, "seed": cell["seed"]}
+        options["optimizer"] = dssm.Optimisation(lr_schedule=args.lr_schedule)
+        torch.manual_seed(dssm.best_start(make, train, valid, kl=kl, **starts, **options))
         model, guide = make()
         options["optimizer"] = dssm.Optimisation(lr_schedule=args.lr_schedule)
         options["validation"] = dssm.Validation(every=max(1, args.epochs // 15))
@@ -110,27 +108,27 @@ def train_cell(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]
     except (FloatingPointError, ValueError, RuntimeError) as error:
         # A pair that diverged is a result of the table, not its end.
         result["failed"] = str(error)
-    reports.write_json(file_of(args, cell), result)
     return result
 
 
 def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     table = measuring.rows(results)
-    with atomic_write(args.out / "table.md") as file:
-        file.write((measuring.markdown(table) + "\n").encode())
+    tables.write_table(args, measuring.markdown(table))
     reports.write_metrics(args, table=table, cells=results)
     print(measuring.markdown(table))
 
 
 def tell(result: dict[str, Any]) -> str:
-    said = result.get("failed") or ", ".join(f"{k} {v:.3f}" for k, v in result.get("r2", {}).items())
+    said = result.get("failed") or ", ".join(
+        f"{name} {math.nan if value is None else value:.3f}" for name, value in result.get("r2", {}).items()
+    )
     return f"{result['model']}, {result['strategy']}, scale {result['scale']:g}, seed {result['seed']}: {said}"
 
 
 def main() -> None:
     args = parse()
     runs.start(args)
-    results = tables.run_cells(args, cells_of(args), file_of, train_cell, tell)
+    results = tables.run_cells(args, cells_of(args), name_of, train_cell, tell)
     report(args, results)
 
 

@@ -5,7 +5,7 @@ from .data.gaps import RandomGaps
 from .data.sequences import Batch, SequenceDataset, Splits
 from .data.trajectories import Trajectories
 from .emissions import Emission
-from .evaluation.likelihood import Bound, Score, evaluate
+from .evaluation import Bound, Score, evaluate
 from .guides import (
     GUIDES,
     ApproachA,
@@ -69,6 +69,7 @@ from .training.fitting import fit
 from .training.history import History
 from .training.optim import ClippedNormAdam
 from .training.options import Checkpoint, Loading, Optimisation, Progress, Validation
+from .training.starts import best_start
 from .training.truncation import chunks
 
 __version__ = "0.1.0"
@@ -145,6 +146,7 @@ __all__ = [
     "ZOO",
     "ZooModel",
     "autoencoder_error",
+    "best_start",
     "calibrate",
     "chunks",
     "error_bound",

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 import pyro_dssm as dssm
-from pyro_dssm.evaluation.identification import latent_states, least_squares
-from pyro_dssm.evaluation.prediction import open_loop
+from pyro_dssm.evaluation import latent_states, least_squares, open_loop
 
 from . import reports, systems
 
@@ -66,7 +65,7 @@ def states(
 
     from pyro_dssm.plots import plot_identified, plot_phase
 
-    test = systems.cut(parts.test, parts.train.x.shape[1])
+    test = parts.test.first(parts.train.x.shape[1])
     latent = torch.stack(latent_states(model, guide, test.dataset()))
     shades = colours(test, static)
     width = latent.shape[-1]
@@ -131,7 +130,7 @@ def prediction(
     plot_open_loop({type(model).__name__: ahead}, figure.subplots(), title=title, ylabel=ylabel)
     reports.savefig(figure, folder / "open_loop.png")
 
-    like, one = model._like, systems.cut(test[:1], known + horizon)
+    like, one = reports.like(model), test[:1].first(known + horizon)
     x = one.x.to(like)
     past: dict[str, Any] = {"mask": None if one.mask is None else one.mask[:, :known].to(like.device)}
     controls = None if one.controls is None else one.controls.to(like)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pyro_dssm as dssm
 from pyro_dssm.data.trajectories import Trajectories
-from pyro_dssm.evaluation.identification import disentanglement, latent_states, system_identification
-from pyro_dssm.evaluation.imputation import Imputation, imputation
-from pyro_dssm.evaluation.prediction import open_loop
+from pyro_dssm.evaluation import disentanglement, latent_states, open_loop, system_identification
+from pyro_dssm.training import CalibratedImputation, calibrate_and_impute
 
-from .systems import KNOWN, Parts, cut
+from .systems import KNOWN, Parts
 
 
 def measure(
@@ -32,7 +32,7 @@ def measure(
     frames of the future, ``open_loop_mse``, and errors at one frame, ``open_loop_mse_at``, in the units of the data.
     """
     length = min(fit.x.shape[1], test.x.shape[1])
-    short = cut(test, length)
+    short = test.first(length)
     score = dssm.evaluate(model, guide, short.dataset(), num_particles=8)
     found: dict[str, Any] = {"bounds": score.to_dict()}
     if fit.states is not None and test.states is not None:
@@ -64,16 +64,16 @@ def horizons(data: Trajectories) -> tuple[int, tuple[int, ...]]:
 
 def fill_in(
     model: dssm.DSSM, guide: dssm.Guide, parts: Parts, out: Path, *, seed: int, smoke: bool
-) -> tuple[dssm.Calibration, Imputation]:
+) -> CalibratedImputation:
     """Calibrates the intervals on validation sequences, then fills in half of the frames of test sequences."""
     # Of a guide whose draws have to be corrected in gaps, a few sequences take as long as many of a Kalman guide.
     count, length = 100 if guide.bridges_gaps else 20, parts.train.x.shape[1]
-    short, hidden = (cut(part[:count], length).dataset() for part in (parts.valid, parts.test))
+    short, hidden = (part[:count].first(length).dataset() for part in (parts.valid, parts.test))
     few: dict[str, Any] = {"num_samples": 39, "num_rounds": 2} if smoke else {}
-    calibration = dssm.calibrate(model, guide, short, seed=seed, **few)
-    dssm.save(out / "calibrated.safetensors", model, guide)
     mean_frame = parts.train.dataset().mean_frame()
-    return calibration, imputation(model, guide, hidden, 0.5, mean_frame=mean_frame, seed=seed, **few)
+    found = calibrate_and_impute(model, guide, short, hidden, mean_frame=mean_frame, seed=seed, **few)
+    dssm.save(out / "calibrated.safetensors", model, guide)
+    return found
 
 
 def summary(found: dict[str, Any]) -> str:
@@ -104,7 +104,7 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         done = [r for r in group if "failed" not in r]
         row: dict[str, Any] = {"model": model, "strategy": strategy, "scale": scale, "seeds": len(group)}
         row["failed"] = len(group) - len(done)
-        columns: dict[str, list[float]] = {}
+        columns: dict[str, list[float | None]] = {}
         for r in done:
             for name, value in r.get("r2", {}).items():
                 columns.setdefault(f"R² {name}", []).append(value)
@@ -113,7 +113,8 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     columns.setdefault(f"{name} {h}", []).append(value)
             columns.setdefault("ELBO", []).append(r["bounds"]["elbo"]["nats_per_step"])
             columns.setdefault("seconds", []).append(r["seconds"])
-        for name, values in columns.items():
+        for name, found in columns.items():
+            values = [math.nan if value is None else value for value in found]
             worst = min(values) if name.startswith("R²") else max(values)
             row[name] = {
                 "mean": statistics.fmean(values),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
 import platform
 import shlex
 import sys
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 
 import pyro_dssm as dssm
-from pyro_dssm._utils.files import atomic_write
+from pyro_dssm.saving import atomic_write, write_json
 
 log = logging.getLogger("examples")
 
@@ -26,20 +24,6 @@ log = logging.getLogger("examples")
 def arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments, as values that JSON can hold."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file atomically; numbers that are not finite become null."""
-
-    def clean(v: Any) -> Any:
-        if isinstance(v, dict):
-            return {k: clean(inner) for k, inner in v.items()}
-        if isinstance(v, list | tuple):
-            return [clean(inner) for inner in v]
-        return None if isinstance(v, float) and not math.isfinite(v) else v
-
-    with atomic_write(path) as file:
-        file.write((json.dumps(clean(value), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_metrics(args: argparse.Namespace, **results: Any) -> None:
@@ -65,6 +49,11 @@ def write_metrics(args: argparse.Namespace, **results: Any) -> None:
     log.info("The scores are in %s.", args.out / "metrics.json")
 
 
+def like(model: dssm.DSSM) -> torch.Tensor:
+    """A tensor of the dtype and on the device of a model, for `Tensor.to`."""
+    return next(model.parameters()).detach()
+
+
 def describe(model: dssm.DSSM, guide: dssm.Guide, history: dssm.History) -> dict[str, Any]:
     """What was trained, for how long, and what chose its weights."""
     parts = {"model": model, "guide": guide}
@@ -75,7 +64,7 @@ def describe(model: dssm.DSSM, guide: dssm.Guide, history: dssm.History) -> dict
         "training": {
             "epochs": len(history.epochs),
             "seconds": round(sum(history["seconds"]), 3),
-            "device": str(model._like.device),
+            "device": str(like(model).device),
         },
         "chosen_by": {
             "rule": "the epoch with the best un-annealed bound on the validation set; "
@@ -100,7 +89,7 @@ def forecast_figure(path: Path, model: dssm.DSSM, guide: dssm.Guide, x: torch.Te
         from pyro_dssm.plots import plot_forecast
 
         known = int(0.6 * len(x))
-        future = model.forecast(guide, x[None, :known].to(model._like), len(x) - known, num_samples=200)[:, 0]
+        future = model.forecast(guide, x[None, :known].to(like(model)), len(x) - known, num_samples=200)[:, 0]
         figure = Figure(figsize=(8, 2.2 * x.shape[-1] + 0.4), layout="constrained")
         for i, ax in enumerate(figure.subplots(x.shape[-1], squeeze=False)[:, 0]):
             plot_forecast(future[..., i], ax, known=x[:known, i], truth=x[known:, i], ylabel=f"channel {i + 1}")

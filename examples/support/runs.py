@@ -16,9 +16,10 @@ import pyro
 import torch
 
 import pyro_dssm as dssm
+from pyro_dssm.saving import write_json
 
 from .flags import find_device
-from .reports import arguments, write_json
+from .reports import arguments
 
 log = logging.getLogger("examples")
 

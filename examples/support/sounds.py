@@ -8,10 +8,15 @@ from typing import Any
 import torch
 
 import pyro_dssm as dssm
-from pyro_dssm.speech.audio import write_audio
-from pyro_dssm.speech.metrics import score_speech
-from pyro_dssm.speech.recordings import SpeechDataset
-from pyro_dssm.speech.resynthesis import continue_speech, fill_gaps, generate_speech, resynthesise
+from pyro_dssm.speech import (
+    SpeechDataset,
+    continue_speech,
+    fill_gaps,
+    generate_speech,
+    resynthesise,
+    score_speech,
+    write_audio,
+)
 
 from . import reports
 

@@ -10,10 +10,17 @@ from typing import Any
 import torch
 
 import pyro_dssm as dssm
-from pyro_dssm.speech.audio import write_audio
-from pyro_dssm.speech.metrics import METRICS, Scores, score_speech
-from pyro_dssm.speech.recordings import SpeechDataset, SpeechSplits, load_speech
-from pyro_dssm.speech.resynthesis import resynthesise, to_wave
+from pyro_dssm.speech import (
+    METRICS,
+    Scores,
+    SpeechDataset,
+    SpeechSplits,
+    load_speech,
+    resynthesise,
+    score_speech,
+    to_wave,
+    write_audio,
+)
 
 from . import flags, runs
 

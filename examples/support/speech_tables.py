@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pyro_dssm as dssm
-from pyro_dssm.speech.metrics import Scores
+from pyro_dssm.speech import Scores
 
 from . import published
 from .tables import Cell
@@ -91,15 +91,15 @@ def row(result: Cell, table: str) -> list[str]:
     first = [result["model"], guide, str(result["flows"] or "–")] if table == "I" else [guide]
     if table == "I":
         figures = published.TABLE_I[result["model"], result["flows"]][result["guide"] == "full"]
-        told = " / ".join(map(plain, figures))
+        reported = " / ".join(map(plain, figures))
     else:
         training, figures = published.TABLE_III[result["guide"]]
-        told = " / ".join(map(plain, (training, *figures)))
+        reported = " / ".join(map(plain, (training, *figures)))
     if "failed" in result:
-        return [*first, *["failed"] * (len(COLUMNS) + (table == "III")), told]
+        return [*first, *["failed"] * (len(COLUMNS) + (table == "III")), reported]
     sets = {"train": result["train"], "test": result["test"], "free": result["test"]["free_running"]}
     columns = [("train", "si_sdr"), *COLUMNS] if table == "III" else COLUMNS
-    return [*first, *(with_interval(sets[way][m], DIGITS[m]) for way, m in columns), told]
+    return [*first, *(with_interval(sets[way][m], DIGITS[m]) for way, m in columns), reported]
 
 
 def markdown(args: argparse.Namespace, results: list[Cell], without: dict[str, Any]) -> str:
@@ -113,9 +113,9 @@ def markdown(args: argparse.Namespace, results: list[Cell], without: dict[str, A
         if not rows:
             continue
         heads = ["model", "guide", "flows"] if table == "I" else ["guide", "SI-SDR (dB), training set"]
-        told = "SI-SDR / PESQ wide / ESTOI" if table == "I" else "SI-SDR training / test / PESQ wide / ESTOI"
+        reported = "SI-SDR / PESQ wide / ESTOI" if table == "I" else "SI-SDR training / test / PESQ wide / ESTOI"
         lines += [f"Table {table}, test set" + (", ArSSM" if table == "III" else ""), ""]
-        lines += ["| " + " | ".join([*heads, *scores, f"published: {told}"]) + " |"]
+        lines += ["| " + " | ".join([*heads, *scores, f"published: {reported}"]) + " |"]
         lines += ["|" + " --- |" * (len(heads) + len(scores) + 1)]
         lines += ["| " + " | ".join(row(r, table)) + " |" for r in rows]
         lines += [""]

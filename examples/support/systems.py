@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-import torch
 
 import pyro_dssm as dssm
 from pyro_dssm.data.ball import bouncing_ball
@@ -15,9 +12,6 @@ from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.pendulum import pendulum
 from pyro_dssm.data.reacher import reacher
 from pyro_dssm.data.trajectories import Trajectories
-from pyro_dssm.training import LR_SCHEDULES
-
-log = logging.getLogger("examples")
 
 STRATEGIES = ("elbo", "annealed", "constrained")
 KNOWN = 10  # frames that an open-loop prediction starts from
@@ -82,15 +76,10 @@ def own(data: Trajectories, length: int) -> Parts:
     parts = Parts(train.windows(length, max(1, length // 2)), valid, test)
     if data.states is None:
         return parts
-    names = data.state_names
-    if len(set(names)) < len(names):
-        raise ValueError(f"state_names: expected different names, got {list(names)}.")
-    ranges = [cut(part, length).states.flatten(0, 1).aminmax(dim=0) for part in parts]  # type: ignore[union-attr]
-    varies = torch.stack([low < high for low, high in ranges]).all(0)
-    if not varies.any():
-        return Parts(*(replace(part, states=None, state_names=()) for part in parts))
-    kept = tuple(name for name, ok in zip(names, varies.tolist(), strict=True) if ok)
-    return Parts(*(replace(part, states=part.states[..., varies], state_names=kept) for part in parts))
+    if len(set(data.state_names)) < len(data.state_names):
+        raise ValueError(f"state_names: expected different names, got {list(data.state_names)}.")
+    varies = set.intersection(*(set(part.first(length).varying_states()) for part in parts))
+    return Parts(*(part.with_states(sorted(varies)) for part in parts))
 
 
 def units(train: Trajectories) -> dssm.Standardise:
@@ -181,63 +170,4 @@ def build(
     return model, guide
 
 
-def best_start(
-    make: Callable[[], tuple[dssm.DSSM, dssm.Guide]],
-    new_schedule: Callable[[], dssm.KLSchedule],
-    train: dssm.SequenceDataset,
-    valid: dssm.SequenceDataset,
-    *,
-    starts: int,
-    start_epochs: int,
-    epochs: int,
-    lr_schedule: str,
-    seed: int,
-    weight_decay: float = 0.0,
-    **options: Any,
-) -> int:
-    """Trains several starts for a few epochs, and returns the seed of the weights with the best validation bound.
-
-    A code that is badly shaped early stays so, and the bound shows it within a few epochs. The run that follows begins
-    with the same epochs again, so it needs no state of this one.
-    """
-    rule, part = LR_SCHEDULES[lr_schedule], min(1.0, start_epochs / epochs)
-    seeds = [seed + 1000 * k for k in range(starts)]
-    found = {}
-    for k, init in enumerate(seeds if starts > 1 else (), start=1):
-        log.info("Start %d of %d: %d epochs.", k, starts, min(start_epochs, epochs))
-        torch.manual_seed(init)
-        model, guide = make()
-        history = dssm.fit(
-            model,
-            guide,
-            train,
-            valid,
-            epochs=min(start_epochs, epochs),
-            optimizer=dssm.Optimisation(lr_schedule=lambda progress: rule(progress * part), weight_decay=weight_decay),
-            validation=dssm.Validation(every=min(start_epochs, epochs)),
-            kl=new_schedule(),
-            seed=seed,
-            progress=False,
-            **options,
-        )
-        found[init] = history.best_valid
-    return min(found, key=lambda init: found[init]) if found else seed
-
-
 MODELS = ("EKVAE", "DKS", "DVBF", "KVAE", "RSSM", "DKF", "fusion")
-
-
-def cut(data: Trajectories, length: int) -> Trajectories:
-    """The first frames of all sequences."""
-
-    def first(values: torch.Tensor | None) -> torch.Tensor | None:
-        return None if values is None else values[:, :length]
-
-    return Trajectories(
-        data.x[:, :length],
-        controls=first(data.controls),
-        states=first(data.states),
-        state_names=data.state_names,
-        image_shape=data.image_shape,
-        mask=first(data.mask),
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._utils.checks import one_of, positive, positive_integers, told_apart
+from .._utils.checks import one_of, positive, positive_integers, shown, told_apart
 from .._utils.files import atomic_write
 from .._utils.reading import named
 from .._utils.types import check_types, checked
 from ._npz import MAX_NPZ_BYTES, read_npz
-from .sequences import SequenceDataset, Splits, split_ranges
+from .sequences import SequenceDataset, Splits, index_of, split_ranges
 
 __all__ = ["Trajectories", "TrajectorySplits"]
 
@@ -206,6 +206,68 @@ class Trajectories:
 
         controls, states, mask = (None if v is None else cut(v) for v in (self.controls, self.states, self.mask))
         return Trajectories(cut(self.x), controls, states, self.state_names, self.image_shape, mask)
+
+    def first(self, length: int) -> Trajectories:
+        """The first frames of every sequence; shorter sequences stay as they are.
+
+        Args:
+            length: Frames, at most.
+
+        Returns:
+            As many sequences.
+
+        Raises:
+            ValueError: If the length is not positive.
+
+        Example:
+            >>> Trajectories(torch.arange(5.0).reshape(1, 5, 1)).first(2).x.squeeze(-1)
+            tensor([[0., 1.]])
+        """
+        positive("length", length)
+        controls, states, mask = (None if v is None else v[:, :length] for v in (self.controls, self.states, self.mask))
+        lengths = None if self.lengths is None else self.lengths.clamp(max=length)
+        return Trajectories(self.x[:, :length], controls, states, self.state_names, self.image_shape, mask, lengths)
+
+    def varying_states(self) -> list[int]:
+        """The columns of the true states that are not the same in all frames: of a constant, nothing can be learnt.
+
+        Returns:
+            Their numbers, in order; none where there are no states.
+
+        Example:
+            >>> states = torch.tensor([[[1.0, 0.0], [1.0, 2.0]]])
+            >>> Trajectories(torch.zeros(1, 2, 3), states=states, state_names=("mass", "q")).varying_states()
+            [1]
+        """
+        if self.states is None:
+            return []
+        ends = torch.full((len(self),), self.x.shape[1]) if self.lengths is None else self.lengths.cpu()
+        within = torch.arange(self.x.shape[1]) < ends.unsqueeze(-1)
+        low, high = self.states[within.to(self.states.device)].aminmax(dim=0)
+        return (low < high).nonzero().flatten().tolist()
+
+    def with_states(self, columns: Sequence[int]) -> Trajectories:
+        """The same with some columns of the true states alone.
+
+        Args:
+            columns: Which ones, in this order; with none, there are no states.
+
+        Returns:
+            As many sequences.
+
+        Raises:
+            ValueError: If there is no such column.
+
+        Example:
+            >>> data = Trajectories(torch.zeros(1, 2, 3), states=torch.rand(1, 2, 2), state_names=("mass", "q"))
+            >>> data.with_states([1]), data.with_states([])
+            (Trajectories(1 x 2 frames of 3; states q), Trajectories(1 x 2 frames of 3))
+        """
+        if not isinstance(columns, Sequence) or isinstance(columns, str | bytes):
+            raise ValueError(f"columns: expected a list of integers, got {shown(columns)}.")
+        chosen = [index_of(f"columns[{i}]", column, len(self.state_names)) for i, column in enumerate(columns)]
+        states = None if self.states is None or not chosen else self.states[..., chosen]
+        return replace(self, states=states, state_names=tuple(self.state_names[i] for i in chosen))
 
     @classmethod
     def from_arrays(

@@ -1,19 +1,21 @@
 """What a trained pair is worth: likelihood, prediction, imputation, identification."""
 
+from .disentangling import Disentanglement, disentanglement
 from .identification import (
-    Disentanglement,
     Identification,
     Regression,
-    disentanglement,
     identification,
     latent_states,
     least_squares,
     r_squared,
     system_identification,
 )
-from .imputation import Coverage, Imputation, coverage, imputation, varying_entries
-from .likelihood import Bound, Score, bounds, evaluate, log_weights
+from .imputation import Imputation, imputation, varying_entries
+from .intervals import Coverage, coverage
+from .likelihood import bounds, evaluate, log_weights
+from .measuring import measuring
 from .prediction import ByHorizon, OpenLoop, open_loop
+from .scores import Bound, Score
 
 __all__ = [
     "Bound",
@@ -34,6 +36,7 @@ __all__ = [
     "latent_states",
     "least_squares",
     "log_weights",
+    "measuring",
     "open_loop",
     "r_squared",
     "system_identification",

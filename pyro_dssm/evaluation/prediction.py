@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from .._utils.types import check_types
 from ..data.sequences import Batch, SequenceDataset
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
-from ._measuring import ENTRIES_AT_ONCE, check_data, grouped, in_order, measuring, observed_entries
+from ._batching import ENTRIES_AT_ONCE, check_data, grouped, in_order, observed_entries
+from .measuring import measuring
 
 __all__ = ["ByHorizon", "OpenLoop", "open_loop"]
 
@@ -89,6 +90,19 @@ class ByHorizon:
             raise ValueError(f"horizon: expected an integer from 1 to {self.horizon}, got {horizon!r}.")
 
 
+class OpenLoopFigures(TypedDict):
+    """What :meth:`OpenLoop.to_dict` returns; figures by horizon are lists."""
+
+    known: int
+    horizon: int
+    num_sequences: int
+    mse: list[float]
+    standard_error: list[float]
+    copy_last: list[float]
+    mean: float
+    copy_last_mean: float
+
+
 @dataclass(frozen=True)
 class OpenLoop:
     """What :func:`open_loop` found.
@@ -107,7 +121,7 @@ class OpenLoop:
         check_types(OpenLoop.__init__, vars(self))
         positive("known", self.known)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> OpenLoopFigures:
         """The figures, for JSON."""
         horizon = self.model.horizon
         return {
@@ -223,14 +237,23 @@ def _predict(
     noise: bool,
 ) -> Tensor:
     """The mean over futures, drawn a few at a time where they are long."""
-    options: dict[str, Any] = {"means": True, "noise": noise, "on_divergence": "ignore"}
     mask = None if batch.mask is None else batch.mask[:, :known]
     controls = None if batch.controls is None else batch.controls[:, : known + horizon]
     at_once = max(1, ENTRIES_AT_ONCE // (len(batch.x) * horizon * batch.x.shape[-1]))
     total = torch.zeros((), dtype=batch.x.dtype, device=batch.x.device)
     for done in range(0, num_samples, at_once):
         count = min(at_once, num_samples - done)
-        futures = model.forecast(guide, batch.x[:, :known], horizon, count, mask=mask, controls=controls, **options)
+        futures = model.forecast(
+            guide,
+            batch.x[:, :known],
+            horizon,
+            count,
+            mask=mask,
+            controls=controls,
+            means=True,
+            noise=noise,
+            on_divergence="ignore",
+        )
         diverged.add(futures)
         total = total + futures.sum(0)
     return total / num_samples

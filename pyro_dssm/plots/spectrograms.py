@@ -13,7 +13,7 @@ from torch import Tensor
 from .._utils.checks import is_number, kind_of, positive, shown
 from .._utils.extras import require
 from .._utils.types import check_types
-from ..speech.audio import Spectrogram
+from ..speech import Spectrogram
 from ._common import new_axes
 
 if TYPE_CHECKING:

@@ -4,5 +4,17 @@ from ._checksum import FORMAT
 from ._runs import read_run
 from ._tensors import read_tensors, write_tensors
 from .pairs import PairFile, inspect, load, save
+from .whole import atomic_write, write_json
 
-__all__ = ["FORMAT", "PairFile", "inspect", "load", "read_run", "read_tensors", "save", "write_tensors"]
+__all__ = [
+    "FORMAT",
+    "PairFile",
+    "atomic_write",
+    "inspect",
+    "load",
+    "read_run",
+    "read_tensors",
+    "save",
+    "write_json",
+    "write_tensors",
+]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from ..programs._parts import is_plain
-from ..speech.audio import Spectrogram
+from ..speech import Spectrogram
 from ._json import Json, is_json
 
 __all__ = ["decoded", "encoded"]

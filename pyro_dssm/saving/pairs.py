@@ -23,7 +23,7 @@ from .._utils.types import check_types
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ..programs._parts import frozen_copy, is_plain
-from ..speech.audio import Spectrogram
+from ..speech import Spectrogram
 from ._assembly import built
 from ._checksum import DTYPES, FORMAT
 from ._describing import describe, need_description, need_parts

@@ -1,9 +1,14 @@
 """Speech: recordings, spectra, resynthesis, scores."""
 
-from .audio import Spectrogram, griffin_lim, read_audio, write_audio
-from .metrics import METRICS, Scores, estoi, pesq, score_speech, si_sdr
-from .recordings import Recording, SpeechDataset, SpeechSplits, find_recordings, load_recordings, load_speech
-from .resynthesis import continue_speech, fill_gaps, generate_speech, hidden_frames, resynthesise, to_wave
+from .audio import read_audio, write_audio
+from .completion import continue_speech, fill_gaps, hidden_frames
+from .datasets import SpeechDataset, SpeechSplits
+from .loading import load_recordings, load_speech
+from .metrics import estoi, pesq, si_sdr
+from .recordings import Recording, find_recordings
+from .resynthesis import generate_speech, resynthesise, to_wave
+from .scores import METRICS, Scores, score_speech
+from .spectrogram import Spectrogram, griffin_lim
 
 __all__ = [
     "METRICS",

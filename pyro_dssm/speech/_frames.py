@@ -1,69 +1,27 @@
-"""The frames of audio files, computed by one process or several, and kept in a file that is mapped into memory."""
+"""The frames of audio files, computed by one process or several, or mapped from a file where they were kept."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
-import time
-import warnings
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from .._utils.checks import is_number, positive, whole
-from .._utils.files import atomic_write
-from .._utils.reading import check_regular, contents, open_regular
-from .audio import MAX_SAMPLES, Spectrogram, read_with_rate
+from .._utils.checks import whole
+from ._kept import FLOOR, Analysed, Found, Options, load_cached
+from .audio import read_with_rate
 
-__all__ = ["Found", "Options", "load_frames"]
+__all__ = ["load_frames"]
 
 _log = logging.getLogger(__name__)
 
-FLOOR = 1e-6  # of the relative power: 60 dB below the level
-_VERSION = 2  # of what is computed and kept; with another one, every cache is computed again
-_ABANDONED = 3600.0  # seconds without a change after which a half-written file is that of a killed process
-_HEADER = 128  # bytes before the numbers of an .npy file
-_ENTRY_BYTES = 1 << 16  # of the index, for a file at most
-_CHUNK = 1 << 22
-
-
-@dataclass(frozen=True)
-class Options:
-    """How waves become frames."""
-
-    spectrogram: Spectrogram
-    trim_db: float | None
-    max_samples: int = MAX_SAMPLES
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.spectrogram, Spectrogram):
-            raise ValueError(f"spectrogram: expected a Spectrogram, got {self.spectrogram!r}.")
-        if self.trim_db is not None and (not is_number(self.trim_db) or self.trim_db <= 0):
-            raise ValueError(f"trim_db: expected a positive number or None, got {self.trim_db!r}.")
-        positive("max_samples", self.max_samples)
-
-
-class Found(NamedTuple):
-    """What a file gave: its frames and its level, or the trouble with it."""
-
-    frames: Tensor
-    level: float
-    trouble: str | None = None
-
-
 _NOTHING = torch.empty(0, 0)
-_NAMED = 9  # bad files named in an error, beside the first
+_NAMED = 9  # bad files named in an error, in addition to the first
 
 
 def load_frames(
@@ -75,7 +33,7 @@ def load_frames(
         paths: The files.
         options: How their waves become frames.
         cache: Folder to keep the frames in; ``None`` keeps them in memory.
-        num_workers: Processes, which start afresh; 0 for this one alone.
+        num_workers: Processes, which start from scratch; 0 for this one alone.
         skip_bad: Whether bad files are logged rather than raised. They are raised when all are analysed and kept.
 
     Returns:
@@ -92,36 +50,25 @@ def load_frames(
             frames = _NOTHING if one.frames is None else torch.from_numpy(one.frames)
             found[one.path] = Found(frames, one.level, one.trouble)
     else:
-        found = _load_cached(paths, options, cache, num_workers)
+        found = load_cached(paths, options, cache, lambda: _analysed(paths, options, num_workers))
     troubles = {path: one.trouble for path, one in found.items() if one.trouble is not None}
     if troubles and not skip_bad:
-        raise ValueError(_told(troubles))
+        raise ValueError(_message(troubles))
     if troubles:
         _log.warning("skipped %d of %d files:\n%s", len(troubles), len(found), "\n".join(troubles.values()))
     return found
 
 
-def _told(troubles: dict[Path, str]) -> str:
+def _message(troubles: dict[Path, str]) -> str:
     """The first trouble in full, and the names of a few more files, in one line."""
     others = [str(path) for path in troubles][1:]
-    told = next(iter(troubles.values())).rstrip(".")
+    message = next(iter(troubles.values())).rstrip(".")
     if others:
-        told += f"; and {len(others)} more: {', '.join(others[:_NAMED])}{', ...' if len(others) > _NAMED else ''}"
-    return f"{told}. In Python, skip_bad=True passes over such files."
+        message += f"; and {len(others)} more: {', '.join(others[:_NAMED])}{', ...' if len(others) > _NAMED else ''}"
+    return f"{message}. In Python, skip_bad=True passes over such files."
 
 
-# Computing.
-
-
-class _Analysed(NamedTuple):
-    path: Path
-    frames: np.ndarray | None
-    level: float
-    trouble: str | None
-    rate: int | None = None  # of the file, where it could be read
-
-
-def _analyse(path: Path, options: Options) -> _Analysed:
+def _analyse(path: Path, options: Options) -> Analysed:
     spectrogram = options.spectrogram
     try:
         wave, rate = read_with_rate(
@@ -132,12 +79,12 @@ def _analyse(path: Path, options: Options) -> _Analysed:
             max_samples=options.max_samples,
         )
     except (ValueError, OSError) as error:
-        return _Analysed(path, None, math.nan, str(error))
+        return Analysed(path, None, math.nan, str(error))
     level = float(wave.double().square().mean().sqrt())
-    return _Analysed(path, (spectrogram.power(wave / level) + FLOOR).numpy(), level, None, rate)
+    return Analysed(path, (spectrogram.power(wave / level) + FLOOR).numpy(), level, None, rate)
 
 
-def _analysed(paths: Sequence[Path], options: Options, num_workers: int) -> Iterator[_Analysed]:
+def _analysed(paths: Sequence[Path], options: Options, num_workers: int) -> Iterator[Analysed]:
     """Analyses files in their order, and logs which were resampled: here, as other processes have no log."""
     wanted, count, first = options.spectrogram.rate, 0, ""
     for one in _in_order(paths, options, num_workers):
@@ -150,17 +97,17 @@ def _analysed(paths: Sequence[Path], options: Options, num_workers: int) -> Iter
         _log.info("Resampled %d of %d files to %d Hz, the first %s.", count, len(paths), wanted, first)
 
 
-def _in_order(paths: Sequence[Path], options: Options, num_workers: int) -> Iterator[_Analysed]:
+def _in_order(paths: Sequence[Path], options: Options, num_workers: int) -> Iterator[Analysed]:
     if num_workers == 0:
         for path in paths:
             yield _analyse(path, options)
         return
-    # Each process has one thread, and starts afresh: the copy of one with threads may hang. A few results wait for the
-    # caller, never all of them.
+    # Each process has one thread, and starts from scratch: the copy of one with threads may hang. A few results wait
+    # for the caller, never all of them.
     with ProcessPoolExecutor(
         min(num_workers, max(1, len(paths))), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        waiting: deque[Future[_Analysed]] = deque()
+        waiting: deque[Future[Analysed]] = deque()
         try:
             for path in paths:
                 waiting.append(pool.submit(_analyse, path, options))
@@ -171,146 +118,3 @@ def _in_order(paths: Sequence[Path], options: Options, num_workers: int) -> Iter
         finally:
             for future in waiting:
                 future.cancel()
-
-
-# Keeping.
-
-
-class _Entry(NamedTuple):
-    """What the index says of a file."""
-
-    frames: int
-    level: float
-    trouble: str | None
-
-
-def _load_cached(paths: Sequence[Path], options: Options, cache: Path, num_workers: int) -> dict[Path, Found]:
-    if cache.exists() and not cache.is_dir():
-        raise ValueError(f"cache: expected a folder, got the file {cache}.")
-    key = _key(paths, options)
-    index, frames = cache / f"speech-{key}.json", cache / f"speech-{key}.npy"
-    num_bins = options.spectrogram.num_bins
-    found = _open(paths, index, frames, num_bins)
-    if found is None:
-        _remove_abandoned(cache)
-        entries, checksum = _write(_analysed(paths, options, num_workers), frames, options)
-        kept = {"options": asdict(options), "frames": {**_state(frames), "checksum": checksum}, "files": entries}
-        # The index comes last: where it is, the frames are complete.
-        with atomic_write(index) as file:
-            file.write(json.dumps({**kept, "checksum": _checksum_of(kept)}, indent=1).encode())
-        found = _open(paths, index, frames, num_bins)
-        if found is None:
-            raise OSError(f"{frames} was written but cannot be read")
-    return found
-
-
-def _key(paths: Sequence[Path], options: Options) -> str:
-    files = []
-    for path in paths:
-        try:
-            found = path.stat()
-            files.append((str(path.absolute()), found.st_size, found.st_mtime_ns))
-        except OSError:  # a link that leads nowhere, which reading it tells of
-            files.append((str(path.absolute()), -1, -1))
-    text = json.dumps([_VERSION, FLOOR, asdict(options), files])
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-def _checksum_of(kept: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(kept, sort_keys=True).encode())
-
-
-def _state(path: Path) -> dict[str, int]:
-    found = path.stat()
-    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-
-
-def _open(paths: Sequence[Path], index: Path, frames: Path, num_bins: int) -> dict[Path, Found] | None:
-    """Maps frames that were kept; None where there are none, or not all, or others than those that were written."""
-    try:
-        kept = json.loads(contents(index, _ENTRY_BYTES * (1 + len(paths))))
-        if kept.pop("checksum") != _checksum_of(kept):
-            return None
-        entries = [_entry(entry, path) for entry, path in zip(kept["files"], paths, strict=True)]
-        shape = (sum(entry.frames for entry in entries), num_bins)
-        state = {key: kept["frames"][key] for key in ("bytes", "mtime_ns")}
-        check_regular(frames)
-        if frames.stat().st_size != _HEADER + math.prod(shape) * 4:
-            return None
-        # A file that nobody has touched is the one that was written; reading another one through takes its time.
-        if _state(frames) != state and _checksum(frames, shape) != kept["frames"]["checksum"]:
-            return None
-        parts = _mapped(frames, shape).split([entry.frames for entry in entries])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
-        return None
-    return {path: Found(part, *entry[1:]) for path, part, entry in zip(paths, parts, entries, strict=True)}
-
-
-def _entry(entry: Any, path: Path) -> _Entry:
-    """What the index says of a file, checked: nobody else's index is trusted with the size of a map."""
-    frames, level, trouble = entry["frames"], entry["level"], entry["trouble"]
-    if entry["path"] != str(path) or not isinstance(frames, int) or isinstance(frames, bool) or frames < 0:
-        raise ValueError("another file, or no number of frames")
-    if trouble is None and frames > 0 and is_number(level) and level > 0:
-        return _Entry(frames, float(level), None)
-    if isinstance(trouble, str) and frames == 0 and level is None:
-        return _Entry(0, math.nan, trouble)
-    raise ValueError("neither frames with a level nor trouble")
-
-
-def _checksum(path: Path, shape: tuple[int, int]) -> int:
-    """That of the header, as it would be written, and of the frames."""
-    with open_regular(path) as file:
-        if file.read(_HEADER) != _header(shape):
-            return -1
-        checksum = 0
-        while chunk := file.read(_CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
-
-
-def _mapped(path: Path, shape: tuple[int, int]) -> Tensor:
-    if shape[0] == 0:
-        return torch.empty(shape)
-    array = np.memmap(path, dtype="<f4", mode="r", offset=_HEADER, shape=shape)
-    with warnings.catch_warnings():
-        # Nothing writes to the frames, and a map that could be written to would have to fit in memory.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
-        return torch.from_numpy(array)
-
-
-def _write(analysed: Iterator[_Analysed], path: Path, options: Options) -> tuple[list[dict[str, Any]], int]:
-    """Writes frames one file after the other, and returns the index of them and their checksum."""
-    entries, total, checksum = [], 0, 0
-    with atomic_write(path) as file:
-        file.write(bytes(_HEADER))
-        for one in analysed:
-            count = 0 if one.frames is None else len(one.frames)
-            if one.frames is not None:
-                data = np.ascontiguousarray(one.frames, dtype="<f4").data
-                checksum = zlib.crc32(data, checksum)
-                file.write(data)
-            level = one.level if math.isfinite(one.level) else None
-            entries.append({"path": str(one.path), "frames": count, "level": level, "trouble": one.trouble})
-            total += count
-        file.seek(0)
-        file.write(_header((total, options.spectrogram.num_bins)))
-    return entries, checksum
-
-
-def _header(shape: tuple[int, int]) -> bytes:
-    """The header of an .npy file of version 1.0, of a size that does not depend on the shape."""
-    start = np.lib.format.magic(1, 0)
-    text = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
-    length = _HEADER - len(start) - 2
-    return start + length.to_bytes(2, "little") + text.ljust(length - 1) + b"\n"
-
-
-def _remove_abandoned(cache: Path) -> None:
-    """Removes what killed processes have left half written; another process may be writing at this moment."""
-    for path in cache.glob(".speech-*.tmp"):
-        try:
-            if time.time() - check_regular(path).st_mtime > _ABANDONED:
-                path.unlink()
-        except (OSError, ValueError):  # another process was faster, or it is none of ours
-            continue

@@ -2,40 +2,33 @@
 
 :class:`PairContract` gathers them into a test class to inherit, :func:`check_pair` into one call. All work on a
 model and a guide in any dtype; ``float64`` is the one to use, since float32 rounding hides small mistakes. What is
-random in them comes from torch's generator: from one seed, a check says the same.
+random in them comes from torch's generator: from one seed, a check finds the same.
 
-- :mod:`~pyro_dssm.testing.invariance`: the form of sites, padding, batch-mates and hidden values change nothing.
-- :mod:`~pyro_dssm.testing.calibration`: draws follow their densities, and these integrate to one.
+- :mod:`~pyro_dssm.testing.forms`: the two forms of sites agree.
+- :mod:`~pyro_dssm.testing.invariance`: padding, batch-mates and hidden values change nothing.
+- :mod:`~pyro_dssm.testing.draws`: draws follow their densities.
+- :mod:`~pyro_dssm.testing.normalisation`: densities integrate to one.
 - :mod:`~pyro_dssm.testing.derivatives`: gradients are derivatives, and train every parameter.
+- :mod:`~pyro_dssm.testing.reparameterisation`: draws pass on their whole gradient.
 - :mod:`~pyro_dssm.testing.parents`: every density depends on what is declared, and on nothing else.
 """
 
-from .calibration import (
-    check_densities_integrate_to_one,
-    check_draws_follow_their_density,
-    check_draws_have_their_density,
-)
 from .contract import PairContract, check_pair
-from .densities import (
-    FORMS,
-    gradients,
-    log_probs_at,
-    log_probs_per_step,
-    log_weights_at,
-    random_batch,
-    random_latents,
-    run_as,
-    steps_have_rsample,
-)
-from .derivatives import check_density_gradients, check_draw_gradients, check_every_parameter_moves
+from .densities import gradients, log_probs_at, log_probs_per_step, log_weights_at
+from .derivatives import check_density_gradients, check_every_parameter_moves
+from .draws import check_draws_follow_their_density, check_draws_have_their_density
+from .forms import check_sites_agree
 from .invariance import (
     check_batch_changes_nothing,
     check_densities_repeat,
     check_hidden_values_change_nothing,
     check_padding_changes_nothing,
-    check_sites_agree,
 )
+from .normalisation import check_densities_integrate_to_one
 from .parents import check_guide_parents, check_parents, check_wrapper_keeps_parents, parents_by_jacobian
+from .reparameterisation import check_draw_gradients
+from .samples import random_batch, random_latents
+from .sites import FORMS, run_as, steps_have_rsample
 
 __all__ = [
     "FORMS",

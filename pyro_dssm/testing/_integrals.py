@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from .._utils.types import Distribution
 from ._moves import bare, finite, log_density, standardised, support_of, unconstrained
 
 __all__ = ["Estimate", "Sandwich", "integral"]
@@ -43,35 +44,35 @@ class Sandwich(NamedTuple):
     direct: Tensor
 
 
-def integral(fn: Any) -> Estimate | Sandwich | None:
+def integral(distribution: Distribution) -> Estimate | Sandwich | None:
     """The integral of a density over all values of its variable.
 
     Independent entries are integrated each on its own; discrete ones are summed over.
 
     Args:
-        fn: A distribution with event shape ``(d,)``.
+        distribution: A distribution with event shape ``(d,)``.
 
     Returns:
         Of shape ``(*batch, d)`` or ``(*batch,)`` if by quadrature; ratios of shape ``(draws, *batch)`` if sampled;
         ``None`` where neither is possible.
     """
-    fn = bare(fn)
-    support = support_of(fn)
-    if isinstance(fn, torch.distributions.Independent) and fn.base_dist.event_shape == ():
-        base = fn.base_dist
+    distribution = bare(distribution)
+    support = support_of(distribution)
+    if isinstance(distribution, torch.distributions.Independent) and distribution.base_dist.event_shape == ():
+        base = distribution.base_dist
         return _sum_of_entries(base, support) if support.is_discrete else _quadrature(base, base.batch_shape)
     if support.is_discrete:
-        return _sum_of_vectors(fn, support)
-    if fn.event_shape == (1,):
-        return _quadrature(fn, fn.batch_shape)
-    return _sandwich(fn)
+        return _sum_of_vectors(distribution, support)
+    if distribution.event_shape == (1,):
+        return _quadrature(distribution, distribution.batch_shape)
+    return _sandwich(distribution)
 
 
 def _logsumexp(values: Tensor) -> Estimate:
     return Estimate(values.logsumexp(0).exp())
 
 
-def _sum_of_entries(base: Any, support: Any) -> Estimate | None:
+def _sum_of_entries(base: Distribution, support: constraints.Constraint) -> Estimate | None:
     if base.has_enumerate_support:
         return _logsumexp(base.log_prob(base.enumerate_support()))
     low = getattr(support, "lower_bound", None)
@@ -83,28 +84,28 @@ def _sum_of_entries(base: Any, support: Any) -> Estimate | None:
     return _logsumexp(base.log_prob(counts.reshape(-1, *(1 for _ in base.batch_shape)).expand(-1, *base.batch_shape)))
 
 
-def _sum_of_vectors(fn: Any, support: Any) -> Estimate | Sandwich | None:
-    if fn.has_enumerate_support:
-        return _logsumexp(fn.log_prob(fn.enumerate_support()))
+def _sum_of_vectors(distribution: Distribution, support: constraints.Constraint) -> Estimate | Sandwich | None:
+    if distribution.has_enumerate_support:
+        return _logsumexp(distribution.log_prob(distribution.enumerate_support()))
     if support is not constraints.boolean:
         return None
-    like, d = fn.sample(), fn.event_shape[-1]
+    like, d = distribution.sample(), distribution.event_shape[-1]
     if d <= ENUMERATED:
         every = torch.tensor(list(itertools.product((0.0, 1.0), repeat=d)), dtype=like.dtype, device=like.device)
-        every = every.reshape(-1, *(1 for _ in fn.batch_shape), d).expand(-1, *fn.batch_shape, d)
-        return _logsumexp(fn.log_prob(every))
-    probs = fn.sample((FEW,)).mean(0).clamp(0.02, 0.98)
+        every = every.reshape(-1, *(1 for _ in distribution.batch_shape), d).expand(-1, *distribution.batch_shape, d)
+        return _logsumexp(distribution.log_prob(every))
+    probs = distribution.sample((FEW,)).mean(0).clamp(0.02, 0.98)
     r = torch.distributions.Independent(torch.distributions.Bernoulli(probs), 1)
-    v, w = fn.sample((FEW,)), r.sample((FEW,))
-    return Sandwich(r.log_prob(v) - fn.log_prob(v), fn.log_prob(w) - r.log_prob(w))
+    v, w = distribution.sample((FEW,)), r.sample((FEW,))
+    return Sandwich(r.log_prob(v) - distribution.log_prob(v), distribution.log_prob(w) - r.log_prob(w))
 
 
-def _quadrature(fn: Any, batch: torch.Size) -> Estimate | None:
+def _quadrature(distribution: Distribution, batch: torch.Size) -> Estimate | None:
     """By the trapezoidal rule in ever finer nodes, until two rules agree."""
-    transform = unconstrained(fn)
-    centre, width = standardised(fn, transform, 64)
-    flat = centre if fn.event_shape == () else centre.squeeze(-1)
-    width = width if fn.event_shape == () else width.squeeze(-1)
+    transform = unconstrained(distribution)
+    centre, width = standardised(distribution, transform, 64)
+    flat = centre if distribution.event_shape == () else centre.squeeze(-1)
+    width = width if distribution.event_shape == () else width.squeeze(-1)
     done = torch.full_like(flat, torch.nan)
     before = done
     for doubling in range(DOUBLINGS):
@@ -112,7 +113,7 @@ def _quadrature(fn: Any, batch: torch.Size) -> Estimate | None:
         s = torch.linspace(-REACH, REACH, nodes, dtype=flat.dtype, device=flat.device)
         s = s.reshape(-1, *(1 for _ in flat.shape))
         y = flat + width * s.sinh()
-        of_y, inside = log_density(fn, transform, y if fn.event_shape == () else y.unsqueeze(-1))
+        of_y, inside = log_density(distribution, transform, y if distribution.event_shape == () else y.unsqueeze(-1))
         terms = torch.where(inside, of_y + s.cosh().log() + width.log(), -torch.inf).nan_to_num(nan=-torch.inf)
         value = terms.logsumexp(0).exp() * (2 * REACH / (nodes - 1))
         # What lies beyond the outermost nodes must not count.
@@ -126,10 +127,10 @@ def _quadrature(fn: Any, batch: torch.Size) -> Estimate | None:
     return Estimate(done)
 
 
-def _sandwich(fn: Any) -> Sandwich:
+def _sandwich(distribution: Distribution) -> Sandwich:
     """Ratios to a Gaussian with the moments of draws, in the coordinates of real vectors."""
-    transform = unconstrained(fn)
-    y = finite(transform.inv(fn.sample((PILOT,))))
+    transform = unconstrained(distribution)
+    y = finite(transform.inv(distribution.sample((PILOT,))))
     centre = y.mean(0)
     rest = (y - centre).movedim(0, -2)
     cov = rest.mT @ rest / PILOT
@@ -137,12 +138,12 @@ def _sandwich(fn: Any) -> Sandwich:
     ridge = 1e-6 * cov.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + torch.finfo(y.dtype).tiny
     root = torch.linalg.cholesky(cov + ridge * torch.eye(d, dtype=y.dtype, device=y.device))
 
-    def gaussian(factor: float) -> Any:
+    def gaussian(factor: float) -> Distribution:
         return torch.distributions.MultivariateNormal(centre, scale_tril=factor * root, validate_args=False)
 
     # In high dimension, ratios of Gaussians of different widths scatter much: nearer widths there.
     ease = min(1.0, math.sqrt(4 / d))
     narrow, wide = gaussian(1 - (1 - NARROW) * ease), gaussian(1 + (WIDE - 1) * ease)
-    v, w = finite(transform.inv(fn.sample((DRAWS,)))), wide.sample((DRAWS,))
-    inverse = narrow.log_prob(v) - log_density(fn, transform, v)[0]
-    return Sandwich(inverse, log_density(fn, transform, w)[0] - wide.log_prob(w))
+    v, w = finite(transform.inv(distribution.sample((DRAWS,)))), wide.sample((DRAWS,))
+    inverse = narrow.log_prob(v) - log_density(distribution, transform, v)[0]
+    return Sandwich(inverse, log_density(distribution, transform, w)[0] - wide.log_prob(w))

@@ -21,7 +21,8 @@ Reference:
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -30,6 +31,7 @@ from torch.distributions import constraints
 from torch.distributions import transforms as T
 from torch.distributions.constraint_registry import biject_to
 
+from .._utils.types import Distribution
 from ..emissions.bernoulli import GreyBernoulli
 
 __all__ = [
@@ -47,6 +49,8 @@ __all__ = [
 PILOT = 16  # draws that tell where a distribution is and how wide
 COORDINATES = 8  # of a variable that are moved
 REACH = 2.0  # standard deviations of a proposal
+# The log-ratio of two densities; a coordinate and the next one; where the first moves to.
+Move = tuple[Tensor, tuple[Tensor, Tensor], Tensor]
 FEATURES = ("location", "spread", "shape", "shape", "dependence")
 
 
@@ -66,56 +70,58 @@ def log_tail(total: Tensor, variance: Tensor, largest: float) -> Tensor:
     return torch.where(x > 0, bound, torch.zeros_like(bound)).clamp(max=0.0)
 
 
-def bare(fn: Any) -> Any:
+def bare(distribution: Distribution) -> Distribution:
     """A distribution without what only masks it."""
-    while isinstance(fn, dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
+    while isinstance(distribution, dist.MaskedDistribution):
+        distribution = distribution.base_dist
+    return distribution
 
 
-def _innermost(fn: Any) -> Any:
-    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
-        fn = fn.base_dist
-    return fn
+def _innermost(distribution: Distribution) -> Distribution:
+    while isinstance(distribution, (torch.distributions.Independent, dist.MaskedDistribution)):
+        distribution = distribution.base_dist
+    return distribution
 
 
-def has_density(fn: Any) -> bool:
+def has_density(distribution: Distribution) -> bool:
     """Whether a distribution claims to have a density over its support.
 
     A point mass has none, nor has a score of grey values; an angle's is one over a turn, not over all real numbers.
     """
-    return not isinstance(_innermost(fn), (dist.Delta, GreyBernoulli, dist.VonMises)) and fn.event_shape.numel() > 0
+    return (
+        not isinstance(_innermost(distribution), (dist.Delta, GreyBernoulli, dist.VonMises))
+        and distribution.event_shape.numel() > 0
+    )
 
 
-def support_of(fn: Any) -> Any:
+def support_of(distribution: Distribution) -> constraints.Constraint:
     """The support of a vector, or of its entries where they have it each on their own."""
     try:
-        support = fn.support
+        support: object = distribution.support
     except NotImplementedError:
         return constraints.real
     while isinstance(support, constraints.independent) and support.base_constraint.event_dim == 0:
         support = support.base_constraint
-    # A mixture's support is that of its components.
-    return getattr(support, "base_constraint", support) if not isinstance(support, constraints.independent) else support
+    if not isinstance(support, constraints.independent):
+        # A mixture's support is that of its components.
+        support = getattr(support, "base_constraint", support)
+    return support if isinstance(support, constraints.Constraint) else constraints.real
 
 
-def unconstrained(fn: Any) -> Any:
-    """The transform from real vectors to the support of a distribution; ``None`` where that is discrete."""
-    support = support_of(fn)
-    if support.is_discrete:
-        return None
+def unconstrained(distribution: Distribution) -> T.Transform:
+    """The transform from real vectors to the support of a distribution, which is not discrete."""
     try:
-        transform = biject_to(support)
+        transform: object = biject_to(support_of(distribution))
     except NotImplementedError:
         return T.identity_transform
-    return transform
+    return transform if isinstance(transform, T.Transform) else T.identity_transform
 
 
-def log_density(fn: Any, transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+def log_density(distribution: Distribution, transform: T.Transform, y: Tensor) -> tuple[Tensor, Tensor]:
     """The log-density of real vectors that a transform takes to values, and whether there is one.
 
     Args:
-        fn: The distribution of the values.
+        distribution: The distribution of the values.
         transform: From real vectors to its support.
         y: Shape ``(*, d)``, or ``(*)`` for a distribution of single numbers.
 
@@ -124,7 +130,7 @@ def log_density(fn: Any, transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     v = transform(y)
     volume = transform.log_abs_det_jacobian(y, v)
-    event = len(fn.event_shape)
+    event = len(distribution.event_shape)
     returns = (transform.inv(v) - y).abs() < 1e-3 * (1 + y.abs())
     # A vector that sums to one has one coordinate less.
     inside = torch.isfinite(v).all(-1) & returns.all(-1) if event else torch.isfinite(v) & returns
@@ -134,12 +140,12 @@ def log_density(fn: Any, transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
         v, volume = transform(safe), transform.log_abs_det_jacobian(safe, transform(safe))
     while volume.dim() > inside.dim():
         volume = volume.sum(-1)
-    return fn.log_prob(v) + volume, inside
+    return distribution.log_prob(v) + volume, inside
 
 
-def standardised(fn: Any, transform: Any, pilot: int = PILOT) -> tuple[Tensor, Tensor]:
+def standardised(distribution: Distribution, transform: T.Transform, pilot: int = PILOT) -> tuple[Tensor, Tensor]:
     """Where a distribution's draws are and how wide they scatter, in the coordinates of real vectors."""
-    y = finite(transform.inv(fn.sample((pilot,))))
+    y = finite(transform.inv(distribution.sample((pilot,))))
     centre, width = y.mean(0), y.std(0)
     # Draws that do not vary at all are compared on the scale of one.
     return centre, torch.where(width > 0, width, torch.ones_like(width))
@@ -169,36 +175,41 @@ def coordinates(d: int) -> list[int]:
     return list(range(d)) if d <= COORDINATES else sorted(torch.randperm(d)[:COORDINATES].tolist())
 
 
-def residuals(fn: Any, v: Tensor, moved: list[int] | None = None) -> Residuals:
+def residuals(distribution: Distribution, v: Tensor, moved: list[int] | None = None) -> Residuals:
     """What has mean zero if draws follow a distribution.
 
     Args:
-        fn: What the draws are said to follow; event shape ``(d,)``.
+        distribution: What the draws are said to follow; event shape ``(d,)``.
         v: The draws, shape ``(*batch_shape, d)``.
         moved: Coordinates to move; :func:`coordinates` by default.
 
     Returns:
-        The residuals of five bounded features of each coordinate, that tell location, spread, and shape (twice), and
+        The residuals of five bounded features of each coordinate, that show location, spread, and shape (twice), and
         the dependence on the next coordinate.
 
     Raises:
         ArithmeticError: If a draw has no density.
     """
-    separate = isinstance(fn, torch.distributions.Independent) and fn.base_dist.event_shape == ()
-    if separate:
-        found = _transformed(fn.base_dist, v)
+    separate = False
+    if isinstance(distribution, torch.distributions.Independent) and distribution.base_dist.event_shape == ():
+        separate, found = True, _transformed(distribution.base_dist, v)
         if found is not None:
             return found
     moved = coordinates(v.shape[-1]) if moved is None else moved
-    transform = unconstrained(fn)
-    pairs = _discrete(fn, v, moved) if transform is None else _continuous(fn, transform, v, moved)
+    discrete = support_of(distribution).is_discrete
+    pairs = (
+        _discrete(distribution, v, moved)
+        if discrete
+        else _continuous(distribution, unconstrained(distribution), v, moved)
+    )
     values, variances = (torch.stack(parts, -2) for parts in zip(*(_residual(*p) for p in pairs), strict=True))
     return Residuals(values, variances, separate)
 
 
-def _transformed(base: Any, v: Tensor) -> Residuals | None:
+def _transformed(base: Distribution, v: Tensor) -> Residuals | None:
     """By the distribution function of each entry, if there is one and its slope is the density."""
-    if base.support.is_discrete:
+    support = base.support
+    if support is None or support.is_discrete:
         return None
     log_density = _checked(base.log_prob(v))
     try:
@@ -207,7 +218,7 @@ def _transformed(base: Any, v: Tensor) -> Residuals | None:
         return None
     width = 1e-3 * (-log_density).exp()
     ahead, behind = v + width, v - width
-    within = (u > 0.02) & (u < 0.98) & base.support.check(ahead) & base.support.check(behind)
+    within = (u > 0.02) & (u < 0.98) & support.check(ahead) & support.check(behind)
     slope = base.cdf(torch.where(within, ahead, v)) - base.cdf(torch.where(within, behind, v))
     # Where the function is not that of the density, the density counts, which is what a bound is made of.
     if bool((within & ((slope / 2e-3 - 1).abs() > 0.02)).any()):
@@ -241,31 +252,31 @@ def _ratio(proposed: Tensor, current: Tensor) -> Tensor:
     return (proposed - current).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
-def _continuous(fn: Any, transform: Any, v: Tensor, moved: list[int]) -> Any:
+def _continuous(distribution: Distribution, transform: T.Transform, v: Tensor, moved: list[int]) -> Iterator[Move]:
     y = finite(transform.inv(v))
-    centre, width = standardised(fn, transform)
-    current, inside = log_density(fn, transform, y)
+    centre, width = standardised(distribution, transform)
+    current, inside = log_density(distribution, transform, y)
     _checked(torch.where(inside, current, torch.zeros_like(current)))
     e = (y - centre) / width
     for i in (i for i in moved if i < y.shape[-1]):
         step = torch.zeros_like(y)
         step[..., i] = REACH * width[..., i] * torch.randn_like(y[..., i])
-        proposed, stays = log_density(fn, transform, y + step)
+        proposed, stays = log_density(distribution, transform, y + step)
         j = (i + 1) % y.shape[-1]
         other = e[..., j] if j != i else torch.zeros_like(e[..., i])
         ratio = torch.where(inside & stays, _ratio(proposed, current), -torch.inf)
         yield ratio, (e[..., i], other), e[..., i] + step[..., i] / width[..., i]
 
 
-def _discrete(fn: Any, v: Tensor, moved: list[int]) -> Any:
-    support = support_of(fn)
-    current = _checked(fn.log_prob(v))
+def _discrete(distribution: Distribution, v: Tensor, moved: list[int]) -> Iterator[Move]:
+    support = support_of(distribution)
+    current = _checked(distribution.log_prob(v))
     if isinstance(support, type(constraints.one_hot)):
         # Another category, each as likely.
         index, d = v.argmax(-1), v.shape[-1]
         shift = torch.randint(1, max(d, 2), index.shape, device=v.device)
         swapped = torch.nn.functional.one_hot((index + shift) % d, d).to(v.dtype)
-        ratio = _ratio(fn.log_prob(swapped), current)
+        ratio = _ratio(distribution.log_prob(swapped), current)
         for i in moved:
             yield ratio, (2 * v[..., i] - 1, torch.zeros_like(v[..., i])), 2 * swapped[..., i] - 1
         return
@@ -278,7 +289,7 @@ def _discrete(fn: Any, v: Tensor, moved: list[int]) -> Any:
             proposed[..., i] += 2.0 * torch.randint_like(v[..., i], 2) - 1
         outside = ~support.check(proposed)[..., i]
         proposed[..., i] = torch.where(outside, v[..., i], proposed[..., i])
-        ratio = torch.where(outside, -torch.inf, _ratio(fn.log_prob(proposed), current))
+        ratio = torch.where(outside, -torch.inf, _ratio(distribution.log_prob(proposed), current))
         j = (i + 1) % v.shape[-1]
         scale = 2.0 if binary else 1.0
         other = scale * v[..., j] - 0.5 * scale if j != i else torch.zeros_like(v[..., i])

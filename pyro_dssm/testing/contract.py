@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -11,23 +11,37 @@ from .._utils.types import check_types
 from ..data.sequences import Batch
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
-from .calibration import (
-    check_densities_integrate_to_one,
-    check_draws_follow_their_density,
-    check_draws_have_their_density,
-)
-from .densities import FORMS, random_batch, run_as
-from .derivatives import check_density_gradients, check_draw_gradients, check_every_parameter_moves
+from .derivatives import check_density_gradients, check_every_parameter_moves
+from .draws import check_draws_follow_their_density, check_draws_have_their_density
+from .forms import check_sites_agree
 from .invariance import (
     check_batch_changes_nothing,
     check_densities_repeat,
     check_hidden_values_change_nothing,
     check_padding_changes_nothing,
-    check_sites_agree,
 )
+from .normalisation import check_densities_integrate_to_one
 from .parents import check_wrapper_keeps_parents
+from .reparameterisation import check_draw_gradients
+from .samples import random_batch
+from .sites import FORMS, run_as
 
 __all__ = ["PairContract", "check_pair"]
+
+# A pair, and x, lengths and mask.
+Arguments = tuple[DSSM, BaseGuide, Tensor, Tensor | None, Tensor | None]
+
+
+class Controls(TypedDict):
+    """What a pair is called with by keyword."""
+
+    controls: Tensor | None
+
+
+class Compared(Controls):
+    """The same, and how much a difference may be."""
+
+    tolerance: float | None
 
 
 def check_pair(
@@ -69,9 +83,9 @@ def check_pair(
         >>> check_pair(model, guide, *batch[:3])
     """
     check_types(check_pair, locals())
-    kwargs: dict[str, Any] = {"controls": controls}
-    close = {**kwargs, "tolerance": tolerance}
-    args = (model, guide, x, lengths, mask)
+    kwargs: Controls = {"controls": controls}
+    close: Compared = {"controls": controls, "tolerance": tolerance}
+    args: Arguments = (model, guide, x, lengths, mask)
     # What other checks take for granted comes first, so that a fault is called by its own name.
     _in_both_forms(model, check_densities_repeat, args, close)
     check_sites_agree(*args, **close, elbos=())
@@ -88,7 +102,7 @@ def check_pair(
     _in_both_forms(model, check_every_parameter_moves, args, kwargs)
 
 
-def _in_both_forms(model: DSSM, check: Callable[..., None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _in_both_forms(model: DSSM, check: Callable[..., None], args: Arguments, kwargs: Controls) -> None:
     for form in FORMS:
         with run_as(model, form):
             try:
@@ -130,7 +144,7 @@ class PairContract:
         """
         return random_batch(model)
 
-    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _arguments(self) -> tuple[Arguments, Controls]:
         model, guide = self.pair()
         model.double(), guide.double()
         batch = self.batch(model).to(model._like)

@@ -12,7 +12,8 @@ from .._utils.types import check_types
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
 from ..structure.structure import Order, Structure
-from .densities import log_probs_per_step, random_batch, random_latents
+from .densities import log_probs_per_step
+from .samples import random_batch, random_latents
 
 __all__ = ["check_guide_parents", "check_parents", "check_wrapper_keeps_parents", "parents_by_jacobian"]
 
@@ -73,7 +74,7 @@ def _example(model: DSSM, steps: int, draws: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def _check_sizes(steps: object, draws: object) -> None:
-    """Raises ``ValueError`` unless sequences are long enough to tell an edge to the last step from one to all."""
+    """Raises ``ValueError`` unless sequences can distinguish an edge to the last step from one to all steps."""
     at_least("steps", steps, 3)
     positive("draws", draws)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from .._utils.checks import data_named
-from ..data.sequences import Batch, SequenceDataset
-from ..evaluation._measuring import grouped, in_order, measuring, observed_entries
-from ..evaluation.imputation import Coverage, _coverage, _draws, _hide_frames, varying_entries
+from ..data.sequences import SequenceDataset
+from ..evaluation import Coverage, measuring, varying_entries
+from ..evaluation._hiding import draws_of_hidden, hide_frames, with_hidden
+from ..evaluation.intervals import covered, joined
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
 from ..structure.structure import Order
@@ -38,21 +39,6 @@ def enough(data: SequenceDataset, fraction: float, num_samples: int) -> Sequence
     return data.subset(range(0, len(data), max(1, len(data) // count)))
 
 
-def _with_gaps(
-    model: DSSM, data: SequenceDataset, fraction: float, batch_size: int, seed: int, *, ends_shown: bool = False
-) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
-    """Batches with the indices of their sequences, what is shown of them, and which of the hidden entries count."""
-    visible = _hide_frames(data, fraction, seed)
-    for group, batch in grouped(data, batch_size, model._like):
-        seen = torch.nn.utils.rnn.pad_sequence([visible[i] for i in group], batch_first=True).to(batch.x.device)
-        if ends_shown:
-            seen = seen | (torch.arange(seen.shape[1], device=seen.device) == batch.lengths.unsqueeze(-1) - 1)
-        scored = observed_entries(batch) & ~seen.unsqueeze(-1)
-        if batch.mask is not None:
-            seen = batch.mask & (seen if batch.mask.dim() == 2 else seen.unsqueeze(-1))
-        yield group, batch, seen, scored
-
-
 def intervals(
     model: DSSM,
     guide: BaseGuide,
@@ -68,14 +54,12 @@ def intervals(
     with data_named("valid"):
         varies, found, groups = varying_entries(model, data).to(model._like.device), [], []
     with measuring(model, guide, seed):
-        for group, batch, shown, scored in _with_gaps(model, data, fraction, batch_size, seed):
-            where = scored & varies
-            options = {"controls": batch.controls, "num_rounds": num_rounds}
-            draws = _draws(model, guide, batch, shown, where, num_samples, options)
-            found.append(_coverage(draws, batch.x[where], tuple(levels), where))
-            groups.append(group)
-    parts = (in_order(groups, [getattr(part, name) for part in found]) for name in ("inside", "widths", "counts"))
-    measured = Coverage(tuple(levels), *parts)
+        for hidden in with_hidden(model, data, hide_frames(data, fraction, seed), batch_size):
+            where = hidden.scored & varies
+            draws = draws_of_hidden(model, guide, hidden, where, num_samples, num_rounds)
+            found.append(covered(draws, hidden.batch.x[where], tuple(levels), where))
+            groups.append(hidden.group)
+    measured = joined(groups, found)
     if not measured.counts.any():
         raise ValueError("valid: expected sequences of which a frame can be hidden, got none with two observed frames.")
     return measured
@@ -102,7 +86,8 @@ def deviations(
     scales: list[Tensor] = []
     # Beyond the last visible frame, means follow means, which are less apart than if they followed draws.
     ends_shown = {model.structure.x_from_x, model.structure.z_from_x} != {Order.NONE}
-    for _, batch, shown, scored in _with_gaps(model, data, fraction, batch_size, seed, ends_shown=ends_shown):
+    visible = hide_frames(data, fraction, seed)
+    for _, batch, shown, scored, _ in with_hidden(model, data, visible, batch_size, ends_shown=ends_shown):
         hidden = scored.any(-1)
         options: Drawing = {"controls": batch.controls, "num_samples": num_samples, "num_rounds": num_rounds}
         torch.manual_seed(seed + len(rows))

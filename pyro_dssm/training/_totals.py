@@ -9,7 +9,7 @@ import torch
 import torch.distributed as distributed
 
 from ..data.sequences import Batch
-from ..evaluation._measuring import observed_entries
+from ..evaluation._batching import observed_entries
 from ..objectives.elbo import RecordingELBO
 from ._ranks import all_reduce, world
 from .options import Record

@@ -6,12 +6,10 @@ import copy
 import math
 from typing import Any
 
-import torch
-
-from .._utils.devices import generators_kept
 from .._utils.types import check_types
 from ..data.sequences import SequenceDataset, batches
-from ..evaluation._measuring import check_data
+from ..evaluation import measuring
+from ..evaluation._batching import check_data
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ..objectives.elbo import RecordingELBO
@@ -51,6 +49,7 @@ def autoencoder_error(
         ValueError: If an argument is out of its range, or the law of the frames has no mean.
 
     Example:
+        >>> import torch
         >>> import pyro_dssm as dssm
         >>> data = SequenceDataset([torch.zeros(5, 3), torch.ones(7, 3)])
         >>> model = dssm.ArSSM(x_dim=3, z_dim=2, rnn_dim=8, emission="gaussian")
@@ -66,10 +65,7 @@ def autoencoder_error(
     model.uncalibrate()
     fit(model, guide, train, kl=ConstantKL(0.0), seed=seed, **{"progress": False, **options})
     loss, squares, count = RecordingELBO(), 0.0, 0.0
-    model.eval()
-    guide.eval()
-    with generators_kept(model._like.device), torch.no_grad():
-        torch.manual_seed(seed)
+    with measuring(model, guide, seed):
         if valid is not None:
             check_data("valid", valid, model)
         for batch in batches(train if valid is None else valid, options.get("batch_size", 20)):

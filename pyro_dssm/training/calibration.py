@@ -13,8 +13,9 @@ from torch import Tensor
 from .._utils.checks import is_number, positive
 from .._utils.types import check_types
 from ..data.sequences import SequenceDataset
-from ..evaluation._measuring import check_data, measuring
-from ..evaluation.imputation import LEVELS, Coverage, _check_levels
+from ..evaluation import Coverage, measuring
+from ..evaluation._batching import check_data
+from ..evaluation.intervals import LEVELS, check_num_samples
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ..programs._program import evaluating
@@ -165,7 +166,7 @@ def calibrate(
     positive("num_samples", num_samples)
     positive("num_rounds", num_rounds)
     constant = _constant_scale(model)
-    _check_levels(levels, num_samples)
+    check_num_samples(levels, num_samples)
     check_pair(model, guide)
     if num_sequences is not None:
         positive("num_sequences", num_sequences, also="None")

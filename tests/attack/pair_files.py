@@ -3,7 +3,7 @@
 import torch
 
 import pyro_dssm as dssm
-from pyro_dssm.speech.audio import Spectrogram
+from pyro_dssm.speech import Spectrogram
 
 
 def data(x_dim=3, positive=False, controls=0):

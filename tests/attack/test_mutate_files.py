@@ -24,9 +24,7 @@ import pytest
 import torch
 from readers import FORMATS, READERS, SMALL, Reader, check_recordings, write_recording
 
-from pyro_dssm.speech import _frames as _speech_frames
-from pyro_dssm.speech.audio import read_audio
-from pyro_dssm.speech.recordings import load_recordings
+from pyro_dssm.speech import _kept, load_recordings, read_audio
 
 pytest.importorskip("mido")
 pytest.importorskip("scipy")
@@ -160,7 +158,7 @@ def in_index(data, other, rng):
         place[key] = rng.choice(
             (*ODD, None, True, 0.5, -1.5, float("inf"), float("nan"), 10**400, "", "x", [], {}, [[]])
         )
-    return json.dumps({**kept, "checksum": _speech_frames._checksum_of(kept)}).encode()
+    return json.dumps({**kept, "checksum": _kept._checksum_of(kept)}).encode()
 
 
 OTHER_VALUES = (None, True, 0.5, -1.5, float("inf"), float("nan"), 10**400, "", "x", [], {}, [[]])

@@ -1,12 +1,15 @@
 """Every example runs with ``--smoke``, writes what it promises, and says in one sentence what is wrong."""
 
+import ast
 import importlib
 import json
 import logging
 import math
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +139,50 @@ def test_it_is_short(name):
 @pytest.mark.parametrize("path", sorted((FOLDER / "support").glob("*.py")), ids=lambda path: path.stem)
 def test_what_they_share_is_in_small_files(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+# Of named tuples, whose methods have an underscore so that they are no fields.
+NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
+
+
+def code_of(path):
+    """The code of a script, a notebook, or the blocks of a document."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [cell["source"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        return "\n".join("".join(cell) for cell in cells)
+    if path.suffix == ".md":
+        return "\n".join(textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    return text
+
+
+def private_names(code):
+    """Private modules and names that are imported, and private attributes that are looked up and not its own."""
+    nodes = list(ast.walk(ast.parse(code)))
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [part for alias in node.names for part in alias.name.split(".")]
+        elif isinstance(node, ast.ImportFrom):
+            found += [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Attribute) and node.attr not in own | NAMED_TUPLE:
+            found.append(node.attr)
+    return [name for name in found if name.startswith("_") and not name.startswith("__")]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(p for p in FOLDER.rglob("*") if p.suffix in (".py", ".ipynb", ".md")), ids=lambda path: path.name
+)
+def test_no_private_name_is_needed(path):
+    assert private_names(code_of(path)) == []
+
+
+def test_private_names_are_noticed():
+    """Negative control."""
+    code = "from pyro_dssm._utils.files import atomic_write\nimport a._b\nx.to(model._like)\nself._own = 3\nself._own\n"
+    assert sorted(private_names(code + "self._parent\nt._asdict()\n")) == ["_b", "_like", "_parent", "_utils"]
 
 
 @pytest.fixture(scope="module")
@@ -529,7 +576,7 @@ def test_speech_writes_sounds_that_can_be_played(smoke):
 
 def test_a_checkpoint_of_speech_scores_what_its_training_run_scored(smoke, call, quick, tmp_path):
     _, folder = smoke("speech")
-    from pyro_dssm.speech.recordings import load_speech
+    from pyro_dssm.speech import load_speech
 
     for recording in load_speech(folder / "recordings", seed=0).test.recordings:
         copy = tmp_path / "recordings" / recording.path.relative_to(folder / "recordings")
@@ -551,7 +598,7 @@ def test_a_checkpoint_of_speech_scores_what_its_training_run_scored(smoke, call,
 def odd_recordings(smoke, tmp_path):
     """A flat folder of a user's: one good file, one at another rate, one that is very short, and one that is none."""
     _, folder = smoke("speech")
-    from pyro_dssm.speech.audio import read_audio, write_audio
+    from pyro_dssm.speech import read_audio, write_audio
 
     odd = tmp_path / "odd"
     good = sorted((folder / "recordings").rglob("*.wav"))
@@ -608,7 +655,7 @@ def pairs(tmp_path_factory):
     (folder / "text.safetensors").write_text("no checkpoint")
     (folder / "empty").mkdir()
     if is_installed("soundfile"):
-        from pyro_dssm.speech.audio import write_audio
+        from pyro_dssm.speech import write_audio
 
         for part in ("train", "valid", "test"):
             write_audio(folder / "shared" / part / "19-198-0001.wav", torch.rand(9000) - 0.5, 16000)

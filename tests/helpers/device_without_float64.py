@@ -157,13 +157,17 @@ class FromNumbers(TorchFunctionMode):
 def calls(folder, *, everything):
     """The library's entry points by name, each a function without arguments."""
     import pyro_dssm as dssm
-    from pyro_dssm import kalman, testing
-    from pyro_dssm.evaluation.identification import identification, latent_states, system_identification
-    from pyro_dssm.evaluation.imputation import coverage, imputation
-    from pyro_dssm.evaluation.prediction import open_loop
+    from pyro_dssm import kalman, speech, testing
+    from pyro_dssm.evaluation import (
+        coverage,
+        identification,
+        imputation,
+        latent_states,
+        open_loop,
+        system_identification,
+    )
     from pyro_dssm.objectives import constraints
-    from pyro_dssm.speech import metrics
-    from pyro_dssm.speech.audio import Spectrogram, griffin_lim
+    from pyro_dssm.speech import Spectrogram, griffin_lim
 
     x, mask = torch.randn(4, 5, 3), torch.rand(4, 5) < 0.7
     mask[:, 0] = True
@@ -210,7 +214,7 @@ def calls(folder, *, everything):
         "moderate_scale": lambda: constraints.first_multiplier(stays, constraints.moderate_scale(stays)),
         "autoencoder_error": lambda: constraints.autoencoder_error(model, guide, data, data, **quick),
         "mean_frame": lambda: stays.mean_frame(),
-        "si_sdr": lambda: metrics.si_sdr(torch.randn(4000, device=DEVICE), torch.randn(4000, device=DEVICE)),
+        "si_sdr": lambda: speech.si_sdr(torch.randn(4000, device=DEVICE), torch.randn(4000, device=DEVICE)),
         "griffin_lim": lambda: griffin_lim(torch.rand(5, 129, device=DEVICE), Spectrogram(256, 128), num_rounds=2),
     }
     found |= _of_kalman(dssm, kalman, data, quick, there, hidden, everything=everything)
@@ -278,10 +282,16 @@ def _of_the_zoo(dssm, testing, name, quick):
 
 
 def _of_speech(dssm, folder):
-    from pyro_dssm.speech.audio import Spectrogram, write_audio
-    from pyro_dssm.speech.metrics import score_speech
-    from pyro_dssm.speech.recordings import load_recordings
-    from pyro_dssm.speech.resynthesis import continue_speech, fill_gaps, generate_speech, resynthesise
+    from pyro_dssm.speech import (
+        Spectrogram,
+        continue_speech,
+        fill_gaps,
+        generate_speech,
+        load_recordings,
+        resynthesise,
+        score_speech,
+        write_audio,
+    )
 
     spectrogram = Spectrogram(window=64, hop=16, rate=8000)
     wave = 0.1 * torch.randn(900)

@@ -39,8 +39,9 @@ from wrong_calls import (
 
 import pyro_dssm as dssm
 import pyro_dssm.saving as checkpoints
-from pyro_dssm import emissions, kalman, plots, testing
+from pyro_dssm import emissions, kalman, plots, saving, speech, testing
 from pyro_dssm import evaluation as measures
+from pyro_dssm import training as runs
 from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, synthetic, transpose
 from pyro_dssm.data import pendulum as pendulums
 from pyro_dssm.evaluation import likelihood as evaluation
@@ -52,8 +53,6 @@ from pyro_dssm.nn import images
 from pyro_dssm.nn import layers as nn
 from pyro_dssm.nn.memories import Memories
 from pyro_dssm.nn.memory import Last, Recurrent
-from pyro_dssm.speech import audio, metrics, resynthesis
-from pyro_dssm.speech import recordings as speech
 from pyro_dssm.training import optim
 
 B, T, D, Z = 3, 5, 2, 2
@@ -91,7 +90,7 @@ def world():
     w.trajectories = dssm.Trajectories.from_arrays(torch.rand(6, T, 4, 4), torch.zeros(6, T, 1), torch.randn(6, T, 2))
     w.rolls = dssm.SequenceDataset([torch.eye(88), torch.zeros(3, 88)])
     w.splits = dssm.Splits(w.rolls, w.rolls, w.rolls)
-    w.spectrogram = audio.Spectrogram(window=32, hop=16, rate=16000)
+    w.spectrogram = speech.Spectrogram(window=32, hop=16, rate=16000)
     w.wave = 0.1 * torch.randn(2048)
     w.speaker = dssm.DMM(w.spectrogram.num_bins, Z, emission="gamma", **GATES)
     w.listener = dssm.PartialAlignment(w.speaker, **SMALL)
@@ -135,10 +134,10 @@ def _files():
     model = dssm.DMM(D, Z, emission="gaussian", **GATES)
     dssm.save(folder / "pair.safetensors", model, dssm.PartialAlignment(model, **SMALL))
     for name in ("a", "b"):
-        audio.write_audio(folder / f"{name}.wav", 0.1 * torch.randn(2048), 16000)
+        speech.write_audio(folder / f"{name}.wav", 0.1 * torch.randn(2048), 16000)
     speakers = folder / "speakers"
     for name in ("1-1-0000", "2-2-0000", "3-3-0000"):
-        audio.write_audio(speakers / f"{name}.wav", 0.1 * torch.randn(4000), 16000)
+        speech.write_audio(speakers / f"{name}.wav", 0.1 * torch.randn(4000), 16000)
     roll = dssm.SequenceDataset([torch.eye(88), torch.zeros(3, 88)])
     rolls.write_packed(folder / "rolls.npz", dssm.Splits(roll, roll, roll))
     midi.write_midi(folder / "scale.mid", torch.eye(88))
@@ -780,6 +779,71 @@ def training(w):
         dssm.first_multiplier,
         {**of_data, "nats": number(2.0, above=0), "scale": number(0.1, above=0)},
     )
+    yield from searching(w)
+
+
+def searching(w):
+    """What makes many runs or whole studies of training and measuring."""
+    pair = {"model": a_model(w), "guide": a_guide(w)}
+    yield Call(
+        "best_start",
+        dssm.best_start,
+        {
+            "make": function(lambda: (w.model, w.guide)),
+            "train": a_dataset(w),
+            "valid": a_dataset(w),
+            "num_starts": count(1, big=False),
+            "start_epochs": count(1, big=False),
+            "epochs": count(1, big=False),
+            "kl": function(dssm.ConstantKL, optional=True),
+            "optimizer": instance(dssm.Optimisation(), torch.optim.Adam, optional=True),
+            "seed": integer(0),
+        },
+        unknown=True,
+    )
+    yield Call(
+        "run_grid",
+        runs.run_grid,
+        {
+            "cells": kind([{"seed": 0}], ()),
+            "run": function(dict),
+            "folder": path(w.folder / "grid"),
+            "name_of": function(lambda cell: "cell"),
+            "num_processes": count(1, big=False),
+            "resume": flag(False),
+            "max_seconds": number(60.0, least=0, optional=True),
+            "on_result": function(len, optional=True),
+        },
+    )
+    yield Call(
+        "calibrate_and_impute",
+        runs.calibrate_and_impute,
+        {
+            **pair,
+            "valid": a_dataset(w),
+            "test": a_dataset(w),
+            "fraction": number(0.5, above=0, below=1),
+            "mean_frame": tensor(torch.zeros(D), dims=1, sizes=(0,), tied=False, device=False, optional=True),
+            "num_sequences": count(2, optional=True, big=False),
+            "num_samples": count(39, optional=True),
+            "num_rounds": count(1, big=False),
+            "batch_size": count(3, big=False),
+            "seed": integer(0),
+        },
+    )
+    covered = evaluation_of(w)
+    yield Call("CalibratedImputation", runs.CalibratedImputation, covered)
+    yield Call("atomic_write", _entered(saving.atomic_write), {"path": path(w.folder / "note")})
+    yield Call("write_json", lambda path: saving.write_json(path, {"a": 1.0}), {"path": path(w.folder / "note.json")})
+
+
+def evaluation_of(w):
+    """A calibration and an imputation, as instances."""
+    found = measures.coverage(torch.randn(39, 4, 2), torch.randn(4, 2))
+    one = torch.ones(2)
+    calibration = dssm.Calibration(one, found, found, one, one)
+    filled = measures.Imputation({"model": torch.ones(4)}, torch.ones(4), found, found)
+    return {"calibration": instance(calibration, filled), "imputation": instance(filled, calibration)}
 
 
 NUMERIC = {"integer", "float", "nan", "inf", "-inf", "-1", "0"}
@@ -801,6 +865,8 @@ def measuring(w):
         evaluation.log_weights,
         {**pair, "batch": instance(w.batch, w.x, w.data), "num_particles": count(2)},
     )
+    state = {"seed": integer(0), "calibrated": flag(False)}
+    yield Call("measuring", _entered(measures.measuring), {**pair, **state})
     vector = tensor(torch.ones(B), tied=False, finite=False, device=False, empty=False, lead=False, ints=True)
     yield Call(
         "Bound",
@@ -1240,6 +1306,9 @@ def data(w):
         w.trajectories.windows,
         {"length": count(2, high=T), "stride": count(1, optional=True, big=False)},
     )
+    yield Call("Trajectories.first", w.trajectories.first, {"length": count(2, big=False)})
+    columns = items([0], kind(0, {"0", "-1"}, lambda: {"too high": 2}))
+    yield Call("Trajectories.with_states", w.trajectories.with_states, {"columns": columns})
     yield Call("Trajectories of a slice", lambda index: w.trajectories[index], {"index": kind(slice(1), {"slice"})})
     yield Call("Trajectories.save_npz", w.trajectories.save_npz, {"path": path(w.folder / "saved.npz", right=TEXTS)})
     yield Call(
@@ -1358,7 +1427,7 @@ def reading(w):
     )
     yield Call(
         "read_audio",
-        audio.read_audio,
+        speech.read_audio,
         {
             "path": path(folder / "a.wav"),
             "rate": count(16000, big=False),
@@ -1368,7 +1437,7 @@ def reading(w):
     )
     yield Call(
         "write_audio",
-        audio.write_audio,
+        speech.write_audio,
         {
             "path": path(folder / "other.wav", **here),
             "wave": tensor(w.wave, dims=1, tied=False, device=False),
@@ -1459,7 +1528,7 @@ def _no_net(function):
 def sound(w):
     yield Call(
         "Spectrogram",
-        audio.Spectrogram,
+        speech.Spectrogram,
         {"window": count(32), "hop": count(16, also=("window",)), "rate": count(16000, big=False)},
     )
     wave = tensor(w.wave, dims=1, lead=True, tied=False, device=False, finite=False)
@@ -1487,12 +1556,12 @@ def sound(w):
     seed = {"seed": integer(0)}
     transform = {
         "spectrogram": instance(
-            s, audio.Spectrogram(window=64, hop=16), also=("magnitude", "power", "lost", "model", "wave")
+            s, speech.Spectrogram(window=64, hop=16), also=("magnitude", "power", "lost", "model", "wave")
         )
     }
     yield Call(
         "griffin_lim",
-        audio.griffin_lim,
+        speech.griffin_lim,
         {
             "magnitude": power,
             **transform,
@@ -1505,7 +1574,7 @@ def sound(w):
     phase = Argument(w.spectrum, lambda: {k: v for k, v in complex_.wrong().items() if k not in ("None")}, ("power",))
     yield Call(
         "to_wave",
-        resynthesis.to_wave,
+        speech.to_wave,
         {
             "power": Argument(power.good, _without(power.wrong, "negative within"), ("phase",)),
             **transform,
@@ -1519,7 +1588,7 @@ def sound(w):
     lost[500:700] = True
     gone = mask(lost, optional=False, rows=False)
     gone = Argument(lost, _without(gone.wrong, "device", "too long"))
-    yield Call("hidden_frames", resynthesis.hidden_frames, {"lost": gone, "spectrogram": instance(s)})
+    yield Call("hidden_frames", speech.hidden_frames, {"lost": gone, "spectrogram": instance(s)})
     pair = {
         "model": instance(w.speaker, w.listener, w.model, also=("guide",)),
         "guide": instance(w.listener, w.speaker, w.guide),
@@ -1527,7 +1596,7 @@ def sound(w):
     flat = tensor(w.wave, dims=1, tied=False, device=False)
     yield Call(
         "continue_speech",
-        resynthesis.continue_speech,
+        speech.continue_speech,
         {
             **pair,
             "wave": flat,
@@ -1539,7 +1608,7 @@ def sound(w):
     )
     yield Call(
         "generate_speech",
-        resynthesis.generate_speech,
+        speech.generate_speech,
         {
             "model": pair["model"],
             "seconds": number(0.01, above=0),
@@ -1551,7 +1620,7 @@ def sound(w):
     )
     yield Call(
         "fill_gaps",
-        resynthesis.fill_gaps,
+        speech.fill_gaps,
         {
             **pair,
             "wave": Argument(flat.good, _without(flat.wrong, "NaN within", "infinity within"), ("lost",)),
@@ -1564,7 +1633,7 @@ def sound(w):
     )
     yield Call(
         "resynthesise",
-        resynthesis.resynthesise,
+        speech.resynthesise,
         {
             **pair,
             "data": instance(w.speech, w.data, w.wave),
@@ -1586,17 +1655,17 @@ def sound(w):
     rate = {"rate": count(16000, big=False)}
     yield Call(
         "si_sdr",
-        metrics.si_sdr,
+        speech.si_sdr,
         {
             k: tensor(a.good, dims=1, lead=True, sizes=(0,), tied=False, device=False, finite=False, also=two)
             for k, a in waves.items()
         },
     )
-    yield Call("estoi", metrics.estoi, {**waves, **rate})
-    yield Call("pesq", metrics.pesq, {**waves, "rate": kind(16000), "band": choice("wide")})
+    yield Call("estoi", speech.estoi, {**waves, **rate})
+    yield Call("pesq", speech.pesq, {**waves, "rate": kind(16000), "band": choice("wide")})
     yield Call(
         "score_speech",
-        metrics.score_speech,
+        speech.score_speech,
         {
             "estimates": items(
                 [waves["estimate"].good], Argument(long, _without(waves["estimate"].wrong, "empty list")), least=1
@@ -1610,8 +1679,8 @@ def sound(w):
         },
     )
     table = {"si_sdr": torch.randn(3).double()}
-    yield Call("Scores", metrics.Scores, {"values": kind(table, (), lambda: {"numbers": {"si_sdr": 1.0}})})
-    scores = metrics.Scores(table)
+    yield Call("Scores", speech.Scores, {"values": kind(table, (), lambda: {"numbers": {"si_sdr": 1.0}})})
+    scores = speech.Scores(table)
     for name in ("interval", "mean", "missing"):
         yield Call(f"Scores.{name}", getattr(scores, name), {"name": choice("si_sdr")})
     yield Call(

@@ -23,8 +23,7 @@ from pyro_dssm.data.music import load_music
 from pyro_dssm.data.rolls import read_mat, read_packed, write_packed
 from pyro_dssm.data.sequences import SequenceDataset, Splits
 from pyro_dssm.data.trajectories import Trajectories
-from pyro_dssm.speech.audio import Spectrogram, read_audio
-from pyro_dssm.speech.recordings import load_recordings, load_speech
+from pyro_dssm.speech import Spectrogram, load_recordings, load_speech, read_audio
 
 SMALL = Spectrogram(window=64, hop=16, rate=16000)
 
@@ -256,8 +255,8 @@ READERS = {
     "speech.audio.read_audio": Reader(
         "a.wav", write_recording, lambda p: read_audio(p, min_samples=500), check_recording
     ),
-    "speech.recordings.load_recordings": Reader("a.wav", write_recording, load_recordings, check_recordings),
-    "speech.recordings.load_speech": Reader(
+    "speech.loading.load_recordings": Reader("a.wav", write_recording, load_recordings, check_recordings),
+    "speech.loading.load_speech": Reader(
         "a.wav", write_recording, _three(load_speech), lambda found: [check_recordings(part) for part in found]
     ),
     "data.fetch.fetch": Reader(

@@ -33,9 +33,7 @@ from pyro_dssm.data.midi import read_midi, write_midi
 from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.rolls import read_mat, read_packed, write_packed
 from pyro_dssm.data.trajectories import Trajectories
-from pyro_dssm.speech import _frames as _speech_frames
-from pyro_dssm.speech.audio import read_audio
-from pyro_dssm.speech.recordings import find_recordings, load_recordings, load_speech
+from pyro_dssm.speech import _frames, _kept, find_recordings, load_recordings, load_speech, read_audio
 
 mido = pytest.importorskip("mido")
 scipy = pytest.importorskip("scipy.io")
@@ -87,9 +85,10 @@ OTHERS = {
     "plots.films.write_gif",
     "programs.batch.Inputs.__init__",
     "speech.audio.write_audio",
-    "speech.recordings.SpeechDataset.__init__",
+    "speech.datasets.SpeechDataset.__init__",
     "speech.recordings.find_recordings",
     "training.fitting.fit",
+    "training.grids.run_grid",
 }
 ARGUMENTS = {"folder", "file", "files", "data_dir", "cache", "source", "checkpoint", "url"}
 
@@ -192,7 +191,7 @@ def test_what_is_no_regular_file_is_refused_at_once(name, kind, tmp_path):
     path.parent.mkdir(exist_ok=True)
     make, what = KINDS[kind]
     make(path)
-    if name.startswith("speech.recordings") and kind == "folder":  # of recordings, and there are none
+    if name.startswith("speech.loading") and kind == "folder":  # of recordings, and there are none
         with pytest.raises(ValueError, match="expected audio files"):
             load_recordings(path)
         return
@@ -856,7 +855,7 @@ def test_an_index_is_not_trusted(case, cached):
     kept = json.loads(index.read_text())
     del kept["checksum"]
     SPOILT[case](kept)
-    index.write_text(json.dumps({**kept, "checksum": _speech_frames._checksum_of(kept)}))
+    index.write_text(json.dumps({**kept, "checksum": _kept._checksum_of(kept)}))
     with within(3):
         again = read()
     assert all(torch.equal(a, b) for a, b in zip(first.sequences, again.sequences, strict=True))
@@ -902,7 +901,7 @@ def test_damaged_frames_are_computed_again(at, cached):
 def test_frames_that_were_copied_are_the_same_frames(cached, monkeypatch):
     read, first, _, frames = cached
     os.utime(frames, ns=(1, 10**18))
-    monkeypatch.setattr(_speech_frames, "read_with_rate", None)
+    monkeypatch.setattr(_frames, "read_with_rate", None)
     again = read()
     assert all(torch.equal(a, b) for a, b in zip(first.sequences, again.sequences, strict=True))
 

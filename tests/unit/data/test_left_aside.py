@@ -10,8 +10,7 @@ from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.rolls import read_mat, read_packed, write_packed
 from pyro_dssm.data.sequences import SequenceDataset, Splits
 from pyro_dssm.data.trajectories import Trajectories
-from pyro_dssm.speech.audio import Spectrogram
-from pyro_dssm.speech.recordings import find_recordings, load_recordings, load_speech
+from pyro_dssm.speech import Spectrogram, find_recordings, load_recordings, load_speech
 
 N, T, D = 4, 6, 2
 X = np.linspace(0, 1, N * T * D).reshape(N, T, D)

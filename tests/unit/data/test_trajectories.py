@@ -313,3 +313,49 @@ def test_pickles_are_not_opened(tmp_path):
 def test_short_description():
     assert repr(example()) == "Trajectories(6 x 7 frames of 1 x 2 x 2; controls of 1; states sin φ, φ̇)"
     assert repr(Trajectories(torch.zeros(2, 3, 4))) == "Trajectories(2 x 3 frames of 4)"
+
+
+def driven(lengths=None):
+    g = torch.Generator().manual_seed(0)
+    states = torch.rand(3, 6, 2, generator=g)
+    states[..., 0] = 0.5
+    return Trajectories(
+        torch.rand(3, 6, 4, generator=g),
+        torch.rand(3, 6, 1, generator=g),
+        states,
+        ("mass", "q"),
+        (1, 2, 2),
+        torch.rand(3, 6, generator=g) > 0.3,
+        lengths,
+    )
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([6, 2, 4])])
+def test_the_first_frames(lengths):
+    data = driven(lengths)
+    first = data.first(3)
+    for name in ("x", "controls", "states", "mask"):
+        assert torch.equal(getattr(first, name), getattr(data, name)[:, :3])
+    assert (first.state_names, first.image_shape) == (("mass", "q"), (1, 2, 2))
+    assert first.dataset().lengths == ([3, 3, 3] if lengths is None else [3, 2, 3])
+    assert torch.equal(data.first(9).x, data.x)
+    with pytest.raises(ValueError, match=r"^length: expected a positive integer, got 0"):
+        data.first(0)
+
+
+def test_states_that_vary():
+    data = driven()
+    assert data.varying_states() == [1]
+    kept = data.with_states(data.varying_states())
+    assert torch.equal(kept.states, data.states[..., 1:])
+    assert kept.state_names == ("q",)
+    assert (kept.with_states([]).states, kept.with_states([]).varying_states()) == (None, [])
+    assert data.with_states([-1, 0]).state_names == ("q", "mass")
+    for columns in ([2], [0.5], ["q"]):
+        with pytest.raises(ValueError, match=r"^columns\[0\]: expected"):
+            data.with_states(columns)
+
+
+def test_padding_does_not_vary():
+    """It is zero, which no frame of the first state is."""
+    assert driven(torch.tensor([6, 2, 4])).varying_states() == [1]

@@ -17,7 +17,7 @@ import pyro_dssm as dssm
 from pyro_dssm.emissions import EMISSIONS, PowerEmission, hide
 from pyro_dssm.emissions.power import EULER, FLOOR, LOUDEST, TAPS, UNIT, _Mixture
 from pyro_dssm.nn.layers import normal
-from pyro_dssm.speech.audio import Spectrogram
+from pyro_dssm.speech import Spectrogram
 from pyro_dssm.testing import (
     FORMS,
     check_hidden_values_change_nothing,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from linear_gaussian import ExactGuide, LinearGaussian
 
 import pyro_dssm as dssm
-from pyro_dssm.evaluation.identification import (
+from pyro_dssm.evaluation import (
     disentanglement,
     identification,
     latent_states,

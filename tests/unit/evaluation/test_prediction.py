@@ -11,9 +11,7 @@ from torch import nn
 
 import pyro_dssm as dssm
 from pyro_dssm._utils.gaps import interpolate, last_seen
-from pyro_dssm.evaluation import prediction
-from pyro_dssm.evaluation.imputation import coverage, imputation
-from pyro_dssm.evaluation.prediction import ByHorizon, open_loop
+from pyro_dssm.evaluation import ByHorizon, coverage, imputation, open_loop, prediction
 from pyro_dssm.nn.layers import normal
 
 
@@ -339,7 +337,7 @@ def test_errors_of_the_simple_methods_by_hand(monkeypatch):
     data = dssm.SequenceDataset([torch.tensor([1.0, 2.0, 5.0, 4.0]).view(4, 1), torch.tensor([3.0]).view(1, 1)])
     seen = torch.tensor([True, False, False, True])
     module = sys.modules[imputation.__module__]  # the package has the function under the same name
-    monkeypatch.setattr(module, "_hide_frames", lambda *args: [seen, torch.ones(1, dtype=torch.bool)])
+    monkeypatch.setattr(module, "hide_frames", lambda *args: [seen, torch.ones(1, dtype=torch.bool)])
     found = imputation(model, dssm.PartialAlignment(model), data, num_samples=39)
     # Visible are 1, 4 and 3, with the mean 8/3; the line has 2 and 3, the last frame 1 and 1.
     assert found.squares["interpolation"].tolist() == [0 + 4, 0]

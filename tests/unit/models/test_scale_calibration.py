@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pyro_dssm as dssm
-from pyro_dssm.evaluation.imputation import coverage, imputation, varying_entries
+from pyro_dssm.evaluation import coverage, imputation, varying_entries
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.training import calibration
 from pyro_dssm.training._crps import factors_of, score_of, shrunk

@@ -10,7 +10,7 @@ from linear_gaussian import DrawsOnly, LinearGaussian, StepGuide
 from torch import nn
 
 import pyro_dssm as dssm
-from pyro_dssm.evaluation.imputation import coverage
+from pyro_dssm.evaluation import coverage
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.particles import convergence, filling
 from pyro_dssm.particles.convergence import r_hat

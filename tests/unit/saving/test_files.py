@@ -22,7 +22,7 @@ import pyro_dssm as dssm
 from pyro_dssm.saving import _checksum, _json, read_run, read_tensors, write_tensors
 from pyro_dssm.saving._building import Bounded, Excess, Sizes
 from pyro_dssm.saving._describing import build, describe
-from pyro_dssm.speech.audio import Spectrogram
+from pyro_dssm.speech import Spectrogram
 
 READERS = {"load": dssm.load, "inspect": dssm.inspect, "read_tensors": read_tensors, "read_run": read_run}
 

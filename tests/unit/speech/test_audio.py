@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_dssm.speech.audio import Spectrogram, griffin_lim, read_audio, write_audio
+from pyro_dssm.speech import Spectrogram, griffin_lim, read_audio, write_audio
 
 PAPER = Spectrogram()
 SMALL = Spectrogram(window=64, hop=16, rate=8000)

@@ -17,8 +17,8 @@ from pystoi import stoi
 from scipy import stats
 from torch.testing import assert_close
 
-from pyro_dssm.speech import metrics
-from pyro_dssm.speech.metrics import METRICS, Scores, estoi, pesq, score_speech, si_sdr
+from pyro_dssm.speech import METRICS, Scores, estoi, pesq, score_speech, si_sdr
+from pyro_dssm.speech.scores import _single_thread
 
 RATE = 16000
 
@@ -289,7 +289,7 @@ def test_processes_score_the_same_in_the_same_order():
 def test_processes_are_told_to_use_one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    with metrics._single_thread():
+    with _single_thread():
         assert [os.environ[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")] == ["1", "1", "1"]
     assert os.environ["OMP_NUM_THREADS"] == "3"
     assert "MKL_NUM_THREADS" not in os.environ
@@ -298,7 +298,7 @@ def test_processes_are_told_to_use_one_thread(monkeypatch):
 def test_the_speech_packages_are_loaded_only_when_they_are_needed():
     script = """
 import sys, torch
-from pyro_dssm.speech.metrics import score_speech
+from pyro_dssm.speech import score_speech
 score_speech([torch.ones(4)], [torch.ones(4)], metrics=["si_sdr"])
 print(sorted({"pesq", "pystoi", "librosa"} & set(sys.modules)))
 """

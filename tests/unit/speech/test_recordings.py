@@ -18,9 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_dssm.data.sequences import batches
-from pyro_dssm.speech import _frames as _speech_frames
-from pyro_dssm.speech.audio import Spectrogram, read_audio, read_with_rate
-from pyro_dssm.speech.recordings import Recording, SpeechDataset, find_recordings, load_recordings, load_speech
+from pyro_dssm.speech import (
+    Recording,
+    Spectrogram,
+    SpeechDataset,
+    _frames,
+    _kept,
+    find_recordings,
+    load_recordings,
+    load_speech,
+    read_audio,
+)
+from pyro_dssm.speech.audio import read_with_rate
 
 SMALL = Spectrogram(window=64, hop=16, rate=8000)
 
@@ -193,7 +202,7 @@ def test_names_of_given_splits_in_capital_letters(tmp_path, caplog):
     lay_out(tmp_path)
     for old, new in (("train", "Train"), ("valid", "DEV"), ("test", "TEST")):
         (tmp_path / old).rename(tmp_path / new)
-    with caplog.at_level(logging.INFO, "pyro_dssm.speech.recordings"):
+    with caplog.at_level(logging.INFO, "pyro_dssm.speech"):
         assert [part.speakers for part in load(tmp_path)] == [["1", "3"], ["5"], ["7"]]
     assert "Given folders Train, DEV, TEST: 2 / 1 / 1 speakers" in caplog.text
     (tmp_path / "DEV").rename(tmp_path / "Development")
@@ -278,9 +287,9 @@ def test_too_few_speakers(tmp_path):
 def told(caplog, root, **options):
     """What the log says about a split."""
     caplog.clear()
-    with caplog.at_level(logging.INFO, "pyro_dssm.speech.recordings"):
+    with caplog.at_level(logging.INFO, "pyro_dssm.speech"):
         load(root, **options)
-    assert [(r.name, r.levelname) for r in caplog.records] == [("pyro_dssm.speech.recordings", "INFO")]
+    assert [(r.name, r.levelname) for r in caplog.records] == [("pyro_dssm.speech.loading", "INFO")]
     return caplog.messages[0]
 
 
@@ -458,7 +467,7 @@ def count_reads(monkeypatch):
         reads.append(path)
         return read_with_rate(path, *args, **kwargs)
 
-    monkeypatch.setattr(_speech_frames, "read_with_rate", reading)
+    monkeypatch.setattr(_frames, "read_with_rate", reading)
     return reads
 
 
@@ -534,7 +543,7 @@ def test_what_changed_is_computed_anew(case, corpus, tmp_path, monkeypatch):
 
 def test_another_version_is_computed_anew(corpus, tmp_path, monkeypatch):
     load(corpus, cache=tmp_path)
-    monkeypatch.setattr(_speech_frames, "_VERSION", 0)
+    monkeypatch.setattr(_kept, "_VERSION", 0)
     load(corpus, cache=tmp_path)
     assert len(list(tmp_path.glob("*.npy"))) == 2
 
@@ -589,7 +598,7 @@ def test_an_interrupted_write_leaves_nothing(corpus, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return read_with_rate(*args, **kwargs)
 
-    monkeypatch.setattr(_speech_frames, "read_with_rate", interrupted)
+    monkeypatch.setattr(_frames, "read_with_rate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load(corpus, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -600,9 +609,8 @@ def test_an_interrupted_write_leaves_nothing(corpus, tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from pyro_dssm.speech.audio import Spectrogram, read_with_rate
-from pyro_dssm.speech import _frames
-from pyro_dssm.speech.recordings import load_recordings
+from pyro_dssm.speech import Spectrogram, _frames, load_recordings
+from pyro_dssm.speech.audio import read_with_rate
 calls = 0
 def killed(*args, **kwargs):
     global calls
@@ -641,7 +649,7 @@ def test_processes_change_nothing(corpus, tmp_path, monkeypatch, caplog):
     alone = load(corpus, skip_bad=True)
     caplog.clear()
     # A copy of this process would have this and fail; one that starts afresh has not.
-    monkeypatch.setattr(_speech_frames, "read_with_rate", None)
+    monkeypatch.setattr(_frames, "read_with_rate", None)
     with caplog.at_level(logging.INFO, "pyro_dssm"):
         others = load(corpus, num_workers=2, cache=tmp_path, skip_bad=True)
     assert all(same(a, b) and a.levels == b.levels for a, b in zip(alone, others, strict=True))

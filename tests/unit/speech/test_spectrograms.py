@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
 from pyro_dssm.plots import mel_spectrogram, plot_mel
-from pyro_dssm.speech.audio import Spectrogram
+from pyro_dssm.speech import Spectrogram
 
 RATE = 16000
 

@@ -1,34 +1,20 @@
-"""What all measurements of a trained pair share: seeds, modes, checks and batches."""
+"""How data are gone through to be measured: checked, in batches of similar length, and put back in order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_seed, kind_of
-from .._utils.devices import generators_kept
+from .._utils.checks import kind_of
 from ..data.sequences import Batch, SequenceDataset, batch_indices, collate
-from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
-from ..programs._program import evaluating
 
-__all__ = ["ENTRIES_AT_ONCE", "check_data", "grouped", "in_order", "measuring", "observed_entries"]
+__all__ = ["ENTRIES_AT_ONCE", "check_data", "grouped", "in_order", "observed_entries"]
 
 # Samples of frames are drawn in parts of at most this many numbers.
 ENTRIES_AT_ONCE = 30_000_000
-
-
-@contextmanager
-def measuring(model: DSSM, guide: BaseGuide, seed: int) -> Iterator[None]:
-    """Neither gradients nor dropout, draws that follow from the seed, and generators left as they were."""
-    check_pair(model, guide)
-    check_seed(seed)
-    with generators_kept(model._like.device), evaluating(model, guide), torch.no_grad():
-        torch.manual_seed(seed)
-        yield
 
 
 def check_data(name: str, data: object, model: DSSM) -> SequenceDataset:
