@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._linalg import _half
+from ._roots import lower_half
 
 __all__ = ["gain_value", "inverse_root", "log_density", "root_value", "valued"]
 
@@ -101,7 +101,7 @@ class _Root(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (root,) = ctx.saved_tensors
-        half = _half(root.mT @ grads[0])
+        half = lower_half(root.mT @ grads[0])
         left = torch.linalg.solve_triangular(root.mT, half + half.mT, upper=True)
         return 0.5 * torch.linalg.solve_triangular(root, left, upper=False, left=False), None
 

@@ -1729,7 +1729,8 @@ def drawing(w):
 
 def filters(w):
     eye = torch.eye(2)
-    both = ("y", "initial", "transition", "noise", "emission", "emission_noise", "offset", "emission_offset", "mask")
+    of_model = ("initial", "transition", "noise", "emission", "emission_noise", "offset", "emission_offset")
+    both = ("y", *of_model, "mask", "valid")
 
     def square(good):
         def more():
@@ -1738,6 +1739,8 @@ def filters(w):
         return tensor(good, dims=2, sizes=(-2, -1), lead=True, more=more)
 
     vector = tensor(torch.zeros(2), dims=1, sizes=(0,), lead=True, finite=False)
+    steps = mask(torch.ones(B, T).bool())
+    valid = Argument(steps.good, _without(steps.wrong, "a scalar", "a dimension too few"))  # which broadcast
     initial = instance(
         w.gaussian,
         (w.gaussian.mean,),
@@ -1756,13 +1759,14 @@ def filters(w):
         "offset": Argument(vector.good, _without(vector.wrong, "None")),
         "emission_offset": Argument(vector.good, _without(vector.wrong, "None")),
         "mask": mask(w.mask),
+        "valid": valid,
     }
     root = {"square_root": flag(False)}
     yield Call("kalman_filter", kalman.kalman_filter, {**a, **root})
     yield Call("kalman_filter of a size", kalman.kalman_filter, {**a, "emission": count(2, high=2)})
     yield Call("parallel_filter", kalman.parallel_filter, a)
     linearise = kalman.by_jacobian(lambda z, _: 0.9 * z.sin(), 0.1 * eye)
-    few = {k: a[k] for k in ("y", "initial", "emission", "emission_noise", "mask")}
+    few = {k: a[k] for k in ("y", "initial", "emission", "emission_noise", "mask", "valid")}
     not_functions = function(linearise).wrong
     wrong_function = Argument(
         linearise,
@@ -1793,13 +1797,12 @@ def filters(w):
     for cls in (kalman.Gaussian, kalman.Filtered, kalman.Smoothed, kalman.BackwardConditionals):
         yield Call(cls.__name__, cls, {name: any_tensor for name in cls._fields})
     found = instance(w.filtered, w.gaussian, tuple(w.filtered), w.filtered.mean)
-    ends = mask(torch.zeros(B, T).bool())
     for name in ("rts_smoother", "parallel_smoother"):
-        yield Call(name, getattr(kalman, name), {"filtered": found})
+        yield Call(name, getattr(kalman, name), {"filtered": found, "valid": valid})
     yield Call(
         "backward_conditionals",
         kalman.backward_conditionals,
-        {"filtered": found, "ends": Argument(ends.good, _without(ends.wrong, "a scalar", "a dimension too few"))},
+        {"filtered": found, "valid": valid},
     )
     z = tensor(torch.randn(B, T, 2), dims=3, lead=True, sizes=(-3, -2, -1), finite=False)
     yield Call(
@@ -1808,7 +1811,7 @@ def filters(w):
         {
             "filtered": found,
             "z": z,
-            "ends": Argument(ends.good, _without(ends.wrong, "a scalar", "a dimension too few")),
+            "valid": valid,
         },
     )
     yield Call(
@@ -1817,7 +1820,7 @@ def filters(w):
         {
             "filtered": found,
             "sample_shape": items((2,), count(2, low=0, big=False)),
-            "ends": Argument(ends.good, _without(ends.wrong, "a scalar", "a dimension too few")),
+            "valid": valid,
             "noise": tensor(torch.randn(2, B, T, 2), sizes=(0, 1, 2, 3), optional=True, finite=False),
         },
     )
@@ -2161,7 +2164,7 @@ def calls(w=None, areas=AREAS):
 # What is public and has no good call here, a class with all its methods, by the reason.
 _EXEMPT = {
     "what the library makes and hands on itself, in every step; its arguments have been checked before": """
-        BackwardLaw Carry CodeFirst CodePath CodedState DSSM.emission_from DSSM.path DSSM.receive DSSM.try_transition
+        BackwardChain Carry CodeFirst CodePath CodedState DSSM.emission_from DSSM.path DSSM.receive DSSM.try_transition
         DSSM.values_along DSSM.values_by_step EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
         GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
         NoiseGuide.read_context Shared check_model posterior DSSM.first_law DSSM.frames_from
@@ -2169,7 +2172,7 @@ _EXEMPT = {
         GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
-        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_law check_finite complete
+        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_chain check_finite complete
         cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
         gaussian_log_prob in_own_units innovation_cov join log_likelihood nan_allowed normal_of plates prepare
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
