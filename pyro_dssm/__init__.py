@@ -2,7 +2,8 @@
 
 from ._utils.divergence import DivergenceWarning
 from .data.gaps import RandomGaps
-from .data.sequences import Batch, SequenceDataset, Splits
+from .data.sequences import Batch, SequenceDataset
+from .data.splits import Splits
 from .data.trajectories import Trajectories
 from .emissions import Emission
 from .evaluation.likelihood import Bound, Score, evaluate

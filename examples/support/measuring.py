@@ -12,7 +12,7 @@ from pyro_dssm.evaluation.identification import disentanglement, latent_states, 
 from pyro_dssm.evaluation.imputation import Imputation, imputation
 from pyro_dssm.evaluation.prediction import open_loop
 
-from .systems import KNOWN, Parts, cut
+from .systems import KNOWN, cut
 
 
 def measure(
@@ -63,7 +63,7 @@ def horizons(data: Trajectories) -> tuple[int, tuple[int, ...]]:
 
 
 def fill_in(
-    model: dssm.DSSM, guide: dssm.Guide, parts: Parts, out: Path, *, seed: int, smoke: bool
+    model: dssm.DSSM, guide: dssm.Guide, parts: dssm.Splits[Trajectories], out: Path, *, seed: int, smoke: bool
 ) -> tuple[dssm.Calibration, Imputation]:
     """Calibrates the intervals on validation sequences, then fills in half of the frames of test sequences."""
     # Of a guide whose draws have to be corrected in gaps, a few sequences take as long as many of a Kalman guide.

@@ -61,7 +61,9 @@ def _claim(file: Path, args: argparse.Namespace) -> None:
     write_json(file, now)
 
 
-def fit(args: argparse.Namespace, model: dssm.DSSM, guide: dssm.Guide, data: dssm.Splits, **more: Any) -> dssm.History:
+def fit(
+    args: argparse.Namespace, model: dssm.DSSM, guide: dssm.Guide, data: dssm.Splits[dssm.SequenceDataset], **more: Any
+) -> dssm.History:
     """Trains as the command line says; the output folder keeps the checkpoints."""
     options = ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "averaging", "truncate", "patience", "seed")
     chosen = {

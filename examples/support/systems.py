@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -23,14 +23,6 @@ STRATEGIES = ("elbo", "annealed", "constrained")
 KNOWN = 10  # frames that an open-loop prediction starts from
 
 
-class Parts(NamedTuple):
-    """Trajectories to learn from, to choose with, and to report once."""
-
-    train: Trajectories
-    valid: Trajectories
-    test: Trajectories
-
-
 @dataclass(frozen=True)
 class System:
     """A system, and what suits it."""
@@ -42,12 +34,14 @@ class System:
     static: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
-    def parts(self, seed: int, *, count: int = 500, length: int | None = None, horizon: int = 100) -> Parts:
+    def parts(
+        self, seed: int, *, count: int = 500, length: int | None = None, horizon: int = 100
+    ) -> dssm.Splits[Trajectories]:
         """Training sequences, and longer ones to validate and to test with, all from one seed."""
         assert self.make is not None
         long = KNOWN + horizon
         sizes = ((count, length or self.length), (max(count // 5, 2), long), (max(count // 5, 2), long))
-        return Parts(*(self.make(n, t, seed=3 * seed + i, **self.options) for i, (n, t) in enumerate(sizes)))
+        return dssm.Splits(*(self.make(n, t, seed=3 * seed + i, **self.options) for i, (n, t) in enumerate(sizes)))
 
 
 SYSTEMS = {
@@ -59,14 +53,14 @@ SYSTEMS = {
 }
 
 
-def walking(folder: str | None, *, length: int = 50, horizon: int = 50) -> Parts:
+def walking(folder: str | None, *, length: int = 50, horizon: int = 50) -> dssm.Splits[Trajectories]:
     """CMU walking: training windows that overlap, and windows to validate and to test with."""
     found = load_mocap(folder)
     long = KNOWN + horizon
-    return Parts(found.train.windows(length, length // 2), found.valid.windows(long), found.test.windows(long))
+    return dssm.Splits(found.train.windows(length, length // 2), found.valid.windows(long), found.test.windows(long))
 
 
-def own(data: Trajectories, length: int) -> Parts:
+def own(data: Trajectories, length: int) -> dssm.Splits[Trajectories]:
     """A user's own trajectories: 60 % to train on, in windows that overlap, 20 % to choose with, 20 % to report.
 
     They stay in their own units; the model standardises them (`units`). Columns of the true states that do not vary in
@@ -79,7 +73,7 @@ def own(data: Trajectories, length: int) -> Parts:
         raise ValueError("x: expected sequences of at least 2 frames, got 1.")
     train, valid, test = data.split()
     length = min(length, data.x.shape[1])
-    parts = Parts(train.windows(length, max(1, length // 2)), valid, test)
+    parts = dssm.Splits(train.windows(length, max(1, length // 2)), valid, test)
     if data.states is None:
         return parts
     names = data.state_names
@@ -88,9 +82,9 @@ def own(data: Trajectories, length: int) -> Parts:
     ranges = [cut(part, length).states.flatten(0, 1).aminmax(dim=0) for part in parts]  # type: ignore[union-attr]
     varies = torch.stack([low < high for low, high in ranges]).all(0)
     if not varies.any():
-        return Parts(*(replace(part, states=None, state_names=()) for part in parts))
+        return dssm.Splits(*(replace(part, states=None, state_names=()) for part in parts))
     kept = tuple(name for name, ok in zip(names, varies.tolist(), strict=True) if ok)
-    return Parts(*(replace(part, states=part.states[..., varies], state_names=kept) for part in parts))
+    return dssm.Splits(*(replace(part, states=part.states[..., varies], state_names=kept) for part in parts))
 
 
 def units(train: Trajectories) -> dssm.Standardise:

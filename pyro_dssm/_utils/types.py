@@ -163,7 +163,9 @@ def _numeric(annotation: Any) -> bool:
 
 def _kind(annotation: Any) -> _Kind | None:
     """What an annotation allows; ``None`` for anything."""
-    if annotation is Any or isinstance(annotation, typing.TypeVar):
+    if isinstance(annotation, typing.TypeVar):
+        annotation = Any if annotation.__bound__ is None else annotation.__bound__
+    if annotation is Any:
         return None
     if annotation is None or annotation is type(None):
         return _Kind("None", "None", lambda value: value is None)
@@ -185,9 +187,20 @@ def _kind(annotation: Any) -> _Kind | None:
         return _tuple(args)
     if container in _CONTAINERS:
         return _container(container, args)
-    if isinstance(container, type) and container is not object and not getattr(container, "_is_protocol", False):
+    named = isinstance(container, type) and issubclass(container, tuple) and hasattr(container, "_fields")
+    if named and len(args) == 1:
+        return _named_tuple(container, _kind(args[0]))
+    # A protocol that is not checkable at run time is left to type checkers.
+    unknown = getattr(container, "_is_protocol", False) and not getattr(container, "_is_runtime_protocol", False)
+    if isinstance(container, type) and container is not object and not unknown:
         name = container.__name__
-        return _Kind(_a(name), f"{name} objects", lambda value: isinstance(value, container), by_type=True)
+        # A class has what its instances have, so it would pass for one of a protocol.
+        return _Kind(
+            _a(name),
+            f"{name} objects",
+            lambda value: isinstance(value, container) and not (isinstance(value, type) and container is not type),
+            by_type=True,
+        )
     return None
 
 
@@ -271,6 +284,8 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
         return list(value.items())
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 1:
         return list(enumerate(value.tolist()))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
     return list(enumerate(value)) if isinstance(value, collections.abc.Collection | Tensor) else []
 
 
@@ -293,6 +308,21 @@ def _container(container: Any, args: Sequence[Any]) -> _Kind:
     said = ("a dictionary", "dictionaries") if wanted is Mapping else ("a list", "lists")
     of = "" if element is None else f" of {element.many}"
     return _Kind(said[0] + of, said[1] + of, holds, contains, element, by_type=True)
+
+
+def _named_tuple(container: type, element: _Kind | None) -> _Kind:
+    """A named tuple that is generic in the type of all its fields."""
+    name = container.__name__
+    if element is None:
+        return _Kind(_a(name), f"{name} objects", lambda value: isinstance(value, container), by_type=True)
+    return _Kind(
+        f"{_a(name)} of {element.many}",
+        f"{name} objects of {element.many}",
+        lambda value: isinstance(value, container) and all(element.holds(part) for _, part in _parts(value)),
+        lambda value: isinstance(value, container),
+        element,
+        by_type=True,
+    )
 
 
 def _tuple(args: Sequence[Any]) -> _Kind:

@@ -25,7 +25,8 @@ from .._utils.reading import contents, refusing
 from .._utils.types import check_types
 from ._npz import open_archive, unpacked
 from .rolls import KEYS, LOWEST_PITCH, read_packed, write_packed
-from .sequences import SequenceDataset, Splits
+from .sequences import SequenceDataset
+from .splits import Splits
 
 __all__ = ["bach_chorales", "build_chorales", "cache_folder", "chorale_files", "read_chorale"]
 
@@ -54,7 +55,7 @@ Note = tuple[float, float, int]
 """Begin and end in quarter notes, and MIDI pitch."""
 
 
-def bach_chorales(cache: str | os.PathLike[str] | None = None) -> Splits:
+def bach_chorales(cache: str | os.PathLike[str] | None = None) -> Splits[SequenceDataset]:
     """Loads Bach's chorales, made from music21's corpus on first use.
 
     Making them takes about half a minute; the result is kept as a packed file, which is written
@@ -145,7 +146,7 @@ def _work(path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2] or 0)
 
 
-def build_chorales(files: Iterable[str | os.PathLike[str]]) -> Splits:
+def build_chorales(files: Iterable[str | os.PathLike[str]]) -> Splits[SequenceDataset]:
     """Reads scores and splits them, about 60 / 20 / 20 and always in the same way.
 
     Every fifth work goes to valid, every fifth to test. Variants of a work stay in one split, and of

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 from .._utils.checks import one_of, positive, positive_integers, told_apart
 from .._utils.files import atomic_write
 from .._utils.reading import named
-from .._utils.types import check_types, checked
+from .._utils.types import check_types
 from ._npz import MAX_NPZ_BYTES, read_npz
-from .sequences import SequenceDataset, Splits, split_ranges
+from .sequences import SequenceDataset
+from .splits import Splits, split_ranges
 
-__all__ = ["Trajectories", "TrajectorySplits"]
+__all__ = ["Trajectories"]
 
 _ARRAYS = ("x", "u", "state", "mask", "lengths", "state_names")
 _ALIASES = {"controls": "u", "states": "state"}
@@ -155,11 +156,11 @@ class Trajectories:
         controls, states, mask, lengths = (None if v is None else change(v) for v in rest)
         return Trajectories(change(self.x), controls, states, self.state_names, self.image_shape, mask, lengths)
 
-    def split(self, train: float = 0.6, valid: float = 0.2, test: float = 0.2) -> TrajectorySplits:
+    def split(self, train: float = 0.6, valid: float = 0.2, test: float = 0.2) -> Splits[Trajectories]:
         """Parts the set in its order.
 
         Args:
-            train: Share of the sequences to train on, a float; or their count, an integer.
+            train: Fraction of the sequences to train on, a float; or their count, an integer.
             valid: The same for those to choose with.
             test: The same for those to report.
 
@@ -170,7 +171,7 @@ class Trajectories:
             ValueError: If there are fewer than three sequences, or the parts are not positive or more than there is.
         """
         parts = split_ranges(len(self), train, valid, test)
-        return TrajectorySplits(*(self[part.start : part.stop] for part in parts))
+        return Splits(*(self[part.start : part.stop] for part in parts))
 
     def windows(self, length: int, stride: int | None = None) -> Trajectories:
         """Cuts every sequence into shorter ones of one length; frames at the end that fill no window are left out.
@@ -328,19 +329,6 @@ class Trajectories:
         with atomic_write(path) as file:
             np.savez_compressed(file, **arrays)
         return Path(path)
-
-
-@checked()
-class TrajectorySplits(NamedTuple):
-    """Three sets: to train on, to choose with, and to report once."""
-
-    train: Trajectories
-    valid: Trajectories
-    test: Trajectories
-
-    def datasets(self) -> Splits:
-        """The sets in the form that training takes."""
-        return Splits(*(part.dataset() for part in self))
 
 
 def _names(array: np.ndarray | None) -> list[str] | None:

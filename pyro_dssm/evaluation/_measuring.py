@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .._utils.checks import check_seed, kind_of
 from .._utils.devices import generators_kept
-from ..data.sequences import Batch, SequenceDataset, batch_indices, collate
+from ..data.batching import batch_indices, collate
+from ..data.sequences import Batch, SequenceDataset
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ..programs._program import evaluating

@@ -15,7 +15,8 @@ from torch import Tensor
 from .._utils.checks import check_seed, floats, positive
 from .._utils.devices import generators_kept, wide
 from .._utils.types import check_types
-from ..data.sequences import Batch, SequenceDataset, batch_indices, collate
+from ..data.batching import batch_indices, collate
+from ..data.sequences import Batch, SequenceDataset
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ..programs._program import evaluating

@@ -7,15 +7,16 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .._utils.checks import check_seed, number, one_of, positive
 from .._utils.reading import file_path
-from .._utils.types import check_types, checked
-from ..data.sequences import SequenceDataset, chosen_of, index_of, split_ranges
+from .._utils.types import check_types
+from ..data.sequences import SequenceDataset, chosen_of, index_of
+from ..data.splits import Splits, split_ranges
 from ._frames import Found, Options, load_frames
 from .audio import MAX_SAMPLES, Spectrogram, read_with_rate
 
@@ -172,13 +173,7 @@ class SpeechDataset(SequenceDataset):
         return SequenceDataset(parts)
 
 
-@checked()
-class SpeechSplits(NamedTuple):
-    """Three sets of recordings: to train on, to choose with, and to report once."""
-
-    train: SpeechDataset
-    valid: SpeechDataset
-    test: SpeechDataset
+SpeechSplits: TypeAlias = Splits[SpeechDataset]
 
 
 def find_recordings(folder: str | os.PathLike[str]) -> list[Recording]:
@@ -319,7 +314,7 @@ def load_speech(
     num_workers: int = 0,
     allow_shared_speakers: bool = False,
     max_samples: int = MAX_SAMPLES,
-) -> SpeechSplits:
+) -> Splits[SpeechDataset]:
     """Loads the recordings of a folder: to train on, to choose with, and to test.
 
     Where the folder holds folders ``train``, ``valid`` (or ``dev``) and ``test``, in capital letters or small, these
@@ -380,7 +375,7 @@ def load_speech(
     for name, part in zip(_PARTS, parts, strict=True):
         sets.append(_dataset(part, frames, options, f"the {name} set"))
     _log.info("%s: %s", how, _sizes(sets))
-    return SpeechSplits(*sets)
+    return Splits(*sets)
 
 
 def load_recordings(

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._utils.checks import check_seed, floats, number, one_of, positive, shown
 from .._utils.devices import generators_kept
 from .._utils.types import check_types
-from ..data.sequences import batch_indices, collate
+from ..data.batching import batch_indices, collate
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ._frames import FLOOR

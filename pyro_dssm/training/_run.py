@@ -25,7 +25,8 @@ from .._utils.checks import natural, real
 from .._utils.files import FolderLock, atomic_write, remove_leftovers
 from .._utils.interrupts import uninterrupted
 from .._utils.types import check_types
-from ..data.sequences import Batch, SequenceDataset, batch_indices, collate, load_groups
+from ..data.batching import batch_indices, collate, load_groups
+from ..data.sequences import Batch, SequenceDataset
 from ..evaluation._measuring import observed_entries
 from ..evaluation.likelihood import bounds
 from ..guides import BaseGuide

@@ -10,7 +10,8 @@ import torch
 
 from .._utils.devices import generators_kept
 from .._utils.types import check_types
-from ..data.sequences import SequenceDataset, batches
+from ..data.batching import batches
+from ..data.sequences import SequenceDataset
 from ..evaluation._measuring import check_data
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM

@@ -31,7 +31,8 @@ from .._utils.devices import generators_kept
 from .._utils.extras import require
 from .._utils.interrupts import uninterrupted
 from .._utils.types import check_types
-from ..data.sequences import Batch, SequenceDataset, collate
+from ..data.batching import collate
+from ..data.sequences import Batch, SequenceDataset
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ..objectives.elbo import ConstantKL, KLSchedule, RecordingELBO

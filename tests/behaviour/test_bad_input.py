@@ -7,7 +7,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import pyro_dssm as dssm
-from pyro_dssm.data.sequences import batch_indices
+from pyro_dssm.data.batching import batch_indices
 from pyro_dssm.emissions import AutoregressiveBernoulliEmission, GaussianEmission, ItakuraSaitoEmission, hide
 from pyro_dssm.nn.memories import Recurrent
 

@@ -39,7 +39,20 @@ from wrong_calls import (
 
 import pyro_dssm as dssm
 from pyro_dssm import emissions, kalman, plots, testing
-from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, synthetic, transpose
+from pyro_dssm.data import (
+    ball,
+    batching,
+    chorales,
+    fetch,
+    midi,
+    mocap,
+    music,
+    reacher,
+    rolls,
+    sequences,
+    synthetic,
+    transpose,
+)
 from pyro_dssm.data import pendulum as pendulums
 from pyro_dssm.evaluation import identification, imputation, prediction
 from pyro_dssm.evaluation import likelihood as evaluation
@@ -1089,22 +1102,19 @@ def data(w):
     yield Call("Item", sequences.Item, {"x": any_tensor, "mask": maybe, "controls": maybe})
     parts = ("train", "valid", "test")
     yield Call("Splits", dssm.Splits, {name: any_dataset(w) for name in parts})
-    sets = instance(w.trajectories, w.data)
-    yield Call("TrajectorySplits", type(w.trajectories.split()), {name: sets for name in parts})
     yield Call(
         "Mocap",
         mocap.Mocap,
         {
-            **{name: sets for name in parts},
+            "splits": kind(w.trajectories.split(), (), lambda: {"of other sets": dssm.Splits(w.data, w.data, w.data)}),
             "mean": any_tensor,
             "std": any_tensor,
             "channels": items((0, 1), count(1, low=0)),
         },
     )
-    moved = mocap.Mocap(w.trajectories, w.trajectories, w.trajectories, torch.zeros(2), torch.ones(2), (0, 1))
+    moved = mocap.Mocap(w.trajectories.split(), torch.zeros(2), torch.ones(2), (0, 1))
     of_angles = {"dims": 1, "lead": True, "sizes": (-1,), "tied": False, "finite": False, "empty": False}
     yield Call("Mocap.degrees", moved.degrees, {"x": tensor(torch.zeros(3, 2), **of_angles)})
-    yield Call("SpeechSplits", speech.SpeechSplits, {name: instance(w.speech, w.data) for name in parts})
     row = tensor(torch.zeros(3, D), dims=2, tied=False, finite=False, device=False)
     mark = mask(torch.ones(3, D).bool(), optional=False, rows=True)
     lead = tensor(torch.zeros(3, 1), dims=2, sizes=(0,), tied=False, finite=False, device=False)
@@ -1131,7 +1141,7 @@ def data(w):
     yield Call("Batch.to", w.batch.to, {"like": kind(torch.zeros(()), {"tensor", "meta tensor", "half"})})
     yield Call(
         "batches",
-        _used(sequences.batches),
+        _used(batching.batches),
         {
             "data": any_dataset(w),
             "batch_size": count(2, big=False),
@@ -1142,7 +1152,7 @@ def data(w):
     )
     yield Call(
         "collate",
-        sequences.collate,
+        batching.collate,
         {"items": items([w.data[0], w.data[1]], instance(w.data[0], w.x, w.data, w.narrow[0]), least=1)},
     )
     yield Call(
@@ -2172,7 +2182,7 @@ _EXEMPT = {
         GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
-        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_chain check_finite complete
+        Recurrent.step Sampled SequenceSet Site StateMemory.scan StateMemory.step Steps backward_chain check_finite complete
         cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
         gaussian_log_prob in_own_units innovation_cov join log_likelihood nan_allowed normal_of plates prepare
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first

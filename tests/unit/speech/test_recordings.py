@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_dssm.data.sequences import batches
+from pyro_dssm.data.batching import batches
 from pyro_dssm.speech import _frames as _speech_frames
 from pyro_dssm.speech.audio import Spectrogram, read_audio, read_with_rate
 from pyro_dssm.speech.recordings import Recording, SpeechDataset, find_recordings, load_recordings, load_speech
