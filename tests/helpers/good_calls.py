@@ -349,14 +349,15 @@ def models(w):
         unknown=True,
     )
     edge = {"z_from_z": "markov", "z_from_x": "none", "x_from_z": "markov", "x_from_x": "none"}
-    yield Call("Structure", dssm.Structure, {name: choice(good) for name, good in edge.items()})
+    for name, cls in (("Structure", dssm.Structure), ("Edges", dssm.Structure.__base__)):
+        yield Call(name, cls, {which: choice(good) for which, good in edge.items()})
     yield Call("Structure.named", dssm.Structure.named, {"name": choice("VRNN", right={"numeric text"})})
     yield Call("Structure.all", lambda chain: dssm.Structure.all(chain=chain), {"chain": flag(True)})
     s = dssm.Structure()
-    yield Call("Structure.arrows", s.arrows, {"steps": count(3)})
+    yield Call("Edges.arrows", s.arrows, {"steps": count(3)})
     yield Call("Structure.draw", s.draw, {"steps": count(3)})
-    yield Call("Structure.parents_of_x", s.parents_of_x, {"t": count(2)})
-    yield Call("Structure.parents_of_z", s.parents_of_z, {"t": count(2)})
+    yield Call("Edges.parents_of_x", s.parents_of_x, {"t": count(2)})
+    yield Call("Edges.parents_of_z", s.parents_of_z, {"t": count(2)})
     yield Call("Structure.plot", _cleared(s.plot), {"ax": instance(w.ax[0], optional=True), "steps": count(3)})
     yield Call("Standardise", dssm.Standardise, {"x_dim": count(D), "shared": flag(False)})
     yield Call(
@@ -2179,12 +2180,12 @@ _EXEMPT = {
         GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
         NoiseGuide.read_context Shared check_model posterior DSSM.first_law DSSM.frames_from
         DSSM.transition_from DSSM.zeta_law Divergences FlowGuide.path FlowGuide.push FlowPath Guide.path
-        GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
+        SequenceSet GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
-        Recurrent.step Sampled SequenceSet Site StateMemory.scan StateMemory.step Steps backward_chain check_finite complete
+        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_chain check_finite complete
         cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
-        gaussian_log_prob in_own_units innovation_cov join log_likelihood nan_allowed normal_of plates prepare
+        gaussian_log_prob in_order in_own_units innovation_cov join key log_likelihood nan_allowed normal_of plates prepare
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """
