@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._utils.checks import kind_of, shown, told_apart
+from .._utils.checks import kind_of, shown
+from .._utils.rounding import told_apart
 from .._utils.types import check_types, checked
 
 __all__ = ["Batch", "Item", "SequenceDataset"]

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._utils.checks import one_of, positive, positive_integers, told_apart
+from .._utils.checks import one_of, positive, positive_integers
 from .._utils.files import atomic_write
 from .._utils.reading import named
+from .._utils.rounding import told_apart
 from .._utils.types import check_types
 from ._npz import MAX_NPZ_BYTES, read_npz
 from .sequences import SequenceDataset

@@ -2185,7 +2185,8 @@ _EXEMPT = {
         Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
         Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_chain check_finite complete
         cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
-        gaussian_log_prob in_order in_own_units innovation_cov join key log_likelihood nan_allowed normal_of plates prepare
+        in_order key
+        gaussian_log_prob in_own_units innovation_cov join log_likelihood nan_allowed normal_of plates prepare
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """
