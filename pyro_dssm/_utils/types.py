@@ -38,6 +38,8 @@ def check_types(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
         ValueError: If one has another type; the message names it, or the element of it.
 
     Example:
+        >>> from collections.abc import Sequence
+        >>> from torch import Tensor
         >>> def shift(x: Tensor, names: Sequence[str] = (), wrap: bool = False) -> None:
         ...     check_types(shift, locals())
         >>> shift([1.0])
@@ -65,8 +67,8 @@ def checked(*optional: str) -> Callable[[T], T]:
         >>> from typing import NamedTuple
         >>> @checked()
         ... class Pair(NamedTuple):
-        ...     first: Tensor
-        ...     second: Tensor | None = None
+        ...     first: torch.Tensor
+        ...     second: torch.Tensor | None = None
         >>> Pair(3)
         Traceback (most recent call last):
         ValueError: first: expected a torch.Tensor, got int.
