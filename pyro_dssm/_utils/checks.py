@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ __all__ = [
     "shown",
     "whole",
 ]
+
+D = TypeVar("D")
 
 MOST = 2**31 - 1  # of what is made or gone through at once; numbers of rounds or epochs have no such end
 _FEW, _WIDE = 8, 48  # elements and letters of a value that a message shows
@@ -230,7 +232,7 @@ def floats(
     return value
 
 
-def event(method: str, fn: Any, dim: int) -> Any:
+def event(method: str, fn: D, dim: int) -> D:
     """Returns a distribution over the last dimension; raises ``ValueError`` for one over anything else."""
     shape = tuple(getattr(fn, "event_shape", (None,)))
     if shape != (dim,):

@@ -24,12 +24,12 @@ class Kind:
 
     said: str
     many: str  # how several are said
-    holds: Callable[[Any], bool]
-    contains: Callable[[Any], bool] | None = None  # whether it is a container that may hold such elements
+    holds: Callable[[object], bool]
+    contains: Callable[[object], bool] | None = None  # whether it is a container that may hold such elements
     element: Kind | None = None
     by_type: bool = False  # whether the type of what came says enough
 
-    def complaint(self, name: str, value: Any) -> str:
+    def complaint(self, name: str, value: object) -> str:
         if self.element is not None and self.contains is not None and self.contains(value):
             for key, part in _parts(value):
                 if not self.element.holds(part):
@@ -40,7 +40,7 @@ class Kind:
         return f"{name}: expected {self.said}, got {kind_of(value) if self.by_type else shown(value)}."
 
 
-def evaluated(annotation: Any, names: dict[str, Any]) -> Kind | None:
+def evaluated(annotation: object, names: dict[str, object]) -> Kind | None:
     """What an annotation allows; ``None`` for anything, for numbers, and for what only type checkers import."""
     if isinstance(annotation, str):
         try:
@@ -50,7 +50,7 @@ def evaluated(annotation: Any, names: dict[str, Any]) -> Kind | None:
     return None if _numeric(annotation) else _kind(annotation)
 
 
-def _numeric(annotation: Any) -> bool:
+def _numeric(annotation: object) -> bool:
     """Whether it is a number or several, or maybe so."""
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     return all(
@@ -60,7 +60,7 @@ def _numeric(annotation: Any) -> bool:
     )
 
 
-def _kind(annotation: Any) -> Kind | None:
+def _kind(annotation: object) -> Kind | None:
     """What an annotation allows; ``None`` for anything."""
     if isinstance(annotation, typing.TypeVar):
         annotation = Any if annotation.__bound__ is None else annotation.__bound__
@@ -86,8 +86,7 @@ def _kind(annotation: Any) -> Kind | None:
         return _tuple(args)
     if container in _CONTAINERS:
         return _container(container, args)
-    named = isinstance(container, type) and issubclass(container, tuple) and hasattr(container, "_fields")
-    if named and len(args) == 1:
+    if isinstance(container, type) and issubclass(container, tuple) and hasattr(container, "_fields") and args:
         return _named_tuple(container, _kind(args[0]))
     # A protocol that is not checkable at run time is left to type checkers.
     unknown = getattr(container, "_is_protocol", False) and not getattr(container, "_is_runtime_protocol", False)
@@ -108,30 +107,30 @@ def _a(name: str) -> str:
     return f"{'an' if spelt else 'a'} {name}"
 
 
-def _is_path(value: Any) -> bool:
+def _is_path(value: object) -> bool:
     return isinstance(value, os.PathLike) or (isinstance(value, str) and "\0" not in value)
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: object) -> bool:
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim == 0 and "int" in str(value.dtype)
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _is_real(value: Any) -> bool:
+def _is_real(value: object) -> bool:
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim == 0 and ("int" in str(value.dtype) or "float" in str(value.dtype))
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: object) -> bool:
     """Whether numpy may make one of it; what it is an array of is looked at later."""
     return isinstance(value, list | tuple) or (hasattr(value, "__array__") and not isinstance(value, type))
 
 
 _PATH = Kind("a path", "paths", _is_path)
 _TEXT = Kind("a string", "strings", lambda value: isinstance(value, str))
-_PLAIN: dict[Any, Kind] = {
+_PLAIN: dict[object, Kind] = {
     bool: Kind("True or False", "truth values", lambda value: isinstance(value, bool | np.bool_)),
     int: Kind("an integer", "integers", _is_integer),
     float: Kind("a number", "numbers", _is_real),
@@ -140,7 +139,7 @@ _PLAIN: dict[Any, Kind] = {
     Tensor: Kind("a torch.Tensor", "tensors", lambda value: isinstance(value, Tensor), by_type=True),
     np.ndarray: Kind("an array", "arrays", _is_array, by_type=True),
 }
-_CONTAINERS = {
+_CONTAINERS: dict[object, type] = {
     list: Sequence,
     tuple: Sequence,
     Sequence: Sequence,
@@ -169,7 +168,7 @@ def _union(options: Sequence[Kind | None]) -> Kind | None:
     )
 
 
-def _literal(names: Sequence[Any]) -> Kind:
+def _literal(names: Sequence[object]) -> Kind:
     *first, last = map(repr, names)
     said = f"{', '.join(first)} or {last}" if first else last
     return Kind(
@@ -177,7 +176,7 @@ def _literal(names: Sequence[Any]) -> Kind:
     )
 
 
-def _parts(value: Any) -> list[tuple[Any, Any]]:
+def _parts(value: object) -> list[tuple[object, object]]:
     """The elements of a container with their keys, where looking at them does not use them up."""
     if isinstance(value, Mapping):
         return list(value.items())
@@ -188,11 +187,11 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
     return list(enumerate(value)) if isinstance(value, collections.abc.Collection | Tensor) else []
 
 
-def _container(container: Any, args: Sequence[Any]) -> Kind:
+def _container(container: object, args: Sequence[object]) -> Kind:
     wanted: Any = _CONTAINERS[container]
     element = _kind(args[-1] if wanted is Mapping else args[0]) if args else None
 
-    def contains(value: Any) -> bool:
+    def contains(value: object) -> bool:
         if isinstance(value, str | bytes | bytearray | memoryview):
             return False
         if wanted is not Mapping and isinstance(value, Tensor | np.ndarray):
@@ -201,7 +200,7 @@ def _container(container: Any, args: Sequence[Any]) -> Kind:
             return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
         return isinstance(value, wanted) and not isinstance(value, Mapping)
 
-    def holds(value: Any) -> bool:
+    def holds(value: object) -> bool:
         return contains(value) and (element is None or all(element.holds(part) for _, part in _parts(value)))
 
     said = ("a dictionary", "dictionaries") if wanted is Mapping else ("a list", "lists")
@@ -224,14 +223,17 @@ def _named_tuple(container: type, element: Kind | None) -> Kind:
     )
 
 
-def _tuple(args: Sequence[Any]) -> Kind:
+def _tuple(args: Sequence[object]) -> Kind:
     kinds = [_kind(arg) for arg in args]
 
-    def contains(value: Any) -> bool:
-        listed = isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
-        return (listed or isinstance(value, Tensor | np.ndarray) and value.ndim == 1) and len(value) == len(args)
+    def contains(value: object) -> bool:
+        if isinstance(value, Tensor | np.ndarray):
+            return value.ndim == 1 and len(value) == len(args)
+        return (
+            isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray) and len(value) == len(args)
+        )
 
-    def holds(value: Any) -> bool:
+    def holds(value: object) -> bool:
         parts = _parts(value) if contains(value) else []
         return contains(value) and all(k is None or k.holds(part) for k, (_, part) in zip(kinds, parts, strict=True))
 

@@ -22,7 +22,7 @@ Distribution: TypeAlias = torch.distributions.Distribution
 T = TypeVar("T", bound=type)
 
 
-def check_types(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+def check_types(function: Callable[..., object], given: Mapping[str, object]) -> None:
     """Raises ``ValueError`` unless the arguments of a call are of the types that the annotations say.
 
     Called first of all in what users call: ``check_types(fit, locals())``. Types are looked at, and no values: numbers
@@ -78,7 +78,7 @@ def checked(*optional: str) -> Callable[[T], T]:
         make = cls.__new__
 
         @functools.wraps(make)
-        def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        def new(cls: type, *args: object, **kwargs: object) -> object:
             self = make(cls, *args, **kwargs)
             for name, kind in _kinds_of_fields(own):
                 value = getattr(self, name)
@@ -94,7 +94,7 @@ def checked(*optional: str) -> Callable[[T], T]:
 
 
 @cache
-def _kinds_of_fields(cls: Any) -> tuple[tuple[str, Kind], ...]:
+def _kinds_of_fields(cls: type) -> tuple[tuple[str, Kind], ...]:
     names = vars(sys.modules[cls.__module__])
     written = {name: getattr(hint, "__forward_arg__", hint) for name, hint in cls.__annotations__.items()}
     found = [(name, evaluated(hint, names)) for name, hint in written.items()]
@@ -102,7 +102,7 @@ def _kinds_of_fields(cls: Any) -> tuple[tuple[str, Kind], ...]:
 
 
 @cache
-def _kinds(function: Callable[..., Any]) -> tuple[tuple[str, Kind], ...]:
+def _kinds(function: Callable[..., object]) -> tuple[tuple[str, Kind], ...]:
     function, found = inspect.unwrap(function), []
     for name, parameter in inspect.signature(function).parameters.items():
         several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import suppress
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 __all__ = ["download"]
 
@@ -126,7 +126,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def http_error_302(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
-    ) -> Any:
+    ) -> object:
         """Looks where it leads first."""
         target = urllib.parse.urljoin(req.full_url, headers.get("location") or headers.get("uri") or "")
         if not target.lower().startswith(("http://", "https://")):
@@ -137,7 +137,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def _declared_size(response: Any) -> int | None:
+def _declared_size(response: http.client.HTTPResponse) -> int | None:
     text = response.headers.get("Content-Length", "")
     return int(text) if text.isdecimal() and text.isascii() and len(text) < 20 else None
 

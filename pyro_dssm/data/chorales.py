@@ -236,7 +236,7 @@ def _written_tonic(score: Any) -> int | None:
     """Pitch class of the tonic by key signature and mode, None if the score does not say."""
     for key in score.recurse().getElementsByClass("KeySignature"):
         if getattr(key, "mode", None) in ("major", "minor"):
-            return (_FIFTH * key.sharps + (9 if key.mode == "minor" else 0)) % 12
+            return int(_FIFTH * key.sharps + (9 if key.mode == "minor" else 0)) % 12
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, SupportsIndex, TypedDict
 
 import numpy as np
 import torch
@@ -80,13 +80,13 @@ class Batch(NamedTuple):
         return Batch(floats[0], rest[0], rest[1], floats[1])  # type: ignore[arg-type]
 
 
-def _listed(name: str, values: Any) -> list[Any]:
+def _listed(name: str, values: object) -> list[Tensor]:
     if not isinstance(values, Sequence | Tensor | np.ndarray) or isinstance(values, str | bytes) or len(values) == 0:
         raise ValueError(f"{name}: expected a tensor for each sequence, got {kind_of(values)}.")
     return list(values)
 
 
-def _checked(name: str, values: Any, dim: int | None = None) -> list[Tensor]:
+def _checked(name: str, values: object, dim: int | None = None) -> list[Tensor]:
     if isinstance(values, Tensor) and values.dim() == 3:
         values = list(values)
     if not isinstance(values, Sequence) or len(values) == 0:
@@ -101,7 +101,7 @@ def _checked(name: str, values: Any, dim: int | None = None) -> list[Tensor]:
     return list(values)
 
 
-def chosen_of(indices: Any, count: int) -> list[int]:
+def chosen_of(indices: object, count: int) -> list[int]:
     """Returns the numbers of sequences as a list; raises ``ValueError`` unless all are numbers of ``count``."""
     if (
         not isinstance(indices, Iterable)
@@ -115,10 +115,10 @@ def chosen_of(indices: Any, count: int) -> list[int]:
     return chosen
 
 
-def index_of(name: str, value: Any, count: int, error: type[Exception] = ValueError) -> int:
+def index_of(name: str, value: object, count: int, error: type[Exception] = ValueError) -> int:
     """Returns a number as an integer; raises ``ValueError`` for anything else, ``error`` for one out of range."""
     try:
-        if isinstance(value, bool | np.bool_):
+        if isinstance(value, bool | np.bool_) or not isinstance(value, SupportsIndex):
             raise TypeError
         index = operator.index(value)
     except (TypeError, ValueError, RuntimeError):
@@ -225,7 +225,8 @@ class SequenceDataset(Dataset[Item]):
         check_types(SequenceDataset.check_dtype, locals())
         if dtype in self._fits:
             return
-        told_apart("sequences", zip(self.sequences, self.masks or [None] * len(self), strict=True), dtype)
+        masks: Sequence[Tensor | None] = self.masks or [None] * len(self)
+        told_apart("sequences", zip(self.sequences, masks, strict=True), dtype)
         if self.controls is not None:
             told_apart("controls", ((u, None) for u in self.controls), dtype)
         self._fits.add(dtype)

@@ -90,7 +90,7 @@ class Trajectories:
         """The frames as images, ``(N, T, channels, height, width)``; raises ``ValueError`` if they are none."""
         if self.image_shape is None:
             raise ValueError("image_shape: expected channels, height and width, got None; the frames are no images.")
-        return self.x.unflatten(-1, self.image_shape)
+        return self.x.reshape(*self.x.shape[:-1], *self.image_shape)
 
     def __len__(self) -> int:
         return self.x.shape[0]

@@ -108,6 +108,7 @@ def cholesky(matrix: Tensor, what: str = "filtered", lifts: Lifts | None = None)
     Raises:
         ValueError: If a finite matrix is far from positive definite.
     """
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     if not info.any():
         return factor

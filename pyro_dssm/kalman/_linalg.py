@@ -65,9 +65,11 @@ def weak(s: Tensor) -> Tensor:
     if d == 2:
         first, _, last = (x.squeeze(-1).squeeze(-1) for x in _eliminated(s))
         return (first <= 0) | (last <= least * variance[..., 1])
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(s)
-    short = (factor.diagonal(dim1=-2, dim2=-1).square() <= least * variance).any(-1)
-    return ((info > 0) | short) & s.isfinite().all(-1).all(-1)
+    short: Tensor = (factor.diagonal(dim1=-2, dim2=-1).square() <= least * variance).any(-1)
+    missing: Tensor = (info > 0) | short
+    return missing & s.isfinite().all(-1).all(-1)
 
 
 def quadratic(v: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

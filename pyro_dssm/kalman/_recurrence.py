@@ -6,8 +6,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
+from ._autograd import Context
 from ._linalg import unexpanded
 
 __all__ = [
@@ -20,7 +20,7 @@ class _Recurrence(torch.autograd.Function):
     """The adjoint of a linear recurrence is a linear recurrence backward in time."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, matrix: Tensor, term: Tensor) -> Tensor:
+    def forward(ctx: Context, matrix: Tensor, term: Tensor) -> Tensor:
         solved = torch.empty_like(term)
         solved[0] = term[0]
         before, *rest = solved.unbind(0)
@@ -31,11 +31,11 @@ class _Recurrence(torch.autograd.Function):
         return solved
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
-        matrix, solved = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
+        matrix, solved = ctx.saved_tensors
         shifted = matrix.mT.roll(-1, 0).flip(0)
         adjoint = recurrence(shifted, grads[0].flip(0)).flip(0)
-        if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+        if not ctx.needs_input_grad[0]:
             return None, adjoint
         by_matrix = torch.matmul(adjoint[1:], solved[:-1].mT)
         return torch.cat([torch.zeros_like(matrix[:1]), by_matrix]), adjoint

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from ._autograd import Context
 
 __all__ = [
     "Rotations",
@@ -26,6 +28,7 @@ def root(matrix: Tensor) -> Tensor:
     what is small beside the rest of the matrix is kept. A variance that the ones before it explain to rounding is
     explained altogether: its column is zero.
     """
+    factor: Tensor
     wide = matrix.detach().cpu().double()
     factor, info = torch.linalg.cholesky_ex(wide)
     n = matrix.shape[-1]
@@ -116,15 +119,16 @@ class _Triangular(torch.autograd.Function):
         return torch.stack(found, -1).view(*a.shape[:-2], m, m)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Context, *grads: Tensor) -> Tensor:
         a, root = ctx.saved_tensors
         half = lower_half(root.mT @ grads[0])
         orthogonal = torch.linalg.solve_triangular(root, a, upper=False)
-        return torch.linalg.solve_triangular(root.mT, (half + half.mT) @ orthogonal, upper=True)
+        adjoint: Tensor = torch.linalg.solve_triangular(root.mT, (half + half.mT) @ orthogonal, upper=True)
+        return adjoint
 
 
 def lower_half(matrix: Tensor) -> Tensor:

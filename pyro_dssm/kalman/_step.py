@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from ._autograd import Context
 from ._lifting import lifted, replaced
 from ._linalg import gain
 from ._roots import predicted_root, rotations
@@ -107,7 +108,7 @@ def _covariance_form(
 
 def _root_form(
     p: Tensor, f: Tensor, r: Tensor, h: Tensor | None, observed: Observed | None, roots: Roots
-) -> tuple[Any, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     d, n = r.shape[-1], p.shape[-1]
     before = predicted_root(roots.noise.expand_as(p), f, roots.cov)
     shown = before[:, :d] if h is None else torch.bmm(h, before)
@@ -163,7 +164,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context | None,
         m: Tensor | None,
         y: Tensor | None,
         p: Tensor,
@@ -173,7 +174,7 @@ class _Step(torch.autograd.Function):
         h: Tensor | None,
         observed: Observed | None,
         roots: Roots | None,
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         d = r.shape[-1]
         lift: Tensor | None = None
         if roots is None:
@@ -201,7 +202,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         by_mean, by_post, by_prior = grads[:3]
         f, fp, k, h, white, post, prior = ctx.saved_tensors
         needs = ctx.needs_input_grad
