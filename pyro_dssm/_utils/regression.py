@@ -81,7 +81,7 @@ def least_squares(latent: States, truth: States) -> Regression:
 
 
 def r_squared(predicted: States, truth: States) -> Tensor:
-    r"""The share of each column's variance that a prediction explains.
+    r"""The fraction of each column's variance that a prediction explains.
 
     .. math:: R^2 = 1 - \frac{\sum_n (y_n - \hat y_n)^2}{\sum_n (y_n - \bar y)^2}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["told_apart"]
 
 _JITTER = 16  # units of the last place of float64 by which neighbouring frames may differ and count as equal
-_LOST, _BENT = 0.01, 0.1  # shares of what a channel moves: lost altogether, or made longer or shorter
+_LOST, _BENT = 0.01, 0.1  # fractions of what a channel moves: lost altogether, or made longer or shorter
 _AT_ONCE = 1 << 24  # entries whose neighbours are compared at a time
 
 

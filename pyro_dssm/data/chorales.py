@@ -46,7 +46,7 @@ def bach_chorales(cache: str | os.PathLike[str] | None = None) -> Splits[Sequenc
     """Loads Bach's chorales, made from music21's corpus on first use.
 
     Making them takes about half a minute; the result is kept as a packed file, which is written
-    atomically. Delete that file to make them anew, for example after an update of music21.
+    atomically. Delete that file to make them from scratch, for example after an update of music21.
 
     Args:
         cache: Folder for the packed file; see `cache_folder`.

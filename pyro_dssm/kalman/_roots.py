@@ -25,7 +25,7 @@ def root(matrix: Tensor) -> Tensor:
     """Returns the lower triangular M with M M^T = matrix, which may be singular; without gradients.
 
     It is computed in float64 and rounded then. Errors of the factor's entries are relative to these entries, so that
-    what is small beside the rest of the matrix is kept. A variance that the ones before it explain to rounding is
+    what is small next to the rest of the matrix is kept. A variance that the ones before it explain to rounding is
     explained altogether: its column is zero.
     """
     factor: Tensor
@@ -74,8 +74,8 @@ class Rotations(NamedTuple):
 def rotations(row: Tensor) -> Rotations:
     """Finds the rotations of columns that gather a row, ``(B, 1, k)``, in one of them.
 
-    All are found at once by cumulative sums. No two numbers of the row are subtracted, so that what is small beside
-    others keeps its precision. The first column that counts is the one that vanishes.
+    All are found at once by cumulative sums. No two numbers of the row are subtracted, so that what is small next
+    to others keeps its precision. The first column that counts is the one that vanishes.
     """
     norm = row.square().cumsum(-1).sqrt_()
     inverse = norm.clamp_min(torch.finfo(row.dtype).tiny).reciprocal_()

@@ -98,7 +98,7 @@ def _covariance_form(
     if observed is not None:
         cross, s = whole * observed.row, s * observed.block + observed.rest
     k = gain(cross, s)
-    # Joseph's form, with A = I - K H written out: P - K (H P) would lose what is small beside P.
+    # Joseph's form, with A = I - K H written out: P - K (H P) would lose what is small next to P.
     n = p.shape[-1]
     eye = _eye(n, p.dtype, p.device)
     a = eye - (pad(k, (0, n - d)) if h is None else torch.bmm(k, h))

@@ -93,62 +93,60 @@ def kalman_filter(
         mask=mask,
         valid=valid,
     )
-    y, observed, h, r, f, lead = model.y, model.observed, model.h, model.r, model.f, model.lead
-    (d, n) = h.shape[-2:]
     fixed, lifts = isinstance(emission, int), Lifts("kalman_filter")
     found = _covariances(initial.cov, model, lifts, fixed=fixed, square_root=square_root)
-    s = innovation_cov(found.predicted_cov, h, r, observed)
+    s = innovation_cov(found.predicted_cov, model.h, model.r, model.observed)
     if found.roots is None and weak(s).any():
         found = _covariances(initial.cov, model, lifts, fixed=fixed, lift=True)
-        r = found.emission_noise
-        s = innovation_cov(found.predicted_cov, h, r, observed)
-    cov, prior, roots = found.cov, found.predicted_cov, found.roots
-    cross = prior @ h.mT
-    if observed is not None:
-        cross = cross * observed.to(y.dtype).unsqueeze(-2)
-    shape = torch.broadcast_shapes(cross.shape[:-2], s.shape[:-2])
+        s = innovation_cov(found.predicted_cov, model.h, found.emission_noise, model.observed)
+    mean, predicted = _means(initial.mean, model, _gains(found, model, s), exact=square_root)
+    lifts.report()
+    v, roots = model.y - matvec(model.h, predicted), found.roots
     if roots is None:
-        k = gain(flat(cross, shape, 2), flat(s, shape, 2)).view(*shape, n, d)
+        ll = log_likelihood(v, s, model.observed)
     else:
-        k = gain_value(cross, s, roots.gain, inverse_root(roots.innovation))
+        ll = root_log_likelihood(v, s, roots.innovation, model.observed)
+    matrices = (found.cov, found.predicted_cov, model.f, model.q)
+    cov, prior, f, q = (x.expand(*model.lead, *x.shape[-3:]) for x in matrices)
+    filtered = Filtered(mean, cov, predicted, prior, f, ll.expand(mean.shape[:-1]), q)
+    if roots is None:
+        return filtered
+    return RootFiltered(*filtered, root=roots.cov.expand_as(cov), noise_root=roots.noise.expand_as(cov))
 
+
+def _gains(found: _Covariances, model: Model, s: Tensor) -> Tensor:
+    """The gains of all steps, ``(*, T, n, d)``."""
+    cross = found.predicted_cov @ model.h.mT
+    if model.observed is not None:
+        cross = cross * model.observed.to(cross.dtype).unsqueeze(-2)
+    if found.roots is not None:
+        return gain_value(cross, s, found.roots.gain, inverse_root(found.roots.innovation))
+    shape = torch.broadcast_shapes(cross.shape[:-2], s.shape[:-2])
+    return gain(flat(cross, shape, 2), flat(s, shape, 2)).view(*shape, *cross.shape[-2:])
+
+
+def _means(first: Tensor, model: Model, k: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+    """The filtered and the predicted means of all steps, given the gains."""
+    y, h, f, lead = model.y, model.h, model.f, model.lead
     # m_t = (I - K H) F m_{t-1} + b_t + K (y_t - H b_t), with the first mean as b_0.
-    first = initial.mean.unsqueeze(-2).expand(*lead, 1, n)
-    b = torch.cat([first, model.b.expand(*lead, *model.b.shape[-2:])[..., 1:, :]], -2)
+    start = first.unsqueeze(-2).expand(*lead, 1, first.shape[-1])
+    b = torch.cat([start, model.b.expand(*lead, *model.b.shape[-2:])[..., 1:, :]], -2)
     past_to_now = f - k @ (h @ f)
     mean = path(past_to_now, b + matvec(k, y - matvec(h, b)))
-    if roots is not None:
+    if exact:
         # Gain times innovation loses less than the recursion, which subtracts what the whole frame and state amount to.
         with torch.no_grad():
             predicted = _predicted(mean, f, b)
             error = predicted + matvec(k, y - matvec(h, predicted)) - mean
             correction = path(past_to_now, error)
         mean = mean + correction
-    lifts.report()
-    predicted = _predicted(mean, f, b)
-    v = y - matvec(h, predicted)
-    fields = [x.expand(*lead, *x.shape[-3:]) for x in (cov, prior, f, model.q)]
-    if roots is None:
-        ll = log_likelihood(v, s, observed)
-        return _filtered(mean, predicted, ll.expand(mean.shape[:-1]), *fields)
-    ll = root_log_likelihood(v, s, roots.innovation, observed)
-    return RootFiltered(
-        *_filtered(mean, predicted, ll.expand(mean.shape[:-1]), *fields),
-        root=roots.cov.expand(cov_shape := fields[0].shape),
-        noise_root=roots.noise.expand(cov_shape),
-    )
+    return mean, _predicted(mean, f, b)
 
 
 def _predicted(mean: Tensor, f: Tensor, b: Tensor) -> Tensor:
     """The predicted means, from the filtered ones."""
     past = torch.cat([torch.zeros_like(mean[..., :1, :]), mean[..., :-1, :]], -2)
     return b + matvec(f, past)
-
-
-def _filtered(
-    mean: Tensor, predicted: Tensor, ll: Tensor, cov: Tensor, prior: Tensor, f: Tensor, q: Tensor
-) -> Filtered:
-    return Filtered(mean, cov, predicted, prior, f, ll, q)
 
 
 class Model(NamedTuple):

@@ -1,4 +1,4 @@
-"""Films of predicted frames beside true ones: on paper, and moving."""
+"""Films of predicted frames next to true ones: on paper, and moving."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_filmstrip", "write_gif"]
 
-_SHOWN = 16  # frames that fit beside each other on a page
+_SHOWN = 16  # frames that fit next to each other on a page
 
 
 def plot_filmstrip(
