@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     return flags.parse(parser, SMOKE)
 
 
-def load(args: argparse.Namespace) -> dssm.Splits:
+def load(args: argparse.Namespace) -> dssm.Splits[dssm.SequenceDataset]:
     if not args.smoke:
         return load_music(args.data, args.data_dir)
     if args.data != "chorales":

@@ -18,6 +18,7 @@ import torch
 from support import drawings, flags, measuring, reports, runs, systems
 
 import pyro_dssm as dssm
+from pyro_dssm.data.trajectories import Trajectories
 
 DEFAULTS: dict[str, Any] = {
     "system": "pendulum", "model": "EKVAE", "strategy": "constrained", "fraction": 0.025, "count": 500,
@@ -51,7 +52,7 @@ def parse() -> argparse.Namespace:
     return flags.parse(parser, SMOKE)
 
 
-def load(args: argparse.Namespace) -> systems.Parts:
+def load(args: argparse.Namespace) -> dssm.Splits[Trajectories]:
     if args.data is not None:
         return systems.own(dssm.Trajectories.load_npz(args.data), args.length or 50)
     if args.system == "mocap":
@@ -79,10 +80,14 @@ def build(args: argparse.Namespace, data: dssm.Trajectories, scale: float) -> tu
 
 
 def train(
-    args: argparse.Namespace, parts: systems.Parts, scale: float, units: dssm.Standardise | None, device: Any
+    args: argparse.Namespace,
+    parts: dssm.Splits[Trajectories],
+    scale: float,
+    units: dssm.Standardise | None,
+    device: Any,
 ) -> tuple[Any, Any, dssm.History]:
     data, length = parts.train, parts.train.x.shape[1]
-    splits = dssm.Splits(*(part.first(length).dataset() for part in parts))
+    splits = dssm.Splits(*(part.first(length) for part in parts)).datasets()
     batch_size = min(args.batch_size, max(1, len(data) // 6))  # a small set gives six steps an epoch too
 
     def make() -> tuple[dssm.DSSM, dssm.Guide]:

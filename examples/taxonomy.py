@@ -72,7 +72,9 @@ def legend() -> list[Any]:
     return list(ax.get_legend().legend_handles)
 
 
-def train(args: argparse.Namespace, structure: dssm.Structure, data: dssm.Splits) -> dict[str, Any]:
+def train(
+    args: argparse.Namespace, structure: dssm.Structure, data: dssm.Splits[dssm.SequenceDataset]
+) -> dict[str, Any]:
     """A short training; returns the validation and test bounds."""
     torch.manual_seed(args.seed)
     sizes = {"rnn_dim": args.rnn_dim, "mlp_dims": (args.rnn_dim,)}

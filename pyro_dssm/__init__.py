@@ -2,7 +2,8 @@
 
 from ._utils.divergence import DivergenceWarning
 from .data.gaps import RandomGaps
-from .data.sequences import Batch, SequenceDataset, Splits
+from .data.sequences import Batch, SequenceDataset
+from .data.splits import Splits
 from .data.trajectories import Trajectories
 from .emissions import Emission
 from .evaluation import Bound, Score, evaluate
@@ -24,31 +25,14 @@ from .guides import (
     NoLatents,
     PartialAlignment,
 )
+from .models import zoo as _zoo
 from .models.dssm import DSSM
 from .models.dvbf import DVBF, LocallyLinearSSM
 from .models.ekvae import EKVAE
 from .models.kalman_vae import KalmanVAE
 from .models.kvae import KVAE
 from .models.standardise import Standardise
-from .models.zoo import (
-    ARHMM,
-    DMM,
-    FHMM,
-    FSSM,
-    RNN,
-    RSSM,
-    RVAE,
-    SRNN,
-    STORN,
-    SVGFP,
-    SVGLP,
-    VRNN,
-    ZOO,
-    ArSSM,
-    DMMAug,
-    FrameVAE,
-    ZooModel,
-)  # fmt: skip
+from .models.zoo import *  # noqa: F403 (the zoo says itself what it has)
 from .objectives.constraints import (
     GECO,
     Constraint,
@@ -75,11 +59,9 @@ from .training.truncation import chunks
 __version__ = "0.1.0"
 
 __all__ = [
-    "ARHMM",
     "ApproachA",
     "ApproachB",
     "ApproachC",
-    "ArSSM",
     "Batch",
     "Bound",
     "Calibration",
@@ -90,18 +72,13 @@ __all__ = [
     "ConstraintWarning",
     "ConvergenceWarning",
     "CyclicKL",
-    "DMM",
-    "DMMAug",
     "DSSM",
     "DVBF",
     "DivergenceWarning",
     "EKVAE",
     "Emission",
-    "FHMM",
-    "FSSM",
     "Filtering",
     "FlowGuide",
-    "FrameVAE",
     "FullAlignment",
     "FusionGuide",
     "GECO",
@@ -126,25 +103,15 @@ __all__ = [
     "PairFile",
     "PartialAlignment",
     "Progress",
-    "RNN",
-    "RSSM",
-    "RVAE",
     "RandomGaps",
     "RecordingELBO",
-    "SRNN",
-    "STORN",
-    "SVGFP",
-    "SVGLP",
     "Score",
     "SequenceDataset",
     "Splits",
     "Standardise",
     "Structure",
     "Trajectories",
-    "VRNN",
     "Validation",
-    "ZOO",
-    "ZooModel",
     "autoencoder_error",
     "best_start",
     "calibrate",
@@ -159,3 +126,4 @@ __all__ = [
     "moderate_scale",
     "save",
 ]
+__all__ += _zoo.__all__

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import pyro_dssm as dssm
+from pyro_dssm.data.trajectories import Trajectories
 from pyro_dssm.evaluation import latent_states, least_squares, open_loop
 
-from . import reports, systems
+from . import reports
 
 UNITS = {"φ̇": " (rad/s)", "q̇₁": " (rad/s)", "q̇₂": " (rad/s)"}
 SHOWN = 40  # sequences of a phase portrait
@@ -23,7 +24,7 @@ def draw(
     model: dssm.DSSM,
     guide: dssm.Guide,
     history: dssm.History,
-    parts: systems.Parts,
+    parts: dssm.Splits[Trajectories],
     *,
     known: int,
     horizon: int,
@@ -58,7 +59,13 @@ def curves(path: Path, history: dssm.History, unit: str) -> None:
 
 
 def states(
-    folder: Path, model: dssm.DSSM, guide: dssm.Guide, parts: systems.Parts, *, static: tuple[int, ...], code_dim: int
+    folder: Path,
+    model: dssm.DSSM,
+    guide: dssm.Guide,
+    parts: dssm.Splits[Trajectories],
+    *,
+    static: tuple[int, ...],
+    code_dim: int,
 ) -> None:
     """What the latent state knows of the true one."""
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from pyro_dssm.data.trajectories import Trajectories
 from pyro_dssm.evaluation import disentanglement, latent_states, open_loop, system_identification
 from pyro_dssm.training import CalibratedImputation, calibrate_and_impute
 
-from .systems import KNOWN, Parts
+from .systems import KNOWN
 
 
 def measure(
@@ -63,7 +63,7 @@ def horizons(data: Trajectories) -> tuple[int, tuple[int, ...]]:
 
 
 def fill_in(
-    model: dssm.DSSM, guide: dssm.Guide, parts: Parts, out: Path, *, seed: int, smoke: bool
+    model: dssm.DSSM, guide: dssm.Guide, parts: dssm.Splits[Trajectories], out: Path, *, seed: int, smoke: bool
 ) -> CalibratedImputation:
     """Calibrates the intervals on validation sequences, then fills in half of the frames of test sequences."""
     # Of a guide whose draws have to be corrected in gaps, a few sequences take as long as many of a Kalman guide.

@@ -66,7 +66,7 @@ def fit(
     args: argparse.Namespace,
     model: dssm.DSSM,
     guide: dssm.Guide,
-    data: dssm.Splits,
+    data: dssm.Splits[dssm.SequenceDataset],
     *,
     folder: Path | None = None,
     valid_every: int = 1,

@@ -14,7 +14,6 @@ from pyro_dssm.speech import (
     METRICS,
     Scores,
     SpeechDataset,
-    SpeechSplits,
     load_speech,
     resynthesise,
     score_speech,
@@ -99,7 +98,7 @@ def cache_of(args: argparse.Namespace) -> Path:
     return Path(args.cache or args.out / "features")
 
 
-def load(args: argparse.Namespace) -> SpeechSplits:
+def load(args: argparse.Namespace) -> dssm.Splits[SpeechDataset]:
     """The three sets."""
     data = load_speech(
         folder_of(args),
@@ -111,7 +110,7 @@ def load(args: argparse.Namespace) -> SpeechSplits:
         num_workers=args.workers,
         allow_shared_speakers=args.shared_speakers,
     )
-    return SpeechSplits(*(part.subset(range(min(4, len(part)))) for part in data)) if args.smoke else data
+    return dssm.Splits(*(part.subset(range(min(4, len(part)))) for part in data)) if args.smoke else data
 
 
 def skipped(*parts: SpeechDataset) -> list[dict[str, str]]:
@@ -162,7 +161,7 @@ def build(args: argparse.Namespace, name: str, guide_name: str, flows: int, x_di
 
 
 def train(
-    args: argparse.Namespace, model: dssm.DSSM, guide: dssm.Guide, data: SpeechSplits, **more: Any
+    args: argparse.Namespace, model: dssm.DSSM, guide: dssm.Guide, data: dssm.Splits[SpeechDataset], **more: Any
 ) -> dssm.History:
     """Trains on segments of the recordings."""
     model.emission_net.init_bias(data.train.mean_frame())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro_dssm as dssm
 from pyro_dssm.data.ball import bouncing_ball
@@ -15,14 +15,6 @@ from pyro_dssm.data.trajectories import Trajectories
 
 STRATEGIES = ("elbo", "annealed", "constrained")
 KNOWN = 10  # frames that an open-loop prediction starts from
-
-
-class Parts(NamedTuple):
-    """Trajectories to learn from, to choose with, and to report once."""
-
-    train: Trajectories
-    valid: Trajectories
-    test: Trajectories
 
 
 @dataclass(frozen=True)
@@ -36,12 +28,14 @@ class System:
     static: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
-    def parts(self, seed: int, *, count: int = 500, length: int | None = None, horizon: int = 100) -> Parts:
+    def parts(
+        self, seed: int, *, count: int = 500, length: int | None = None, horizon: int = 100
+    ) -> dssm.Splits[Trajectories]:
         """Training sequences, and longer ones to validate and to test with, all from one seed."""
         assert self.make is not None
         long = KNOWN + horizon
         sizes = ((count, length or self.length), (max(count // 5, 2), long), (max(count // 5, 2), long))
-        return Parts(*(self.make(n, t, seed=3 * seed + i, **self.options) for i, (n, t) in enumerate(sizes)))
+        return dssm.Splits(*(self.make(n, t, seed=3 * seed + i, **self.options) for i, (n, t) in enumerate(sizes)))
 
 
 SYSTEMS = {
@@ -53,14 +47,14 @@ SYSTEMS = {
 }
 
 
-def walking(folder: str | None, *, length: int = 50, horizon: int = 50) -> Parts:
+def walking(folder: str | None, *, length: int = 50, horizon: int = 50) -> dssm.Splits[Trajectories]:
     """CMU walking: training windows that overlap, and windows to validate and to test with."""
     found = load_mocap(folder)
     long = KNOWN + horizon
-    return Parts(found.train.windows(length, length // 2), found.valid.windows(long), found.test.windows(long))
+    return dssm.Splits(found.train.windows(length, length // 2), found.valid.windows(long), found.test.windows(long))
 
 
-def own(data: Trajectories, length: int) -> Parts:
+def own(data: Trajectories, length: int) -> dssm.Splits[Trajectories]:
     """A user's own trajectories: 60 % to train on, in windows that overlap, 20 % to choose with, 20 % to report.
 
     They stay in their own units; the model standardises them (`units`). Columns of the true states that do not vary in
@@ -73,13 +67,13 @@ def own(data: Trajectories, length: int) -> Parts:
         raise ValueError("x: expected sequences of at least 2 frames, got 1.")
     train, valid, test = data.split()
     length = min(length, data.x.shape[1])
-    parts = Parts(train.windows(length, max(1, length // 2)), valid, test)
+    parts = dssm.Splits(train.windows(length, max(1, length // 2)), valid, test)
     if data.states is None:
         return parts
     if len(set(data.state_names)) < len(data.state_names):
         raise ValueError(f"state_names: expected different names, got {list(data.state_names)}.")
     varies = set.intersection(*(set(part.first(length).varying_states()) for part in parts))
-    return Parts(*(part.with_states(sorted(varies)) for part in parts))
+    return dssm.Splits(*(part.with_states(sorted(varies)) for part in parts))
 
 
 def units(train: Trajectories) -> dssm.Standardise:

@@ -31,7 +31,7 @@ def generators_kept(device: torch.device) -> Iterator[None]:
 
 
 def _has_generator(device: torch.device) -> bool:
-    """Whether a device has a generator beside the CPU's."""
+    """Whether a device has a generator of its own, in addition to the CPU's."""
     if device.type in ("cpu", "meta"):
         return False
     return hasattr(torch.get_device_module(device), "get_rng_state")

@@ -62,7 +62,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Removes the hidden files that killed writers of a file have left beside it.
+    """Removes the hidden files that killed writers of a file have left next to it.
 
     Args:
         path: The file.

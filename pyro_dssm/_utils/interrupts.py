@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import TypeAlias
 
 __all__ = ["Held", "uninterrupted"]
+
+Handler: TypeAlias = Callable[[int, FrameType | None], object]
 
 # Those that handlers of Python's usually raise something at.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
@@ -22,11 +25,11 @@ class Held:
     """
 
     def __init__(self) -> None:
-        self.before: dict[int, Any] = {}
-        self._waiting: list[tuple[int, Any]] = []
+        self.before: dict[int, Handler] = {}
+        self._waiting: list[tuple[int, FrameType | None]] = []
         self._through = False
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._through:
             self._waiting.append((number, frame))
             return
@@ -74,7 +77,8 @@ def uninterrupted() -> Iterator[Held]:
     if threading.current_thread() is threading.main_thread():
         numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
         # Without a handler of Python's, nothing is raised.
-        held.before = {n: signal.getsignal(n) for n in numbers if callable(signal.getsignal(n))}
+        handlers = {n: signal.getsignal(n) for n in numbers}
+        held.before = {n: handler for n, handler in handlers.items() if callable(handler)}
     try:
         for number in held.before:
             signal.signal(number, held._handle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +81,7 @@ def least_squares(latent: States, truth: States) -> Regression:
 
 
 def r_squared(predicted: States, truth: States) -> Tensor:
-    r"""The share of each column's variance that a prediction explains.
+    r"""The fraction of each column's variance that a prediction explains.
 
     .. math:: R^2 = 1 - \frac{\sum_n (y_n - \hat y_n)^2}{\sum_n (y_n - \bar y)^2}
 
@@ -111,7 +110,7 @@ def r_squared(predicted: States, truth: States) -> Tensor:
     return 1 - (y - found).square().sum(0) / (y - y.mean(0)).square().sum(0)
 
 
-def as_list(name: str, values: Any) -> list[Tensor]:
+def as_list(name: str, values: object) -> list[Tensor]:
     """States as one tensor ``(T_i, D)`` per sequence."""
     if isinstance(values, Tensor) and values.dim() in (2, 3):
         values = list(values) if values.dim() == 3 else [values]
@@ -124,7 +123,7 @@ def as_list(name: str, values: Any) -> list[Tensor]:
     return list(values)
 
 
-def as_pair(name: str, values: Any, other: str, others: Any) -> tuple[Tensor, Tensor]:
+def as_pair(name: str, values: object, other: str, others: object) -> tuple[Tensor, Tensor]:
     """The frames of two sets of states that belong together, each of shape ``(N, D)`` in float64."""
     left, right = as_list(name, values), as_list(other, others)
     frames = [[v.shape[0] for v in side] for side in (left, right)]

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import collections.abc
 import functools
 import inspect
-import os
 import sys
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from .checks import kind_of, shown
+from .kinds import Kind, evaluated
 
 __all__ = ["Distribution", "check_types", "checked"]
 
@@ -29,7 +22,7 @@ Distribution: TypeAlias = torch.distributions.Distribution
 T = TypeVar("T", bound=type)
 
 
-def check_types(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+def check_types(function: Callable[..., object], given: Mapping[str, object]) -> None:
     """Raises ``ValueError`` unless the arguments of a call are of the types that the annotations say.
 
     Called first of all in what users call: ``check_types(fit, locals())``. Types are looked at, and no values: numbers
@@ -45,6 +38,8 @@ def check_types(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
         ValueError: If one has another type; the message names it, or the element of it.
 
     Example:
+        >>> from collections.abc import Sequence
+        >>> from torch import Tensor
         >>> def shift(x: Tensor, names: Sequence[str] = (), wrap: bool = False) -> None:
         ...     check_types(shift, locals())
         >>> shift([1.0])
@@ -72,8 +67,8 @@ def checked(*optional: str) -> Callable[[T], T]:
         >>> from typing import NamedTuple
         >>> @checked()
         ... class Pair(NamedTuple):
-        ...     first: Tensor
-        ...     second: Tensor | None = None
+        ...     first: torch.Tensor
+        ...     second: torch.Tensor | None = None
         >>> Pair(3)
         Traceback (most recent call last):
         ValueError: first: expected a torch.Tensor, got int.
@@ -83,7 +78,7 @@ def checked(*optional: str) -> Callable[[T], T]:
         make = cls.__new__
 
         @functools.wraps(make)
-        def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        def new(cls: type, *args: object, **kwargs: object) -> object:
             self = make(cls, *args, **kwargs)
             for name, kind in _kinds_of_fields(own):
                 value = getattr(self, name)
@@ -98,216 +93,22 @@ def checked(*optional: str) -> Callable[[T], T]:
     return change
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What a value may be: how that is said, what tells it, and what the elements of a container may be."""
-
-    said: str
-    many: str  # how several are said
-    holds: Callable[[Any], bool]
-    contains: Callable[[Any], bool] | None = None  # whether it is a container that may hold such elements
-    element: _Kind | None = None
-    by_type: bool = False  # whether the type of what came says enough
-
-    def complaint(self, name: str, value: Any) -> str:
-        if self.element is not None and self.contains is not None and self.contains(value):
-            for key, part in _parts(value):
-                if not self.element.holds(part):
-                    return self.element.complaint(f"{name}[{key!r}]", part)
-        odd = [key for key in value if not isinstance(key, str)] if isinstance(value, Mapping) else []
-        if odd and "dictionary" in self.said:
-            return f"{name}: expected a dictionary whose keys are strings, got the key {shown(odd[0])}."
-        return f"{name}: expected {self.said}, got {kind_of(value) if self.by_type else shown(value)}."
-
-
 @cache
-def _kinds_of_fields(cls: Any) -> tuple[tuple[str, _Kind], ...]:
+def _kinds_of_fields(cls: type) -> tuple[tuple[str, Kind], ...]:
     names = vars(sys.modules[cls.__module__])
     written = {name: getattr(hint, "__forward_arg__", hint) for name, hint in cls.__annotations__.items()}
-    found = [(name, _evaluated(hint, names)) for name, hint in written.items()]
+    found = [(name, evaluated(hint, names)) for name, hint in written.items()]
     return tuple((name, kind) for name, kind in found if kind is not None)
 
 
-def _evaluated(annotation: Any, names: dict[str, Any]) -> _Kind | None:
-    """What an annotation allows; ``None`` for anything, for numbers, and for what only type checkers import."""
-    if isinstance(annotation, str):
-        try:
-            annotation = eval(annotation, names)
-        except (NameError, AttributeError):
-            return None
-    return None if _numeric(annotation) else _kind(annotation)
-
-
 @cache
-def _kinds(function: Callable[..., Any]) -> tuple[tuple[str, _Kind], ...]:
+def _kinds(function: Callable[..., object]) -> tuple[tuple[str, Kind], ...]:
     function, found = inspect.unwrap(function), []
     for name, parameter in inspect.signature(function).parameters.items():
         several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if several or parameter.annotation is parameter.empty:
             continue
-        kind = _evaluated(parameter.annotation, function.__globals__)
+        kind = evaluated(parameter.annotation, function.__globals__)
         if kind is not None:
             found.append((name, kind))
     return tuple(found)
-
-
-def _numeric(annotation: Any) -> bool:
-    """Whether it is a number or several, or maybe so."""
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return all(
-        option in (int, float, None, type(None))
-        or (get_origin(option) in (Sequence, tuple, list) and set(get_args(option)) <= {int, float, Ellipsis})
-        for option in options
-    )
-
-
-def _kind(annotation: Any) -> _Kind | None:
-    """What an annotation allows; ``None`` for anything."""
-    if annotation is Any or isinstance(annotation, typing.TypeVar):
-        return None
-    if annotation is None or annotation is type(None):
-        return _Kind("None", "None", lambda value: value is None)
-    if annotation in _PLAIN:
-        return _PLAIN[annotation]
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return _union([_kind(option) for option in args])
-    if origin is Literal:
-        return _literal(args)
-    if origin is type:
-        name, wanted = args[0].__name__, args[0]
-        said = f"a subclass of {name}", f"subclasses of {name}"
-        return _Kind(*said, lambda value: isinstance(value, type) and issubclass(value, wanted))
-    if annotation is collections.abc.Callable or origin is collections.abc.Callable:
-        return _Kind("a function", "functions", callable)
-    container = origin or annotation
-    if container is tuple and args and Ellipsis not in args:
-        return _tuple(args)
-    if container in _CONTAINERS:
-        return _container(container, args)
-    if isinstance(container, type) and container is not object and not getattr(container, "_is_protocol", False):
-        name = container.__name__
-        return _Kind(_a(name), f"{name} objects", lambda value: isinstance(value, container), by_type=True)
-    return None
-
-
-def _a(name: str) -> str:
-    spelt = name[:1] in "AEIOU" or name[:2].isupper() and name[0] in "FHLMNRSX"
-    return f"{'an' if spelt else 'a'} {name}"
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, os.PathLike) or (isinstance(value, str) and "\0" not in value)
-
-
-def _is_integer(value: Any) -> bool:
-    if isinstance(value, Tensor | np.ndarray):
-        return value.ndim == 0 and "int" in str(value.dtype)
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    if isinstance(value, Tensor | np.ndarray):
-        return value.ndim == 0 and ("int" in str(value.dtype) or "float" in str(value.dtype))
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def _is_array(value: Any) -> bool:
-    """Whether numpy may make one of it; what it is an array of is looked at later."""
-    return isinstance(value, list | tuple) or (hasattr(value, "__array__") and not isinstance(value, type))
-
-
-_PATH = _Kind("a path", "paths", _is_path)
-_TEXT = _Kind("a string", "strings", lambda value: isinstance(value, str))
-_PLAIN: dict[Any, _Kind] = {
-    bool: _Kind("True or False", "truth values", lambda value: isinstance(value, bool | np.bool_)),
-    int: _Kind("an integer", "integers", _is_integer),
-    float: _Kind("a number", "numbers", _is_real),
-    str: _TEXT,
-    os.PathLike[str]: _PATH,
-    Tensor: _Kind("a torch.Tensor", "tensors", lambda value: isinstance(value, Tensor), by_type=True),
-    np.ndarray: _Kind("an array", "arrays", _is_array, by_type=True),
-}
-_CONTAINERS = {
-    list: Sequence,
-    tuple: Sequence,
-    Sequence: Sequence,
-    collections.abc.Collection: collections.abc.Collection,
-    collections.abc.Iterable: collections.abc.Iterable,
-    dict: Mapping,
-    Mapping: Mapping,
-}
-
-
-def _union(options: Sequence[_Kind | None]) -> _Kind | None:
-    kinds = [option for option in options if option is not None]
-    if len(kinds) < len(options):
-        return None
-    if _PATH in kinds and _TEXT in kinds:
-        kinds.remove(_TEXT)
-    *first, last = dict.fromkeys(kind.said for kind in kinds)
-    holding = next((kind for kind in kinds if kind.element is not None), None)
-    return _Kind(
-        f"{', '.join(first)} or {last}" if first else last,
-        " or ".join(dict.fromkeys(kind.many for kind in kinds)),
-        lambda value: any(kind.holds(value) for kind in kinds),
-        None if holding is None else holding.contains,
-        None if holding is None else holding.element,
-        by_type=kinds[0].by_type,
-    )
-
-
-def _literal(names: Sequence[Any]) -> _Kind:
-    *first, last = map(repr, names)
-    said = f"{', '.join(first)} or {last}" if first else last
-    return _Kind(
-        said, f"each of {said}", lambda value: any(type(value) is type(name) and value == name for name in names)
-    )
-
-
-def _parts(value: Any) -> list[tuple[Any, Any]]:
-    """The elements of a container with their keys, where looking at them does not use them up."""
-    if isinstance(value, Mapping):
-        return list(value.items())
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 1:
-        return list(enumerate(value.tolist()))
-    return list(enumerate(value)) if isinstance(value, collections.abc.Collection | Tensor) else []
-
-
-def _container(container: Any, args: Sequence[Any]) -> _Kind:
-    wanted: Any = _CONTAINERS[container]
-    element = _kind(args[-1] if wanted is Mapping else args[0]) if args else None
-
-    def contains(value: Any) -> bool:
-        if isinstance(value, str | bytes | bytearray | memoryview):
-            return False
-        if wanted is not Mapping and isinstance(value, Tensor | np.ndarray):
-            return value.ndim > 0
-        if wanted is Mapping:
-            return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
-        return isinstance(value, wanted) and not isinstance(value, Mapping)
-
-    def holds(value: Any) -> bool:
-        return contains(value) and (element is None or all(element.holds(part) for _, part in _parts(value)))
-
-    said = ("a dictionary", "dictionaries") if wanted is Mapping else ("a list", "lists")
-    of = "" if element is None else f" of {element.many}"
-    return _Kind(said[0] + of, said[1] + of, holds, contains, element, by_type=True)
-
-
-def _tuple(args: Sequence[Any]) -> _Kind:
-    kinds = [_kind(arg) for arg in args]
-
-    def contains(value: Any) -> bool:
-        listed = isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
-        return (listed or isinstance(value, Tensor | np.ndarray) and value.ndim == 1) and len(value) == len(args)
-
-    def holds(value: Any) -> bool:
-        parts = _parts(value) if contains(value) else []
-        return contains(value) and all(k is None or k.holds(part) for k, (_, part) in zip(kinds, parts, strict=True))
-
-    alike = {"values" if kind is None else kind.many for kind in kinds}
-    if len(alike) == 1:
-        return _Kind(f"{len(args)} {alike.pop()}", f"tuples of {len(args)}", holds)
-    said = " and ".join("anything" if kind is None else kind.said for kind in kinds)
-    return _Kind(f"a pair: {said}" if len(args) == 2 else said, f"tuples of {len(args)}", holds)

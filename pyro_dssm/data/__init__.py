@@ -1,9 +1,11 @@
 """Data: sequences in batches, and the sets that the examples use."""
 
+from .batching import batches, collate
 from .gaps import RandomGaps
 from .mocap import load_mocap
 from .music import load_music
-from .sequences import Batch, Item, SequenceDataset, Splits, batches, collate
+from .sequences import Batch, Item, SequenceDataset
+from .splits import Splits
 from .trajectories import Trajectories
 
 __all__ = [

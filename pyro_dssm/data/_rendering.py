@@ -60,8 +60,8 @@ def segment(start: Tensor, end: Tensor, radius: float, image_size: int) -> Tenso
     dx, dy = _offsets(start, image_size)
     along = (end - start)[..., None, None, :]
     bx, by = along.unbind(-1)
-    share = ((dx * bx + dy * by) / (bx.square() + by.square()).clamp(min=1e-12)).clamp(0, 1)
-    distance = ((dx - share * bx).square() + (dy - share * by).square()).sqrt()
+    fraction = ((dx * bx + dy * by) / (bx.square() + by.square()).clamp(min=1e-12)).clamp(0, 1)
+    distance = ((dx - fraction * bx).square() + (dy - fraction * by).square()).sqrt()
     return _covered(distance, radius, image_size)
 
 

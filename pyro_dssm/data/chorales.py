@@ -7,14 +7,12 @@ cannot be compared with figures on the other.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -23,9 +21,10 @@ from tqdm import tqdm
 from .._utils.extras import require
 from .._utils.reading import contents, refusing
 from .._utils.types import check_types
-from ._npz import open_archive, unpacked
+from ._musicxml import music_xml, notes_alone
 from .rolls import KEYS, LOWEST_PITCH, read_packed, write_packed
-from .sequences import SequenceDataset, Splits
+from .sequences import SequenceDataset
+from .splits import Splits
 
 __all__ = ["bach_chorales", "build_chorales", "cache_folder", "chorale_files", "read_chorale"]
 
@@ -39,26 +38,15 @@ _FIFTH = 7
 _MAX_BYTES = 4 << 20
 _MAX_FRAMES = 100_000
 
-# What the notes of a score in MusicXML depend on, and the largest number in it that makes sense.
-_ELEMENTS: dict[str, float | None] = {
-    **dict.fromkeys(("score-partwise", "part-list", "score-part", "part-name", "part", "measure", "attributes")),
-    **dict.fromkeys(("key", "mode", "time", "senza-misura", "note", "pitch", "step", "rest", "chord", "grace", "cue")),
-    **dict.fromkeys(("voice", "type", "dot", "tie", "time-modification", "normal-type", "backup", "forward")),
-    "divisions": 1e6, "duration": 1e8, "fifths": 14, "beats": 64, "beat-type": 128, "octave": 9, "alter": 4,
-    "staves": 16, "staff": 16, "actual-notes": 1000, "normal-notes": 1000,
-}  # fmt: skip
-_ATTRIBUTES = ("id", "number", "implicit", "type")
-_MAX_TEXT = 30
-
 Note = tuple[float, float, int]
 """Begin and end in quarter notes, and MIDI pitch."""
 
 
-def bach_chorales(cache: str | os.PathLike[str] | None = None) -> Splits:
+def bach_chorales(cache: str | os.PathLike[str] | None = None) -> Splits[SequenceDataset]:
     """Loads Bach's chorales, made from music21's corpus on first use.
 
     Making them takes about half a minute; the result is kept as a packed file, which is written
-    atomically. Delete that file to make them anew, for example after an update of music21.
+    atomically. Delete that file to make them from scratch, for example after an update of music21.
 
     Args:
         cache: Folder for the packed file; see `cache_folder`.
@@ -145,7 +133,7 @@ def _work(path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2] or 0)
 
 
-def build_chorales(files: Iterable[str | os.PathLike[str]]) -> Splits:
+def build_chorales(files: Iterable[str | os.PathLike[str]]) -> Splits[SequenceDataset]:
     """Reads scores and splits them, about 60 / 20 / 20 and always in the same way.
 
     Every fifth work goes to valid, every fifth to test. Variants of a work stay in one split, and of
@@ -219,49 +207,13 @@ def read_chorale(path: str | os.PathLike[str]) -> np.ndarray | None:
     with refusing(path, "a score in MusicXML"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # music21's remarks on a score are not the user's concern
         # Text of one known format: of a file, music21 reads any format that its name asks for, pickles too.
-        score = music21.converter.parseData(_notes_alone(_music_xml(data)), format="musicxml")
+        score = music21.converter.parseData(notes_alone(music_xml(data, _MAX_BYTES)), format="musicxml")
         parts = _voices(score)
         metres = score.recurse().getElementsByClass("TimeSignature")
         if len(parts) < len(_VOICES) or any(metre.denominator > 4 for metre in metres):
             return None
         notes = [note for part in parts for note in _notes(part)]
         return _roll(notes, _shift(notes, _written_tonic(score)))
-
-
-def _music_xml(data: bytes) -> str:
-    """The text of a score, which may lie in a zip archive with others that are about it."""
-    if data.startswith(b"PK"):
-        with open_archive(io.BytesIO(data)) as archive:
-            scores = [info for info in archive.infolist() if not info.filename.startswith("META-INF")]
-            scores = [info for info in scores if info.filename.lower().endswith((".xml", ".musicxml"))]
-            if len(scores) != 1:
-                raise ValueError(f"expected one score in the archive, got {len(scores)}")
-            data = unpacked(archive, scores[0], _MAX_BYTES)
-    text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    if "<!ENTITY" in text:  # a few lines of those stand for gigabytes
-        raise ValueError("expected no entities of its own, got a declaration")
-    return text
-
-
-def _notes_alone(text: str) -> str:
-    """A score without what has no part in its notes, such as words and layout, and with numbers within reason.
-
-    Music21 reads what is left faster, and would count up to some numbers one by one.
-    """
-    root = ElementTree.fromstring(text)
-    waiting = [root]
-    while waiting:  # no recursion, which deep scores would exhaust
-        element = waiting.pop()
-        element.attrib = {name: value for name, value in element.attrib.items() if name in _ATTRIBUTES}
-        element.tail = None
-        most, written = _ELEMENTS.get(element.tag), element.text or ""
-        if most is not None and (
-            len(written) > _MAX_TEXT or any(float(number) > most for number in re.findall(r"\d+", written))
-        ):
-            raise ValueError(f"expected {element.tag} of at most {most:g}, got {written[:_MAX_TEXT]}")
-        element[:] = [child for child in element if child.tag in _ELEMENTS]
-        waiting.extend(element)
-    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _voices(score: Any) -> list[Any]:
@@ -284,7 +236,7 @@ def _written_tonic(score: Any) -> int | None:
     """Pitch class of the tonic by key signature and mode, None if the score does not say."""
     for key in score.recurse().getElementsByClass("KeySignature"):
         if getattr(key, "mode", None) in ("major", "minor"):
-            return (_FIFTH * key.sharps + (9 if key.mode == "minor" else 0)) % 12
+            return int(_FIFTH * key.sharps + (9 if key.mode == "minor" else 0)) % 12
     return None
 
 

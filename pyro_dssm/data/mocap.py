@@ -14,7 +14,8 @@ from .._utils.reading import named
 from .._utils.types import check_types
 from ._npz import read_npz
 from .music import data_folder
-from .sequences import Splits
+from .sequences import SequenceDataset
+from .splits import Splits
 from .trajectories import Trajectories
 
 __all__ = ["Mocap", "load_mocap"]
@@ -29,17 +30,13 @@ class Mocap:
     """Motion capture to train on, to choose with and to report, and how it was scaled.
 
     Attributes:
-        train: Standardised joint angles.
-        valid: The same.
-        test: The same.
+        splits: Standardised joint angles, in three sets; also as ``train``, ``valid`` and ``test``.
         mean: Mean of each channel that was kept, in degrees, shape ``(x_dim,)``.
         std: Standard deviation of each, shape ``(x_dim,)``.
         channels: Number of each in the file.
     """
 
-    train: Trajectories
-    valid: Trajectories
-    test: Trajectories
+    splits: Splits[Trajectories]
     mean: Tensor
     std: Tensor
     channels: tuple[int, ...]
@@ -49,9 +46,24 @@ class Mocap:
         if not (isinstance(self.channels, tuple) and all(is_count(channel, 0, MOST) for channel in self.channels)):
             raise ValueError(f"channels: expected a tuple of integers, got {shown(self.channels)}.")
 
-    def datasets(self) -> Splits:
+    @property
+    def train(self) -> Trajectories:
+        """The walks to train on."""
+        return self.splits.train
+
+    @property
+    def valid(self) -> Trajectories:
+        """The walks to choose with."""
+        return self.splits.valid
+
+    @property
+    def test(self) -> Trajectories:
+        """The walks to report."""
+        return self.splits.test
+
+    def datasets(self) -> Splits[SequenceDataset]:
         """The three sets in the form that training takes."""
-        return Splits(self.train.dataset(), self.valid.dataset(), self.test.dataset())
+        return self.splits.datasets()
 
     def degrees(self, x: Tensor) -> Tensor:
         """Turns standardised values (*, x_dim) back into degrees."""
@@ -118,10 +130,10 @@ def load_mocap(
         if len(channels) == 0:
             raise ValueError(f"threshold: expected a channel that moves more than {threshold!r}, got none.")
         mean, std = frames[:, channels].mean(0), frames[:, channels].std(0, correction=0)
-        sets = {name: Trajectories(((parts[name][..., channels] - mean) / std).float()) for name in _PARTS}
+        sets = Splits(*(Trajectories(((parts[name][..., channels] - mean) / std).float()) for name in _PARTS))
     if window is not None:
-        sets = {name: part.windows(window, stride) for name, part in sets.items()}
-    return Mocap(**sets, mean=mean.float(), std=std.float(), channels=tuple(channels.tolist()))
+        sets = Splits(*(part.windows(window, stride) for part in sets))
+    return Mocap(sets, mean=mean.float(), std=std.float(), channels=tuple(channels.tolist()))
 
 
 def _angles(name: str, array: np.ndarray, channels: tuple[int, ...]) -> Tensor:

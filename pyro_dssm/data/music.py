@@ -9,7 +9,8 @@ from pathlib import Path
 from .._utils.types import check_types
 from .chorales import bach_chorales
 from .rolls import read_mat, read_packed
-from .sequences import Splits
+from .sequences import SequenceDataset
+from .splits import Splits
 
 __all__ = ["MUSIC_SETS", "MusicSet", "data_folder", "load_music"]
 
@@ -90,7 +91,7 @@ def load_music(
     data_dir: str | os.PathLike[str] | None = None,
     *,
     cache: str | os.PathLike[str] | None = None,
-) -> Splits:
+) -> Splits[SequenceDataset]:
     """Loads one set of piano rolls with its train, valid and test split.
 
     Looks for ``polyphonic_music/<name>.npz`` and then for the set's public ``.mat`` file in the data

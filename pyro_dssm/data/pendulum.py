@@ -156,7 +156,7 @@ def pendulum(
     torque: float | None = None,
     rod: bool = False,
 ) -> Trajectories:
-    r"""Pendulums that start anywhere on the circle, pushed by torques that are drawn anew at every frame.
+    r"""Pendulums that start anywhere on the circle, pushed by torques that are drawn again at every frame.
 
     One frame shows the angle but not the velocity. (In a single early frame of all sequences the two are related,
     because slow starts fall alike; over all frames together they are not.) Two sets of constants have names:

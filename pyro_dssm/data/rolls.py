@@ -21,7 +21,8 @@ from .._utils.reading import contents, one_line, refusing
 from .._utils.types import check_types
 from ._matfile import mat_cells
 from ._npz import array_of, members_of, open_archive
-from .sequences import SequenceDataset, Splits
+from .sequences import SequenceDataset
+from .splits import Splits
 
 __all__ = ["KEYS", "LOWEST_PITCH", "content_hash", "read_mat", "read_packed", "write_packed"]
 
@@ -38,7 +39,7 @@ _PACKED_BYTES, _MAT_BYTES = _ROW_BYTES + 8, 8 * KEYS + 96
 _HEADERS = 1 << 16
 
 
-def content_hash(splits: Splits) -> str:
+def content_hash(splits: Splits[SequenceDataset]) -> str:
     """Hashes the music itself, whatever file it came from.
 
     SHA-256 over, for train, valid and test in turn: the number of sequences and each length as
@@ -67,7 +68,7 @@ def content_hash(splits: Splits) -> str:
     return digest.hexdigest()
 
 
-def write_packed(path: str | os.PathLike[str], splits: Splits) -> Path:
+def write_packed(path: str | os.PathLike[str], splits: Splits[SequenceDataset]) -> Path:
     """Writes datasets of piano rolls to one packed file, atomically.
 
     Args:
@@ -115,7 +116,7 @@ def _check_roll(roll: np.ndarray, what: str) -> None:
         raise ValueError(f"{what} must hold only zeros and ones, got other values")
 
 
-def read_packed(path: str | os.PathLike[str], *, max_frames: int = _MAX_FRAMES) -> Splits:
+def read_packed(path: str | os.PathLike[str], *, max_frames: int = _MAX_FRAMES) -> Splits[SequenceDataset]:
     """Reads a packed file of piano rolls.
 
     The file has, for each split, ``<split>_frames`` (uint8, (frames, 11), bits packed along the
@@ -200,7 +201,7 @@ def _unpack(split: str, arrays: dict[str, np.ndarray]) -> SequenceDataset:
     return SequenceDataset(list(bits.split(lengths.tolist())))
 
 
-def read_mat(path: str | os.PathLike[str], *, max_frames: int = _MAX_FRAMES) -> Splits:
+def read_mat(path: str | os.PathLike[str], *, max_frames: int = _MAX_FRAMES) -> Splits[SequenceDataset]:
     """Reads a public ``.mat`` file of piano rolls (MATLAB 5 to 7, compressed or not).
 
     The file has cell arrays ``traindata``, ``validdata`` and ``testdata`` of binary (T, 88) matrices.

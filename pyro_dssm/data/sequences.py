@@ -1,20 +1,21 @@
-"""Sets of sequences of different lengths, and batches of them."""
+"""Sets of sequences of different lengths, and what a batch of them is."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, SupportsIndex, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from .._utils.checks import check_seed, is_number, kind_of, natural, positive, shown, told_apart, whole
+from .._utils.checks import kind_of, shown
+from .._utils.rounding import told_apart
 from .._utils.types import check_types, checked
 
-__all__ = ["Batch", "Item", "SequenceDataset", "Splits", "batches", "collate"]
+__all__ = ["Batch", "Item", "SequenceDataset"]
 
 
 @checked()
@@ -26,15 +27,29 @@ class Item(NamedTuple):
     controls: Tensor | None = None
 
 
+class Keywords(TypedDict):
+    """What a program receives by name."""
+
+    controls: Tensor | None
+
+
 @checked("lengths")
 class Batch(NamedTuple):
     """Padded sequences, in the form that models and guides are called with.
+
+    ``program(*batch.args, **batch.kwargs)`` calls a model or a guide with a batch, and
+    ``elbo.loss(model, guide, *batch.args, **batch.kwargs)`` a bound.
 
     Attributes:
         x: Shape ``(B, T, x_dim)``, zero in the padding.
         lengths: Shape ``(B,)``.
         mask: Shape ``(B, T)`` or ``(B, T, x_dim)``, True where observed, or ``None``.
         controls: Shape ``(B, T, control_dim)``, or ``None``.
+
+    Example:
+        >>> batch = Batch(torch.zeros(2, 3, 1), torch.tensor([3, 2]))
+        >>> [value if value is None else value.shape for value in batch.args], batch.kwargs
+        ([torch.Size([2, 3, 1]), torch.Size([2]), None], {'controls': None})
     """
 
     x: Tensor
@@ -47,6 +62,16 @@ class Batch(NamedTuple):
         """Frames without the padding."""
         return int(self.lengths.sum())
 
+    @property
+    def args(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What a program is called with by position: ``program(*batch.args, **batch.kwargs)``."""
+        return self.x, self.lengths, self.mask
+
+    @property
+    def kwargs(self) -> Keywords:
+        """What a program is called with by name, in addition to :attr:`args`."""
+        return {"controls": self.controls}
+
     def to(self, like: Tensor) -> Batch:
         """The batch on the device and in the dtype of a tensor."""
         check_types(Batch.to, locals())
@@ -55,13 +80,13 @@ class Batch(NamedTuple):
         return Batch(floats[0], rest[0], rest[1], floats[1])  # type: ignore[arg-type]
 
 
-def _listed(name: str, values: Any) -> list[Any]:
+def _listed(name: str, values: object) -> list[Tensor]:
     if not isinstance(values, Sequence | Tensor | np.ndarray) or isinstance(values, str | bytes) or len(values) == 0:
         raise ValueError(f"{name}: expected a tensor for each sequence, got {kind_of(values)}.")
     return list(values)
 
 
-def _checked(name: str, values: Any, dim: int | None = None) -> list[Tensor]:
+def _checked(name: str, values: object, dim: int | None = None) -> list[Tensor]:
     if isinstance(values, Tensor) and values.dim() == 3:
         values = list(values)
     if not isinstance(values, Sequence) or len(values) == 0:
@@ -76,7 +101,7 @@ def _checked(name: str, values: Any, dim: int | None = None) -> list[Tensor]:
     return list(values)
 
 
-def chosen_of(indices: Any, count: int) -> list[int]:
+def chosen_of(indices: object, count: int) -> list[int]:
     """Returns the numbers of sequences as a list; raises ``ValueError`` unless all are numbers of ``count``."""
     if (
         not isinstance(indices, Iterable)
@@ -90,10 +115,10 @@ def chosen_of(indices: Any, count: int) -> list[int]:
     return chosen
 
 
-def index_of(name: str, value: Any, count: int, error: type[Exception] = ValueError) -> int:
+def index_of(name: str, value: object, count: int, error: type[Exception] = ValueError) -> int:
     """Returns a number as an integer; raises ``ValueError`` for anything else, ``error`` for one out of range."""
     try:
-        if isinstance(value, bool | np.bool_):
+        if isinstance(value, bool | np.bool_) or not isinstance(value, SupportsIndex):
             raise TypeError
         index = operator.index(value)
     except (TypeError, ValueError, RuntimeError):
@@ -200,7 +225,8 @@ class SequenceDataset(Dataset[Item]):
         check_types(SequenceDataset.check_dtype, locals())
         if dtype in self._fits:
             return
-        told_apart("sequences", zip(self.sequences, self.masks or [None] * len(self), strict=True), dtype)
+        masks: Sequence[Tensor | None] = self.masks or [None] * len(self)
+        told_apart("sequences", zip(self.sequences, masks, strict=True), dtype)
         if self.controls is not None:
             told_apart("controls", ((u, None) for u in self.controls), dtype)
         self._fits.add(dtype)
@@ -226,6 +252,10 @@ class SequenceDataset(Dataset[Item]):
 
         return SequenceDataset([self.sequences[i] for i in chosen], pick(self.masks), pick(self.controls))
 
+    def dataset(self) -> SequenceDataset:
+        """The set itself: the form that training takes."""
+        return self
+
     def __len__(self) -> int:
         return len(self.sequences)
 
@@ -237,185 +267,3 @@ class SequenceDataset(Dataset[Item]):
             None if self.masks is None else self.masks[index],
             None if self.controls is None else self.controls[index],
         )
-
-
-@checked()
-class Splits(NamedTuple):
-    """Three sets: to train on, to choose with, and to report once."""
-
-    train: SequenceDataset
-    valid: SequenceDataset
-    test: SequenceDataset
-
-
-def split_ranges(count: int, train: float, valid: float, test: float) -> tuple[range, range, range]:
-    """Parts numbers in their order, by shares or by counts.
-
-    Args:
-        count: How many there are.
-        train: Share of the first part, a float; or its count, an integer.
-        valid: The same for the second part.
-        test: The same for the third.
-
-    Returns:
-        Three ranges, none of them empty.
-
-    Raises:
-        ValueError: If there are fewer than three, or the parts are not positive or are more than there is.
-
-    Example:
-        >>> split_ranges(10, 0.6, 0.2, 0.2)
-        (range(0, 6), range(6, 8), range(8, 10))
-        >>> split_ranges(10, 5, 2, 1)
-        (range(0, 5), range(5, 7), range(7, 8))
-    """
-    parts = {"train": train, "valid": valid, "test": test}
-    counted = isinstance(train, int) and not isinstance(train, bool)
-    for name, part in parts.items():
-        kind = "a positive count" if counted else "a positive share"
-        right = is_number(part) and isinstance(part, int if counted else float) and part > 0
-        if not right:
-            raise ValueError(f"{name}: expected {kind}, as of the other parts, got {shown(part)}.")
-    if count < 3:
-        raise ValueError(f"data: expected at least 3 sequences, got {count}.")
-    if train + valid + test > (count if counted else 1 + 1e-9):
-        raise ValueError(f"test: expected parts of {count if counted else 1} together, got {train + valid + test}.")
-    sums = [n if counted else round(n * count) for n in (train, train + valid, train + valid + test)]
-    first = min(max(1, int(sums[0])), count - 2)
-    second = min(max(first + 1, int(sums[1])), count - 1)
-    third = max(second + 1, int(sums[2]))
-    return range(first), range(first, second), range(second, third)
-
-
-def _pad(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)
-
-
-def collate(items: Sequence[Item]) -> Batch:
-    """Pads sequences to the longest of them.
-
-    Args:
-        items: Items of one data set.
-
-    Returns:
-        The batch.
-
-    Example:
-        >>> collate([Item(torch.ones(2, 1)), Item(torch.ones(3, 1))]).x.sum(1).flatten()
-        tensor([2., 3.])
-    """
-    check_types(collate, locals())
-    if len(items) == 0:
-        raise ValueError("items: expected at least one, got none.")
-    dim = items[0].x.shape[-1]
-    for i, item in enumerate(items):
-        if item.x.dim() != 2 or item.x.shape[-1] != dim:
-            raise ValueError(f"items[{i}]: expected frames of shape (T, {dim}), got {tuple(item.x.shape)}.")
-    lengths = torch.tensor([item.x.shape[0] for item in items])
-    masks = [item.mask for item in items if item.mask is not None]
-    controls = [item.controls for item in items if item.controls is not None]
-    return Batch(
-        _pad([item.x for item in items]),
-        lengths,
-        _pad(masks) if masks else None,
-        _pad(controls) if controls else None,
-    )
-
-
-def batch_indices(lengths: Sequence[int], batch_size: int, *, seed: int | None = None) -> list[list[int]]:
-    """Groups sequences of similar length, so that little of a batch is padding.
-
-    Args:
-        lengths: Length of each sequence.
-        batch_size: Sequences per batch; the last may have fewer.
-        seed: Shuffles; ``None`` keeps the order of the lengths. The same seed gives the same batches.
-
-    Returns:
-        The indices of each batch; every sequence is in exactly one.
-
-    Raises:
-        ValueError: If the batch size is not positive.
-
-    Example:
-        >>> batch_indices([5, 1, 4, 2], 2)
-        [[1, 3], [2, 0]]
-    """
-    positive("batch_size", batch_size, most=None)
-    if seed is not None:
-        check_seed(seed)
-    key = torch.tensor(lengths, dtype=torch.float64)
-    generator = torch.Generator()
-    if seed is not None:
-        generator.manual_seed(seed)
-        # Lengths are blurred, so that a sequence meets other batch-mates in every epoch.
-        key = key * (0.9 + 0.2 * torch.rand(len(lengths), generator=generator, dtype=torch.float64))
-    order = torch.argsort(key, stable=True).tolist()
-    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    if seed is not None:
-        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
-    return groups
-
-
-def load_groups(data: SequenceDataset, groups: Sequence[Sequence[int]], num_workers: int = 0) -> Iterator[Batch]:
-    """Makes a batch of each group of sequences, in this process or ahead of it in others.
-
-    Args:
-        data: The sequences.
-        groups: The indices of each batch.
-        num_workers: Processes; they end with the last batch, and where the iterator is closed before that.
-
-    Yields:
-        One batch for each group, in their order.
-
-    Raises:
-        ValueError: If the number of processes is negative.
-
-    Example:
-        >>> data = SequenceDataset([torch.zeros(n, 2) for n in (3, 5, 4)])
-        >>> [batch.lengths.tolist() for batch in load_groups(data, [[1], [2, 0]])]
-        [[5], [4, 3]]
-    """
-    if num_workers == 0:
-        for group in groups:
-            yield collate([data[i] for i in group])
-        return
-    positive("num_workers", num_workers, also="0")
-    if not groups:
-        return
-    # The loader draws the seed of its processes, which here draw nothing: from a generator of its own, so that the
-    # noise of the caller does not depend on how the data is loaded.
-    generator = torch.Generator()
-    yield from DataLoader(
-        data,
-        batch_sampler=groups,  # type: ignore[arg-type]
-        num_workers=num_workers,
-        collate_fn=collate,
-        generator=generator,
-    )
-
-
-def batches(
-    data: SequenceDataset, batch_size: int, *, seed: int | None = None, skip: int = 0, num_workers: int = 0
-) -> Iterator[Batch]:
-    """Goes once through a data set in batches of sequences of similar length.
-
-    Args:
-        data: The sequences.
-        batch_size: Sequences per batch.
-        seed: Shuffles; ``None`` keeps the order of the lengths.
-        skip: Batches at the start to pass over.
-        num_workers: Processes that read and pad batches ahead of this one, which pays where reading is slow, as
-            from a file that is mapped into memory; 0 for none. The batches are the same.
-
-    Yields:
-        Batches.
-
-    Example:
-        >>> data = SequenceDataset([torch.zeros(n, 2) for n in (3, 5, 4)])
-        >>> [batch.lengths.tolist() for batch in batches(data, 2)]
-        [[3, 4], [5]]
-    """
-    check_types(batches, locals())
-    natural("skip", skip)
-    whole("num_workers", num_workers)
-    yield from load_groups(data, batch_indices(data.lengths, batch_size, seed=seed)[skip:], num_workers)

@@ -8,7 +8,8 @@ from torch import Tensor
 from .._utils.checks import check_seed, number
 from .._utils.types import check_types
 from ._simulation import check_sizes
-from .sequences import SequenceDataset, Splits, split_ranges
+from .sequences import SequenceDataset
+from .splits import Splits, split_ranges
 
 __all__ = ["little_pieces", "oscillator", "splits"]
 
@@ -18,12 +19,12 @@ _NEXT = {0: (5, 7, 9), 5: (7, 0, 2), 7: (0, 9), 9: (5, 2), 2: (7,)}
 _MIDDLE_C = 39  # the column of a piano roll
 
 
-def splits(data: SequenceDataset, train: float = 0.6, valid: float = 0.2, test: float = 0.2) -> Splits:
+def splits(data: SequenceDataset, train: float = 0.6, valid: float = 0.2, test: float = 0.2) -> Splits[SequenceDataset]:
     """Parts a data set in its order, with its masks and controls.
 
     Args:
         data: At least three sequences.
-        train: Share of the sequences to train on, a float; or their count, an integer.
+        train: Fraction of the sequences to train on, a float; or their count, an integer.
         valid: The same for those to choose with.
         test: The same for those to report.
 

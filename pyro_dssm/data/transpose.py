@@ -19,7 +19,7 @@ class RandomTransposition:
         semitones: The furthest that it is moved; 6 reaches every key.
 
     Raises:
-        ValueError: If the share is no probability or the distance not positive.
+        ValueError: If `share` is no probability, or the distance is not positive.
 
     Example:
         >>> batch = Batch(torch.eye(88)[:1].expand(5, 2, 88), torch.full((5,), 2))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._utils.checks import kind_of
-from ..data.sequences import Batch, SequenceDataset, batch_indices, collate
+from ..data.batching import batch_indices, collate
+from ..data.sequences import Batch, SequenceDataset
 from ..models.dssm import DSSM
 
 __all__ = ["ENTRIES_AT_ONCE", "check_data", "grouped", "in_order", "observed_entries"]

@@ -171,13 +171,13 @@ class KalmanGuide(FrameGuide):
         """The smoother's laws of the states given the means of the codes.
 
         Args:
-            inputs: A checked batch, all of the same length.
+            inputs: A checked batch.
 
         Returns:
             Means, covariances, cross-covariances.
         """
         check_types(KalmanGuide.smoothed, locals())
-        return rts_smoother(self.filtered(inputs))
+        return rts_smoother(self.filtered(inputs), valid=inputs.valid)
 
     def factorisation(self) -> str:
         """What codes and states are drawn from."""
@@ -202,12 +202,6 @@ class KalmanPath(PathLaw):
         if inputs.hidden is not None and self.shown is not None:
             whole = ~self.shown if inputs.valid is None else ~self.shown & inputs.valid
             self.hidden = whole if whole.any() else None
-        self.ends = None
-        if inputs.valid is not None:
-            # A frame ends a sequence where none follows; in the padding, every frame does.
-            later = torch.zeros_like(inputs.valid)
-            later[..., :-1] = inputs.valid[..., 1:]
-            self.ends = ~later
         super().__init__(inputs.batch_shape, inputs.num_steps, self.model.z_dim, inputs.valid)
 
     @property
@@ -239,7 +233,7 @@ class KalmanPath(PathLaw):
                 loc, scale = self.codes.base_dist.loc[..., t, :], self.codes.base_dist.scale[..., t, :]
                 codes.append(pyro.sample(f"a_{t + 1}", Sampled(normal(loc, scale))))
         a = torch.stack(torch.broadcast_tensors(*codes), dim=-2)
-        found = backward_conditionals(self.filter(a), self.ends)
+        found = backward_conditionals(self.filter(a), valid=self.inputs.valid)
         zs: list[Tensor] = []
         for t in pyro.markov(reversed(steps)):
             with poutine.mask(mask=self.valid_at(t)):
@@ -276,9 +270,8 @@ class KalmanPath(PathLaw):
 
     def filter(self, codes: Tensor) -> Filtered:
         """The filter's laws, given codes."""
-        seen = self.shown if self.model.fills is False else self.inputs.valid
-        seen = None if seen is None else seen.expand(codes.shape[:-1])
-        return self.model.filter(codes, self.inputs, self.zeta, seen)
+        observed = None if self.model.fills or self.shown is None else self.shown.expand(codes.shape[:-1])
+        return self.model.filter(codes, self.inputs, self.zeta, observed)
 
     def draw_codes(self, batch: torch.Size) -> Tensor:
         """Codes of all frames, each given its frame alone."""
@@ -305,7 +298,7 @@ class KalmanPath(PathLaw):
             value, log_prob = self._forward(batch, codes, None)
         else:
             codes = self.fill_codes(codes)
-            z, of_states = backward_sample(self.filter(codes), ends=self._expanded_ends(batch))
+            z, of_states = backward_sample(self.filter(codes), valid=self.inputs.valid)
             if self.hidden is not None and not self.model.fills:
                 drawn = z[..., : self.model.code_dim] + self.model.code_noise.sqrt() * torch.randn_like(codes)
                 codes = torch.where(self.hidden.unsqueeze(-1), drawn, codes)
@@ -365,9 +358,6 @@ class KalmanPath(PathLaw):
             states = memories.after_z(states, value, u)
         return torch.stack(values, dim=-2), torch.stack(terms, dim=-1)
 
-    def _expanded_ends(self, batch: torch.Size) -> Tensor | None:
-        return None if self.ends is None else self.ends.expand(*batch, self.event_shape[0])
-
     def log_prob_per_step(self, z: Tensor) -> Tensor:
         """The log-density of each frame's code and state; zero in the padding."""
         if self._value is not z or self._log_prob is None:
@@ -375,8 +365,8 @@ class KalmanPath(PathLaw):
             if self.guide.kind == "filtering":
                 log_prob = self._forward(z.shape[:-2], codes, z)[1]
             else:
-                ends = self._expanded_ends(z.shape[:-2])
-                log_prob = self._total(z, backward_log_prob(self.filter(codes), states, ends=ends))
+                of_states = backward_log_prob(self.filter(codes), states, valid=self.inputs.valid)
+                log_prob = self._total(z, of_states)
             self._value, self._log_prob = z, log_prob
         return self._masked(self._log_prob)
 

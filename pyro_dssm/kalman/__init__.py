@@ -1,6 +1,6 @@
 """Kalman filters, smoothers and samplers in plain torch."""
 
-from ._linalg import LiftedCovarianceWarning
+from ._lifting import LiftedCovarianceWarning
 from .extended import Emission, extended_filter
 from .filtered import Filtered, RootFiltered
 from .linear import kalman_filter

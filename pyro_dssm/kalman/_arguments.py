@@ -1,72 +1,29 @@
-"""Checks of what the filters are given, and its usual shape."""
+"""Checks of the parameters that filters are given, and their usual shapes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._linalg import root, unexpanded
-from ._step import Seen
+from ._linalg import unexpanded
+from ._roots import root
+from ._step import Observed
 from .linearisation import Gaussian
 
 __all__ = [
-    "Frames",
     "alike",
     "at_steps",
     "broadcast",
-    "check_ends",
     "covariance",
     "emission_over_time",
     "flat",
-    "frames",
-    "hidden",
-    "initial_law",
+    "check_initial",
     "noise_roots",
     "over_time",
 ]
-
-
-class Frames(NamedTuple):
-    """Frames, zero where hidden, and which entries are observed: ``None`` if all."""
-
-    y: Tensor
-    seen: Tensor | None
-
-
-def frames(y: Tensor, mask: Tensor | None) -> Frames:
-    """Fills what is hidden.
-
-    Args:
-        y: Shape ``(*, T, d)``.
-        mask: True where observed, ``(*, T)`` or ``(*, T, d)``; told apart by the number of dimensions.
-
-    Raises:
-        ValueError: For a wrong shape, or a value that is observed and not finite.
-    """
-    if y.device.type == "meta":
-        raise ValueError("y: expected a tensor with values, got one on the device meta.")
-    if mask is not None and mask.device != y.device:
-        raise ValueError(f"mask: expected device {y.device} like the frames, got {mask.device}.")
-    if y.dim() < 2 or y.numel() == 0 or not y.is_floating_point():
-        raise ValueError(f"y: expected floats of shape (*, T, d) without a 0, got {y.dtype} of shape {tuple(y.shape)}.")
-    seen = None
-    if mask is not None:
-        if mask.dtype != torch.bool or tuple(mask.shape) not in (y.shape, y.shape[:-1]):
-            raise ValueError(
-                f"mask: expected booleans of shape {tuple(y.shape[:-1])} or {tuple(y.shape)}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}."
-            )
-        seen = mask if mask.shape == y.shape else mask.unsqueeze(-1).expand(y.shape)
-        y = torch.where(seen, y, torch.zeros_like(y))
-        if bool(seen.all()):
-            seen = None
-    if not bool(y.isfinite().all()):
-        raise ValueError("y: expected finite observed values, got NaN or infinity where the mask does not hide it.")
-    return Frames(y, seen)
 
 
 def alike(y: Tensor, **others: Tensor | None) -> None:
@@ -77,8 +34,8 @@ def alike(y: Tensor, **others: Tensor | None) -> None:
             raise ValueError(f"{name}: expected {wanted} like the frames, got {got}.")
 
 
-def initial_law(initial: Gaussian) -> None:
-    """Raises ``ValueError`` unless a law's mean and covariance fit each other."""
+def check_initial(initial: Gaussian) -> None:
+    """Raises ``ValueError`` unless the mean and the covariance of the first state fit each other."""
     if not isinstance(initial.mean, Tensor) or not isinstance(initial.cov, Tensor):
         raise ValueError("initial: expected a mean and a cov that are tensors, got others.")
     n = initial.mean.shape[-1] if initial.mean.dim() else 0
@@ -118,20 +75,6 @@ def over_time(name: str, value: Tensor, steps: int, rows: int, columns: int | No
         spelt = ", ".join(map(str, event))
         raise ValueError(f"{name}: expected shape ({spelt}) or (*, {steps}, {spelt}), got {tuple(value.shape)}.")
     return value.unsqueeze(0) if value.dim() == k else value
-
-
-def check_ends(ends: Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raises ``ValueError`` unless ``ends`` are booleans that broadcast to the shape."""
-    if ends is None:
-        return
-    if ends.device.type == "meta":
-        raise ValueError("ends: expected a tensor with values, got one on the device meta.")
-    try:
-        fits = ends.dtype == torch.bool and torch.broadcast_shapes(ends.shape, shape) == shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(f"ends: expected booleans of shape {tuple(shape)}, got {ends.dtype} {tuple(ends.shape)}.")
 
 
 def emission_over_time(
@@ -181,19 +124,10 @@ def at_steps(value: Tensor, steps: int) -> list[Tensor]:
     return parts if len(parts) == steps else parts * steps
 
 
-def hidden(seen: Tensor | None, lead: tuple[int, ...], dtype: torch.dtype) -> list[Seen] | None:
-    """What a step needs of the mask, for every t; ``None`` if all is observed."""
-    if seen is None:
-        return None
-    w = flat(seen, lead, 2).to(dtype)
-    parts = (w.unsqueeze(-2), w.unsqueeze(-1) * w.unsqueeze(-2), torch.diag_embed(1 - w))
-    return [Seen(*one) for one in zip(*(part.unbind(1) for part in parts), strict=True)]
-
-
-def noise_roots(r: list[Tensor], seen: list[Seen] | None) -> list[Tensor]:
+def noise_roots(r: list[Tensor], observed: list[Observed] | None) -> list[Tensor]:
     """Square roots of an emission's noise at every step, the identity where hidden."""
-    if seen is None:
+    if observed is None:
         known: dict[int, Tensor] = {id(one): root(one) for one in {id(one): one for one in r}.values()}
         return [known[id(one)] for one in r]
-    both = torch.stack([one * at.block + at.rest for one, at in zip(r, seen, strict=True)])
+    both = torch.stack([one * at.block + at.rest for one, at in zip(r, observed, strict=True)])
     return list(root(both).unbind(0))

@@ -7,7 +7,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ._linalg import Lifts, cholesky, predicted_root, root
+from ._lifting import Lifts, cholesky
+from ._roots import predicted_root, root
 from ._step import Roots, step
 from ._values import gain_value, inverse_root, root_value
 

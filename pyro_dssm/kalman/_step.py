@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from ._linalg import gain, lifted, predicted_root, replaced, rotations
+from ._autograd import Context
+from ._lifting import lifted, replaced
+from ._linalg import gain
+from ._roots import predicted_root, rotations
 
-__all__ = ["Roots", "Seen", "Stepped", "lift_noises", "step"]
+__all__ = ["Roots", "Observed", "Stepped", "lift_noises", "step"]
 
 
-class Seen(NamedTuple):
+class Observed(NamedTuple):
     """Which entries of a frame are observed, as factors: ``w``, ``w w^T``, and the identity on what is hidden."""
 
     row: Tensor
@@ -57,7 +60,9 @@ class LiftedNoises(NamedTuple):
     missing: Tensor
 
 
-def lift_noises(p: Tensor, f: Tensor, q: Tensor, r: Tensor, h: Tensor | None, seen: Seen | None) -> LiftedNoises:
+def lift_noises(
+    p: Tensor, f: Tensor, q: Tensor, r: Tensor, h: Tensor | None, observed: Observed | None
+) -> LiftedNoises:
     """Adds to the noises what predicted and innovation covariances need to be positive definite."""
     d = r.shape[-1]
     with torch.no_grad():
@@ -65,12 +70,12 @@ def lift_noises(p: Tensor, f: Tensor, q: Tensor, r: Tensor, h: Tensor | None, se
         _, of_states, one, _ = lifted(prior)
         prior = prior + torch.diag_embed(of_states)
         s = r + (prior[:, :d, :d] if h is None else torch.bmm(torch.bmm(h, prior), h.mT))
-        if seen is not None:
-            s = s * seen.block + seen.rest
+        if observed is not None:
+            s = s * observed.block + observed.rest
         _, of_frames, other, missing = lifted(s, least=8 * torch.finfo(s.dtype).eps)
         missing = missing & s.isfinite().all(-1).all(-1)
-        observed = None if seen is None else seen.block.diagonal(dim1=-2, dim2=-1) > 0
-        other = torch.maximum(other, replaced(of_frames, r, observed))
+        entries = None if observed is None else observed.block.diagonal(dim1=-2, dim2=-1) > 0
+        other = torch.maximum(other, replaced(of_frames, r, entries))
     noises = q + torch.diag_embed(of_states), r + torch.diag_embed(of_frames)
     return LiftedNoises(*noises, torch.maximum(one, other), missing)
 
@@ -82,7 +87,7 @@ def _eye(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _covariance_form(
-    p: Tensor, f: Tensor, q: Tensor, r: Tensor, h: Tensor | None, seen: Seen | None
+    p: Tensor, f: Tensor, q: Tensor, r: Tensor, h: Tensor | None, observed: Observed | None
 ) -> tuple[Tensor, ...]:
     d = r.shape[-1]
     fp = torch.bmm(f, p)
@@ -90,10 +95,10 @@ def _covariance_form(
     whole = prior[:, :, :d] if h is None else torch.bmm(prior, h.mT)
     s = whole[:, :d] + r if h is None else torch.baddbmm(r, h, whole)
     cross = whole
-    if seen is not None:
-        cross, s = whole * seen.row, s * seen.block + seen.rest
+    if observed is not None:
+        cross, s = whole * observed.row, s * observed.block + observed.rest
     k = gain(cross, s)
-    # Joseph's form, with A = I - K H written out: P - K (H P) would lose what is small beside P.
+    # Joseph's form, with A = I - K H written out: P - K (H P) would lose what is small next to P.
     n = p.shape[-1]
     eye = _eye(n, p.dtype, p.device)
     a = eye - (pad(k, (0, n - d)) if h is None else torch.bmm(k, h))
@@ -101,27 +106,29 @@ def _covariance_form(
     return prior, post + post.mT, fp, k, s
 
 
-def _root_form(p: Tensor, f: Tensor, r: Tensor, h: Tensor | None, seen: Seen | None, roots: Roots) -> tuple[Any, ...]:
+def _root_form(
+    p: Tensor, f: Tensor, r: Tensor, h: Tensor | None, observed: Observed | None, roots: Roots
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     d, n = r.shape[-1], p.shape[-1]
     before = predicted_root(roots.noise.expand_as(p), f, roots.cov)
     shown = before[:, :d] if h is None else torch.bmm(h, before)
-    if seen is not None:
-        shown = shown * seen.row.mT
+    if observed is not None:
+        shown = shown * observed.row.mT
     noise = roots.emission_noise.expand_as(r)
     below, states = p.new_zeros(len(p), n, d), before
-    seen_rows: Tensor | float = 1.0 if seen is None else seen.row.mT
+    observed_rows: Tensor | float = 1.0 if observed is None else observed.row.mT
     if h is None:
         # What is shown is some state plus noise. All rotations end with nothing left of what is shown, so what is left
         # of such a state is what is left of the noise: no rounding of the state's own size gets into it.
-        below = pad(-noise * seen_rows, (0, 0, 0, n - d))
-        states = torch.cat([before[:, :d] * (1.0 - seen_rows), before[:, d:]], -2)
+        below = pad(-noise * observed_rows, (0, 0, 0, n - d))
+        states = torch.cat([before[:, :d] * (1.0 - observed_rows), before[:, d:]], -2)
     # Rotating the noise into the last column first, then into those before it, leaves the rest triangular.
     rest = torch.cat([torch.cat([noise, below], -2), torch.cat([shown, states], -2).flip(-1)], -1)
     rounding = None
     if h is not None:
         # A matrix may subtract what is large. Rounding then counts as noise, which keeps the gain within reason.
         rounding = 2 * torch.finfo(p.dtype).eps * torch.linalg.vector_norm(h.abs() @ before.abs(), dim=-1)
-        rounding = rounding if seen is None else rounding * seen.row.squeeze(-2)
+        rounding = rounding if observed is None else rounding * observed.row.squeeze(-2)
     found, lifts = [], []
     for i in range(d):
         if rounding is not None:
@@ -133,7 +140,7 @@ def _root_form(p: Tensor, f: Tensor, r: Tensor, h: Tensor | None, seen: Seen | N
     columns = torch.stack(found, -1)
     innovation, last = columns[:, :d], rest[..., d:].flip(-1)
     if h is None:
-        columns[:, d : 2 * d] += innovation * seen_rows
+        columns[:, d : 2 * d] += innovation * observed_rows
     k = torch.linalg.solve_triangular(innovation, columns[:, d:], upper=False, left=False)
     lift = None if rounding is None else torch.stack(lifts, -1).amax(-1)
     return before @ before.mT, last @ last.mT, torch.bmm(f, p), k, last, innovation, lift
@@ -157,7 +164,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context | None,
         m: Tensor | None,
         y: Tensor | None,
         p: Tensor,
@@ -165,21 +172,21 @@ class _Step(torch.autograd.Function):
         q: Tensor,
         r: Tensor,
         h: Tensor | None,
-        seen: Seen | None,
+        observed: Observed | None,
         roots: Roots | None,
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         d = r.shape[-1]
         lift: Tensor | None = None
         if roots is None:
-            prior, post, fp, k, s = _covariance_form(p, f, q, r, h, seen)
+            prior, post, fp, k, s = _covariance_form(p, f, q, r, h, observed)
         else:
-            prior, post, fp, k, last, innovation, lift = _root_form(p, f, r, h, seen, roots)
+            prior, post, fp, k, last, innovation, lift = _root_form(p, f, r, h, observed, roots)
             s = innovation
         mean = white = None
         if m is not None and y is not None:
             v = y - m[:, :d] if h is None else y
-            if seen is not None:
-                v = v * seen.row.squeeze(-2)
+            if observed is not None:
+                v = v * observed.row.squeeze(-2)
             mean = torch.baddbmm(m.unsqueeze(-1), k, v.unsqueeze(-1)).squeeze(-1)
             if ctx is not None:
                 white = gain(v.unsqueeze(-2), s) if roots is None else torch.cholesky_solve(v.unsqueeze(-1), s).mT
@@ -195,7 +202,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         by_mean, by_post, by_prior = grads[:3]
         f, fp, k, h, white, post, prior = ctx.saved_tensors
         needs = ctx.needs_input_grad
@@ -252,7 +259,7 @@ def step(
     q: Tensor,
     r: Tensor,
     h: Tensor | None,
-    seen: Seen | None = None,
+    observed: Observed | None = None,
     roots: Roots | None = None,
 ) -> Stepped:
     r"""Predicts and updates, for a batch of B.
@@ -265,15 +272,15 @@ def step(
         q: Its noise, ``(B, n, n)``.
         r: The emission's noise, ``(B, d, d)``.
         h: The emission, ``(B, d, n)``; ``None`` for ``[I 0]``.
-        seen: What is observed; ``None`` for all.
-        roots: For the square-root form, the roots of p, q and of r where seen.
+        observed: What is observed; ``None`` for all.
+        roots: For the square-root form, the roots of p, q and of r where observed.
 
     Returns:
         The filtered mean and covariance, the predicted covariance, and the roots.
     """
     inputs = (m, y, p, f, q, r, h)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        mean, cov, prior, *rest = _Step.apply(*inputs, seen, roots)
+        mean, cov, prior, *rest = _Step.apply(*inputs, observed, roots)
     else:
-        mean, cov, prior, *rest = _Step.forward(None, *inputs, seen, roots)
+        mean, cov, prior, *rest = _Step.forward(None, *inputs, observed, roots)
     return Stepped(mean, cov, prior, *rest)

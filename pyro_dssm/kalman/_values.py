@@ -8,13 +8,13 @@ its gradient to the covariances.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._linalg import _half
+from ._autograd import Context
+from ._roots import lower_half
 
 __all__ = ["gain_value", "inverse_root", "log_density", "root_value", "valued"]
 
@@ -23,17 +23,17 @@ def inverse_root(root: Tensor) -> Tensor:
     """The inverse of a lower triangular root; a zero on the diagonal, whose column is zero too, has a row of zeros."""
     dead = root.diagonal(dim1=-2, dim2=-1) == 0
     eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
-    inverse = torch.linalg.solve_triangular(root + torch.diag_embed(dead.to(root.dtype)), eye, upper=False)
+    inverse: Tensor = torch.linalg.solve_triangular(root + torch.diag_embed(dead.to(root.dtype)), eye, upper=False)
     return inverse.masked_fill(dead.unsqueeze(-1), 0.0)
 
 
 class _Valued(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, formula: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Context, formula: Tensor, value: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
 
 
@@ -47,13 +47,13 @@ def valued(formula: Tensor, value: Tensor) -> Tensor:
 
 class _Gain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cross: Tensor, s: Tensor, value: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: Context, cross: Tensor, s: Tensor, value: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(value, inverse)
         return value.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         value, inverse = ctx.saved_tensors
         by_cross = grads[0] @ inverse.mT @ inverse
         return by_cross, -value.mT @ by_cross, None, None
@@ -70,15 +70,15 @@ def gain_value(cross: Tensor, s: Tensor, value: Tensor, inverse: Tensor) -> Tens
 
 class _LogDensity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, s: Tensor, root: Tensor) -> Tensor:
+    def forward(ctx: Context, v: Tensor, s: Tensor, root: Tensor) -> Tensor:
         inverse = inverse_root(root)
-        white = torch.linalg.solve_triangular(root, v.unsqueeze(-1), upper=False)
+        white: Tensor = torch.linalg.solve_triangular(root, v.unsqueeze(-1), upper=False)
         ctx.save_for_backward(white, inverse)
         return -0.5 * white.square().sum((-2, -1)) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         white, inverse = ctx.saved_tensors
         solved = inverse.mT @ white
         by = grads[0].unsqueeze(-1).unsqueeze(-1)
@@ -93,15 +93,15 @@ def log_density(v: Tensor, s: Tensor, root: Tensor, count: Tensor | int) -> Tens
 
 class _Root(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cov: Tensor, root: Tensor) -> Tensor:
+    def forward(ctx: Context, cov: Tensor, root: Tensor) -> Tensor:
         ctx.save_for_backward(root)
         return root.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
         (root,) = ctx.saved_tensors
-        half = _half(root.mT @ grads[0])
+        half = lower_half(root.mT @ grads[0])
         left = torch.linalg.solve_triangular(root.mT, half + half.mT, upper=True)
         return 0.5 * torch.linalg.solve_triangular(root, left, upper=False, left=False), None
 

@@ -8,19 +8,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ._linalg import Lifts, cholesky, matvec, resolved, rotations, symmetric, triangular, unexpanded
+from ._lifting import Lifts, cholesky
+from ._linalg import matvec, symmetric, unexpanded
+from ._masks import check_valid, last_steps
+from ._roots import resolved, rotations, triangular
 from ._values import gain_value, inverse_root, valued
 from .filtered import Filtered, RootFiltered
 
-__all__ = ["BackwardLaw", "backward_law"]
+__all__ = ["BackwardChain", "backward_chain", "cut"]
 
 
-class BackwardLaw(NamedTuple):
-    r"""The laws :math:`q(z_t | z_{t+1}, y_{1:t}) = N(m_t + G_t (z_{t+1} - m^-_{t+1}), C_t)` of all steps.
+class BackwardChain(NamedTuple):
+    r"""The distributions :math:`q(z_t | z_{t+1}, y_{1:t}) = N(m_t + G_t (z_{t+1} - m^-_{t+1}), C_t)` of all steps.
+
+    At the last step of a sequence and in its padding no state follows: gain and drift are zero, and C is the filtered
+    covariance.
 
     Attributes:
-        gain: :math:`G_t`, ``(*, T, n, n)``; zero at the last step. Leading dimensions may be 1 where shared.
-        drift: :math:`G_t (m_{t+1} - m^-_{t+1})`, ``(*, T, n)``; zero at the last step. What deviates from the filtered
+        gain: :math:`G_t`, ``(*, T, n, n)``. Leading dimensions may be 1 where shared.
+        drift: :math:`G_t (m_{t+1} - m^-_{t+1})`, ``(*, T, n)``. What deviates from the filtered
             means follows :math:`e_t = G_t e_{t+1} + G_t (m_{t+1} - m^-_{t+1}) + \epsilon_t`, in which nothing large is
             subtracted.
         cov: :math:`C_t`, ``(*, T, n, n)``, like the gain.
@@ -33,7 +39,7 @@ class BackwardLaw(NamedTuple):
     root: Tensor | None
 
 
-def backward_law(filtered: Filtered, lifts: Lifts) -> BackwardLaw:
+def backward_chain(filtered: Filtered, lifts: Lifts, valid: Tensor | None) -> BackwardChain:
     r"""Returns the backward chain; none of it needs a recursion.
 
     :math:`G_t = P_t F_{t+1}^\top (P^-_{t+1})^{-1}` and, in Joseph's form,
@@ -43,9 +49,15 @@ def backward_law(filtered: Filtered, lifts: Lifts) -> BackwardLaw:
     then right for all that leaves the rank as it is, such as a change of F or of B in :math:`Q = B B^\top`; it knows
     nothing of a change that adds to the rank.
 
+    Args:
+        filtered: From any of the filters.
+        lifts: Gathers the lifts of covariances.
+        valid: True within each sequence, a shape that broadcasts to ``(*, T)``; ``None`` for everywhere.
+
     Raises:
-        ValueError: If a predicted covariance is singular, and the filter has no square roots.
+        ValueError: If ``valid`` does not fit, or a predicted covariance is singular and the filter has no square roots.
     """
+    valid = check_valid(valid, tuple(filtered.mean.shape[:-1]), filtered.mean.device)
     cov, prior, f, q = (
         unexpanded(x, 3) for x in (filtered.cov, filtered.predicted_cov, filtered.jacobian, filtered.noise)
     )
@@ -67,7 +79,18 @@ def backward_law(filtered: Filtered, lifts: Lifts) -> BackwardLaw:
     last = cov[..., -1:, :, :].expand(*inner.shape[:-3], 1, *inner.shape[-2:])
     change = (filtered.mean - filtered.predicted_mean)[..., 1:, :]
     drift = torch.cat([matvec(gain, change), torch.zeros_like(filtered.mean[..., :1, :])], -2)
-    return BackwardLaw(torch.cat([gain, torch.zeros_like(last)], -3), drift, torch.cat([inner, last], -3), root)
+    chain = BackwardChain(torch.cat([gain, torch.zeros_like(last)], -3), drift, torch.cat([inner, last], -3), root)
+    return chain if valid is None else cut(chain, filtered, last_steps(valid))
+
+
+def cut(chain: BackwardChain, filtered: Filtered, ends: Tensor) -> BackwardChain:
+    """The chain without what leads from one step to the next where ``ends``, ``(*, T)``, is true."""
+    gain, drift, cov, root = chain
+    row, matrix = ends.unsqueeze(-1), ends.unsqueeze(-1).unsqueeze(-1)
+    cov = torch.where(matrix, unexpanded(filtered.cov, 3), cov)
+    if root is not None and isinstance(filtered, RootFiltered):
+        root = torch.where(matrix, unexpanded(filtered.root, 3), root)
+    return BackwardChain(torch.where(matrix, 0.0, gain).expand_as(cov), torch.where(row, 0.0, drift), cov, root)
 
 
 def _joseph(now: Tensor, gain: Tensor, f: Tensor, q: Tensor) -> Tensor:

@@ -13,68 +13,23 @@ from ._arguments import (
     alike,
     at_steps,
     broadcast,
-    covariance,
+    check_initial,
     emission_over_time,
     flat,
-    frames,
-    hidden,
-    initial_law,
     noise_roots,
 )
-from ._linalg import Lifts, matvec, root, symmetric, weak
-from ._step import Roots, Seen, lift_noises, step
+from ._lifting import Lifts
+from ._linalg import matvec, symmetric, weak
+from ._masks import factors, frames
+from ._nonlinear import Noises, emission_at, linear_at
+from ._roots import root
+from ._step import Observed, Roots, lift_noises, step
 from .filtered import SINGULAR, Filtered, RootFiltered, innovation_cov, log_likelihood, root_log_likelihood
-from .linearisation import Gaussian, Linearise, Linearised
+from .linearisation import Gaussian, Linearise
 
 __all__ = ["Emission", "extended_filter"]
 
 Emission = int | Tensor | Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-class _Noises:
-    """The transition's noise at every step; one that stays the same tensor is expanded, checked and factored once."""
-
-    def __init__(self, lead: tuple[int, ...], start: Tensor, *, square_root: bool) -> None:
-        self.lead, self.square_root = lead, square_root
-        self.given: Tensor | None = None
-        self.all, self.changes = [start], 0
-        self.roots: list[Tensor | None] = [start if square_root else None]
-
-    def add(self, noise: Tensor) -> None:
-        if noise is self.given:
-            self.all.append(self.all[-1])
-            self.roots.append(self.roots[-1])
-            return
-        n = self.all[0].shape[-1]
-        if noise.shape[-2:] != (n, n):
-            raise ValueError(f"linearise: expected a noise (*, {n}, {n}), got {tuple(noise.shape)}.")
-        self.given, self.changes = noise, self.changes + 1
-        self.all.append(flat(noise, self.lead, 2))
-        self.roots.append(flat(root(noise), self.lead, 2) if self.square_root else None)
-
-    def stacked(self) -> Tensor:
-        if self.changes == 1:
-            covariance("linearise", self.all[1])
-            rest = self.all[1].unsqueeze(1).expand(-1, len(self.all) - 1, -1, -1)
-            return torch.cat([self.all[0].unsqueeze(1), rest], 1)
-        noise = torch.stack(self.all, 1)
-        if bool((noise.detach().diagonal(dim1=-2, dim2=-1) < 0).any()):
-            raise ValueError("linearise: expected a positive semidefinite noise, got a negative variance.")
-        return noise
-
-
-def _linear_at(linearise: Linearise, m: Tensor, t: int, lead: tuple[int, ...]) -> Linearised:
-    n = m.shape[-1]
-    linear = linearise(m.view(*lead, n), t)
-    if not (isinstance(linear, tuple) and len(linear) == 3):
-        raise ValueError(f"linearise: expected to return a Linearised, got {type(linear).__name__}.")
-    linear = Linearised(*linear)
-    if linear.mean.shape[-1:] != (n,) or linear.jacobian.shape[-2:] != (n, n):
-        raise ValueError(
-            f"linearise: expected a mean (*, {n}) and a jacobian (*, {n}, {n}), got {tuple(linear.mean.shape)} "
-            f"and {tuple(linear.jacobian.shape)}."
-        )
-    return Linearised(flat(linear.mean, lead, 1), flat(linear.jacobian, lead, 2), linear.noise)
 
 
 def extended_filter(
@@ -85,6 +40,7 @@ def extended_filter(
     emission_noise: Tensor,
     *,
     mask: Tensor | None = None,
+    valid: Tensor | None = None,
     square_root: bool = False,
 ) -> Filtered:
     r"""Filters with a nonlinear transition, linearised at the filtered mean.
@@ -99,18 +55,20 @@ def extended_filter(
     ``torch.func`` cannot transform the filter.
 
     Args:
-        y: Frames, ``(*, T, d)``; what is hidden may be anything, NaN too.
-        initial: The law of the first state; leading dimensions broadcast with those of y.
+        y: Frames, ``(*, T, d)``; what is hidden or padding may be anything, NaN too.
+        initial: The distribution of the first state; leading dimensions broadcast with those of y.
         linearise: From the filtered mean ``(*, n)`` and t to the :class:`Linearised` transition from t-1 to t, for t
             from 1 to T-1. A noise that is the same tensor at every step is worked on once.
         emission: H, ``(d, n)`` or ``(*, T, d, n)``; an int d for :math:`[I_d\, 0]`, which is faster; or a function
             from the predicted mean ``(*, n)`` to the expected frame ``(*, d)`` and its Jacobian ``(*, d, n)``.
         emission_noise: R, ``(d, d)`` or ``(*, T, d, d)``.
         mask: True where observed, ``(*, T)`` or ``(*, T, d)``; all by default.
+        valid: True within each sequence and False in the padding at its end, a shape that broadcasts to ``(*, T)``
+            such as ``(B, T)``; all by default. In the padding nothing is observed, and the state's mean stays as it is.
         square_root: Carries square roots of the covariances: slower, more exact in float32.
 
     Returns:
-        The filtered and predicted laws, and the likelihood.
+        The filtered and predicted distributions, and the likelihood.
 
     Raises:
         ValueError: For shapes that do not fit, an observed value that is not finite, and a matrix that is no
@@ -131,38 +89,23 @@ def extended_filter(
         torch.Size([3, 2])
     """
     check_types(extended_filter, locals())
-    y, seen = frames(y, mask)
-    initial_law(initial)
-    of_frames = {"emission": emission if isinstance(emission, Tensor) else None, "emission_noise": emission_noise}
-    alike(y, initial=initial.mean, **of_frames)
-    alike(y, initial=initial.cov)
-    (steps, d), n = y.shape[-2:], initial.mean.shape[-1]
-    h, r = emission_over_time(emission, emission_noise, steps, (d, n))
-    leads = {"y": y.shape[:-2], "initial": initial.mean.shape[:-1], "cov": initial.cov.shape[:-2], "R": r.shape[:-3]}
-    lead = broadcast(**leads, **({} if h is None else {"emission": h.shape[:-3]}))
-    y, r, m, p = flat(y, lead, 2), flat(r, lead, 3), flat(initial.mean, lead, 1), flat(initial.cov, lead, 2)
-    y_at, r_at, h_at = y.unbind(1), at_steps(r, steps), None if h is None else at_steps(flat(h, lead, 3), steps)
-    seen_at = hidden(seen, lead, y.dtype)
-    given = _Given(y_at, m, p, r_at, h_at, seen_at, lead)
-    r_roots = noise_roots(r_at, seen_at) if square_root else None
-    p_root = flat(root(initial.cov), lead, 2) if square_root else None
-    seen = None if seen is None else flat(seen, lead, 2)
-    lifts = Lifts("extended_filter")
-    run = _run(given, linearise, emission, p_root, r_roots, lifts)
-    s = innovation_cov(run.predicted_cov, run.emission, r, seen)
+    given = _prepare(y, initial, emission, emission_noise, mask=mask, valid=valid, square_root=square_root)
+    lifts, r, observed = Lifts("extended_filter"), given.noise, given.observed
+    run = _run(given, linearise, emission, lifts)
+    s = innovation_cov(run.predicted_cov, run.emission, r, observed)
     if not square_root and weak(s).any():
-        run = _run(given, linearise, emission, None, None, lifts, lift=True)
-        s = innovation_cov(run.predicted_cov, run.emission, cast(Tensor, run.emission_noise), seen)
-    v = y - run.predicted_mean[..., :d] if run.innovations is None else run.innovations
+        run = _run(given, linearise, emission, lifts, lift=True)
+        s = innovation_cov(run.predicted_cov, run.emission, cast(Tensor, run.emission_noise), observed)
+    v = given.y - run.predicted_mean[..., : r.shape[-1]] if run.innovations is None else run.innovations
+    if square_root:
+        ll = root_log_likelihood(v, s, cast(Tensor, run.innovation_root), observed)
+    else:
+        ll = log_likelihood(v, s, observed)
+    lifts.report()
 
     def shaped(x: Tensor) -> Tensor:
-        return x.view(*lead, *x.shape[1:])
+        return x.view(*given.lead, *x.shape[1:])
 
-    if square_root:
-        ll = root_log_likelihood(v, s, cast(Tensor, run.innovation_root), seen)
-    else:
-        ll = log_likelihood(v, s, seen)
-    lifts.report()
     fields = (run.mean, run.cov, run.predicted_mean, run.predicted_cov, run.jacobian, ll, run.noise)
     if not square_root:
         return Filtered(*(shaped(x) for x in fields))
@@ -174,15 +117,63 @@ def extended_filter(
 
 
 class _Given(NamedTuple):
-    """What a run starts from, flat, and at every step."""
+    """What a run starts from, flat: ``(B, T, ...)``, or lists of ``(B, ...)`` for every step."""
 
-    y: Sequence[Tensor]
+    y: Tensor
     mean: Tensor
     cov: Tensor
-    emission_noise: list[Tensor]
-    emission: list[Tensor] | None
-    seen: list[Seen] | None
+    noise: Tensor
+    noise_at: list[Tensor]
+    emission_at: list[Tensor] | None
+    observed: Tensor | None
+    observed_at: list[Observed] | None
+    valid: Tensor | None
     lead: tuple[int, ...]
+    roots: _Roots | None
+
+
+class _Roots(NamedTuple):
+    """Square roots of the first covariance, and of the emission's noise at every step."""
+
+    cov: Tensor
+    noise_at: list[Tensor]
+
+
+def _prepare(
+    y: Tensor,
+    initial: Gaussian,
+    emission: Emission,
+    emission_noise: Tensor,
+    *,
+    mask: Tensor | None,
+    valid: Tensor | None,
+    square_root: bool,
+) -> _Given:
+    """Checks the arguments of :func:`extended_filter`, and brings them into one shape."""
+    y, observed, valid = frames(y, mask, valid)
+    check_initial(initial)
+    of_frames = {"emission": emission if isinstance(emission, Tensor) else None, "emission_noise": emission_noise}
+    alike(y, initial=initial.mean, **of_frames)
+    alike(y, initial=initial.cov)
+    (steps, d), n = y.shape[-2:], initial.mean.shape[-1]
+    h, r = emission_over_time(emission, emission_noise, steps, (d, n))
+    leads = {"y": y.shape[:-2], "initial": initial.mean.shape[:-1], "cov": initial.cov.shape[:-2], "R": r.shape[:-3]}
+    lead = broadcast(**leads, **({} if h is None else {"emission": h.shape[:-3]}))
+    r = flat(r, lead, 3)
+    r_at, observed_at = at_steps(r, steps), factors(observed, lead, y.dtype)
+    return _Given(
+        flat(y, lead, 2),
+        flat(initial.mean, lead, 1),
+        flat(initial.cov, lead, 2),
+        r,
+        r_at,
+        None if h is None else at_steps(flat(h, lead, 3), steps),
+        None if observed is None else flat(observed, lead, 2),
+        observed_at,
+        None if valid is None else flat(valid, lead, 1),
+        lead,
+        _Roots(flat(root(initial.cov), lead, 2), noise_roots(r_at, observed_at)) if square_root else None,
+    )
 
 
 class _Run(NamedTuple):
@@ -202,54 +193,39 @@ class _Run(NamedTuple):
     innovation_root: Tensor | None
 
 
-def _run(
-    given: _Given,
-    linearise: Linearise,
-    emission: Emission,
-    p_root: Tensor | None,
-    r_roots: list[Tensor] | None,
-    lifts: Lifts,
-    *,
-    lift: bool = False,
-) -> _Run:
+def _run(given: _Given, linearise: Linearise, emission: Emission, lifts: Lifts, *, lift: bool = False) -> _Run:
     """Runs along time; with ``lift`` the emission's noise is lifted where it must be."""
     m, p, lead = given.mean, given.cov, given.lead
-    n = m.shape[-1]
-    f = torch.eye(n, dtype=m.dtype, device=m.device).expand_as(p)
-    noises = _Noises(lead, torch.zeros_like(p), square_root=r_roots is not None)
+    f = torch.eye(m.shape[-1], dtype=m.dtype, device=m.device).expand_as(p)
+    noises = Noises(lead, torch.zeros_like(p), square_root=given.roots is not None)
+    p_root = None if given.roots is None else given.roots.cov
     steps, predicted, jacobians = [], [], [f]
     innovations, emissions, emission_noises, missing = [], [], [], []
-    for t, shown in enumerate(given.y):
+    for t, y in enumerate(given.y.unbind(1)):
         if t > 0:
-            m, f, q = _linear_at(linearise, m, t, lead)
+            m, f, q = linear_at(linearise, m, t, lead, given.valid)
             noises.add(q)
             jacobians.append(f)
-        at, r = None if given.emission is None else given.emission[t], given.emission_noise[t]
-        if at is not None:
-            shown = shown - matvec(at, m)
-        elif not isinstance(emission, int):
-            returned = emission(m.view(*lead, n))  # type: ignore[operator]
-            if not (
-                isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(v, Tensor) for v in returned)
-            ):
-                raise ValueError(
-                    f"emission: expected to return a frame and its Jacobian, got {type(returned).__name__}."
-                )
-            expected, at = returned
-            shown, at = shown - flat(expected, lead, 1), flat(at, lead, 2)
-        if at is not None:
-            innovations.append(shown)
-            emissions.append(at)
-        seen, noise = None if given.seen is None else given.seen[t], noises.all[-1]
+        h, r = None if given.emission_at is None else given.emission_at[t], given.noise_at[t]
+        if h is not None:
+            y = y - matvec(h, m)
+        elif callable(emission):
+            expected, h = emission_at(emission, m, lead)
+            y = y - expected
+        if h is not None:
+            innovations.append(y)
+            emissions.append(h)
+        observed, noise = None if given.observed_at is None else given.observed_at[t], noises.all[-1]
         if lift:
-            noise, r, size, without = lift_noises(p, f, noise, r, at, seen)
+            noise, r, size, without = lift_noises(p, f, noise, r, h, observed)
             lifts.add(size)
             emission_noises.append(r)
             missing.append(without)
-        q_root = noises.roots[-1]
-        roots = None if p_root is None or q_root is None or r_roots is None else Roots(p_root, q_root, r_roots[t])
+        q_root, roots = noises.roots[-1], None
+        if p_root is not None and q_root is not None and given.roots is not None:
+            roots = Roots(p_root, q_root, given.roots.noise_at[t])
         predicted.append(m)
-        steps.append(step(m, shown, p, f, noise, r, at, seen, roots))
+        steps.append(step(m, y, p, f, noise, r, h, observed, roots))
         m, p, p_root = cast(Tensor, steps[-1].mean), steps[-1].cov, steps[-1].root
     if missing and torch.stack(missing).any():
         raise ValueError(SINGULAR)

@@ -25,7 +25,7 @@ class Filtered(NamedTuple):
     Attributes:
         mean: Mean of :math:`z_t | y_{1:t}`, shape ``(*, T, n)``.
         cov: Its covariance, ``(*, T, n, n)``.
-        predicted_mean: Mean of :math:`z_t | y_{1:t-1}`; at the first frame that of the initial law.
+        predicted_mean: Mean of :math:`z_t | y_{1:t-1}`; at the first frame that of the initial distribution.
         predicted_cov: Its covariance.
         jacobian: The matrix that leads from t-1 to t, ``(*, T, n, n)``; the identity at the first frame.
         log_likelihood: :math:`\log p(y_t | y_{1:t-1})` of the observed entries, ``(*, T)``; 0 where nothing is
@@ -43,7 +43,7 @@ class Filtered(NamedTuple):
 
 
 class RootFiltered(Filtered):
-    r"""What a filter with ``square_root=True`` knows: its smoothers and samplers go on with the square roots.
+    r"""What a filter with ``square_root=True`` knows: smoothers and samplers then work with the square roots.
 
     The roots are values without gradients; gradients go through the covariances.
 
@@ -73,46 +73,46 @@ def _root_filtered(fields: tuple[Tensor, ...], root: Tensor, noise_root: Tensor)
     return RootFiltered(*fields, root=root, noise_root=noise_root)
 
 
-def innovation_cov(predicted_cov: Tensor, emission: Tensor | None, noise: Tensor, seen: Tensor | None) -> Tensor:
+def innovation_cov(predicted_cov: Tensor, emission: Tensor | None, noise: Tensor, observed: Tensor | None) -> Tensor:
     r"""Returns :math:`H P^-_t H^\top + R`, ``(*, T, d, d)``: the identity in rows and columns of hidden entries.
 
     Args:
         predicted_cov: Shape ``(*, T, n, n)``.
         emission: H, ``(*, T or 1, d, n)``; ``None`` for ``[I 0]``.
         noise: R, ``(*, T or 1, d, d)``.
-        seen: True where observed, ``(*, T, d)``; ``None`` for all.
+        observed: True where observed, ``(*, T, d)``; ``None`` for all.
     """
     d = noise.shape[-1]
     s = predicted_cov[..., :d, :d] if emission is None else emission @ predicted_cov @ emission.mT
     s = symmetric(s + noise)
-    if seen is None:
+    if observed is None:
         return s
-    w = seen.to(s.dtype)
+    w = observed.to(s.dtype)
     return s * (w.unsqueeze(-1) * w.unsqueeze(-2)) + torch.diag_embed(1 - w)
 
 
-def _shown(v: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor | int]:
+def _shown(v: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | int]:
     """The innovations, zero where hidden, and how many there are."""
-    if seen is None:
+    if observed is None:
         return v, v.shape[-1]
-    w = seen.to(v.dtype)
+    w = observed.to(v.dtype)
     return v * w, w.sum(-1)
 
 
-def log_likelihood(v: Tensor, s: Tensor, seen: Tensor | None) -> Tensor:
+def log_likelihood(v: Tensor, s: Tensor, observed: Tensor | None) -> Tensor:
     r"""Returns :math:`\log N(v_t; 0, S_t)` of the observed entries for all steps at once.
 
     Args:
         v: Innovations, ``(*, T, d)``.
         s: From :func:`innovation_cov`.
-        seen: True where observed, ``(*, T, d)``; ``None`` for all.
+        observed: True where observed, ``(*, T, d)``; ``None`` for all.
     """
-    v, count = _shown(v, seen)
+    v, count = _shown(v, observed)
     square, log_det = quadratic(v, s)
     return -0.5 * (square + log_det + count * math.log(2 * math.pi))
 
 
-def root_log_likelihood(v: Tensor, s: Tensor, root: Tensor, seen: Tensor | None) -> Tensor:
+def root_log_likelihood(v: Tensor, s: Tensor, root: Tensor, observed: Tensor | None) -> Tensor:
     """The same from the roots of the innovations' covariances.
 
     Raises:
@@ -120,5 +120,5 @@ def root_log_likelihood(v: Tensor, s: Tensor, root: Tensor, seen: Tensor | None)
     """
     if (root.diagonal(dim1=-2, dim2=-1) <= 0).any():
         raise ValueError(SINGULAR)
-    v, count = _shown(v, seen)
+    v, count = _shown(v, observed)
     return log_density(v, s, root, count)

@@ -13,16 +13,18 @@ from ._arguments import (
     alike,
     at_steps,
     broadcast,
+    check_initial,
     covariance,
     emission_over_time,
     flat,
-    frames,
-    hidden,
-    initial_law,
     noise_roots,
     over_time,
 )
-from ._linalg import Lifts, gain, matvec, path, root, symmetric, weak
+from ._lifting import Lifts
+from ._linalg import gain, matvec, symmetric, weak
+from ._masks import factors, frames
+from ._recurrence import path
+from ._roots import root
 from ._step import Roots, lift_noises, step
 from ._values import gain_value, inverse_root
 from .filtered import SINGULAR, Filtered, RootFiltered, innovation_cov, log_likelihood, root_log_likelihood
@@ -42,6 +44,7 @@ def kalman_filter(
     offset: Tensor | None = None,
     emission_offset: Tensor | None = None,
     mask: Tensor | None = None,
+    valid: Tensor | None = None,
     square_root: bool = False,
 ) -> Filtered:
     r"""Filters :math:`z_t = F_t z_{t-1} + b_t + \epsilon_t`, :math:`y_t = H_t z_t + c_t + \delta_t`.
@@ -50,8 +53,8 @@ def kalman_filter(
     computed once. See :func:`extended_filter` for the equations.
 
     Args:
-        y: Frames, ``(*, T, d)``; what is hidden may be anything, NaN too.
-        initial: The law of the first state.
+        y: Frames, ``(*, T, d)``; what is hidden or padding may be anything, NaN too.
+        initial: The distribution of the first state.
         transition: F, ``(n, n)`` or ``(*, T, n, n)``; entry t leads from t-1 to t, entry 0 is not used.
         noise: Covariance of :math:`\epsilon_t`, ``(n, n)`` or ``(*, T, n, n)``, likewise.
         emission: H, ``(d, n)`` or ``(*, T, d, n)``, or an int d for :math:`[I_d\, 0]`.
@@ -59,10 +62,12 @@ def kalman_filter(
         offset: b, ``(n,)`` or ``(*, T, n)``, such as :math:`B u_{t-1}`; entry 0 is not used.
         emission_offset: c, ``(d,)`` or ``(*, T, d)``.
         mask: True where observed, ``(*, T)`` or ``(*, T, d)``; all by default.
+        valid: True within each sequence and False in the padding at its end, a shape that broadcasts to ``(*, T)``
+            such as ``(B, T)``; all by default. In the padding nothing is observed, and the mean stays as it is.
         square_root: Carries square roots of the covariances: slower, more exact in float32.
 
     Returns:
-        The filtered and predicted laws, and the likelihood.
+        The filtered and predicted distributions, and the likelihood.
 
     Raises:
         ValueError: For shapes that do not fit, an observed value that is not finite, and a matrix that is no
@@ -86,63 +91,62 @@ def kalman_filter(
         offset=offset,
         emission_offset=emission_offset,
         mask=mask,
+        valid=valid,
     )
-    y, seen, h, r, f, lead = model.y, model.seen, model.h, model.r, model.f, model.lead
-    (d, n) = h.shape[-2:]
     fixed, lifts = isinstance(emission, int), Lifts("kalman_filter")
     found = _covariances(initial.cov, model, lifts, fixed=fixed, square_root=square_root)
-    s = innovation_cov(found.predicted_cov, h, r, seen)
+    s = innovation_cov(found.predicted_cov, model.h, model.r, model.observed)
     if found.roots is None and weak(s).any():
         found = _covariances(initial.cov, model, lifts, fixed=fixed, lift=True)
-        r = found.emission_noise
-        s = innovation_cov(found.predicted_cov, h, r, seen)
-    cov, prior, roots = found.cov, found.predicted_cov, found.roots
-    cross = prior @ h.mT
-    if seen is not None:
-        cross = cross * seen.to(y.dtype).unsqueeze(-2)
-    shape = torch.broadcast_shapes(cross.shape[:-2], s.shape[:-2])
+        s = innovation_cov(found.predicted_cov, model.h, found.emission_noise, model.observed)
+    mean, predicted = _means(initial.mean, model, _gains(found, model, s), exact=square_root)
+    lifts.report()
+    v, roots = model.y - matvec(model.h, predicted), found.roots
     if roots is None:
-        k = gain(flat(cross, shape, 2), flat(s, shape, 2)).view(*shape, n, d)
+        ll = log_likelihood(v, s, model.observed)
     else:
-        k = gain_value(cross, s, roots.gain, inverse_root(roots.innovation))
+        ll = root_log_likelihood(v, s, roots.innovation, model.observed)
+    matrices = (found.cov, found.predicted_cov, model.f, model.q)
+    cov, prior, f, q = (x.expand(*model.lead, *x.shape[-3:]) for x in matrices)
+    filtered = Filtered(mean, cov, predicted, prior, f, ll.expand(mean.shape[:-1]), q)
+    if roots is None:
+        return filtered
+    return RootFiltered(*filtered, root=roots.cov.expand_as(cov), noise_root=roots.noise.expand_as(cov))
 
+
+def _gains(found: _Covariances, model: Model, s: Tensor) -> Tensor:
+    """The gains of all steps, ``(*, T, n, d)``."""
+    cross = found.predicted_cov @ model.h.mT
+    if model.observed is not None:
+        cross = cross * model.observed.to(cross.dtype).unsqueeze(-2)
+    if found.roots is not None:
+        return gain_value(cross, s, found.roots.gain, inverse_root(found.roots.innovation))
+    shape = torch.broadcast_shapes(cross.shape[:-2], s.shape[:-2])
+    return gain(flat(cross, shape, 2), flat(s, shape, 2)).view(*shape, *cross.shape[-2:])
+
+
+def _means(first: Tensor, model: Model, k: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+    """The filtered and the predicted means of all steps, given the gains."""
+    y, h, f, lead = model.y, model.h, model.f, model.lead
     # m_t = (I - K H) F m_{t-1} + b_t + K (y_t - H b_t), with the first mean as b_0.
-    first = initial.mean.unsqueeze(-2).expand(*lead, 1, n)
-    b = torch.cat([first, model.b.expand(*lead, *model.b.shape[-2:])[..., 1:, :]], -2)
+    start = first.unsqueeze(-2).expand(*lead, 1, first.shape[-1])
+    b = torch.cat([start, model.b.expand(*lead, *model.b.shape[-2:])[..., 1:, :]], -2)
     past_to_now = f - k @ (h @ f)
     mean = path(past_to_now, b + matvec(k, y - matvec(h, b)))
-    if roots is not None:
+    if exact:
         # Gain times innovation loses less than the recursion, which subtracts what the whole frame and state amount to.
         with torch.no_grad():
             predicted = _predicted(mean, f, b)
             error = predicted + matvec(k, y - matvec(h, predicted)) - mean
             correction = path(past_to_now, error)
         mean = mean + correction
-    lifts.report()
-    predicted = _predicted(mean, f, b)
-    v = y - matvec(h, predicted)
-    fields = [x.expand(*lead, *x.shape[-3:]) for x in (cov, prior, f, model.q)]
-    if roots is None:
-        ll = log_likelihood(v, s, seen)
-        return _filtered(mean, predicted, ll.expand(mean.shape[:-1]), *fields)
-    ll = root_log_likelihood(v, s, roots.innovation, seen)
-    return RootFiltered(
-        *_filtered(mean, predicted, ll.expand(mean.shape[:-1]), *fields),
-        root=roots.cov.expand(cov_shape := fields[0].shape),
-        noise_root=roots.noise.expand(cov_shape),
-    )
+    return mean, _predicted(mean, f, b)
 
 
 def _predicted(mean: Tensor, f: Tensor, b: Tensor) -> Tensor:
     """The predicted means, from the filtered ones."""
     past = torch.cat([torch.zeros_like(mean[..., :1, :]), mean[..., :-1, :]], -2)
     return b + matvec(f, past)
-
-
-def _filtered(
-    mean: Tensor, predicted: Tensor, ll: Tensor, cov: Tensor, prior: Tensor, f: Tensor, q: Tensor
-) -> Filtered:
-    return Filtered(mean, cov, predicted, prior, f, ll, q)
 
 
 class Model(NamedTuple):
@@ -153,7 +157,7 @@ class Model(NamedTuple):
     """
 
     y: Tensor
-    seen: Tensor | None
+    observed: Tensor | None
     f: Tensor
     q: Tensor
     h: Tensor
@@ -174,14 +178,15 @@ def prepare(
     offset: Tensor | None,
     emission_offset: Tensor | None,
     mask: Tensor | None,
+    valid: Tensor | None,
 ) -> Model:
     """Checks the arguments of :func:`kalman_filter`.
 
     Raises:
         ValueError: If one is not as it should be.
     """
-    y, seen = frames(y, mask)
-    initial_law(initial)
+    y, observed, valid = frames(y, mask, valid)
+    check_initial(initial)
     of_frames = {"emission": emission if isinstance(emission, Tensor) else None, "emission_noise": emission_noise}
     of_states = {"initial": initial.mean, "transition": transition, "noise": noise, "offset": offset}
     alike(y, **of_states, **of_frames, emission_offset=emission_offset)
@@ -197,11 +202,13 @@ def prepare(
     h = eye[:d].unsqueeze(0) if h is None else h
     shapes = {"transition": f, "noise": q, "emission": h, "emission_noise": r}
     leads = {name: value.shape[:-3] for name, value in shapes.items()}
-    shared = broadcast(**leads, initial=initial.cov.shape[:-2], mask=() if seen is None else seen.shape[:-2])
+    shared = broadcast(**leads, initial=initial.cov.shape[:-2], mask=() if observed is None else observed.shape[:-2])
     lead = broadcast(y=y.shape[:-2], initial=initial.mean.shape[:-1], offset=b.shape[:-2], parameters=shared)
+    if valid is not None:
+        f, b = torch.where(valid[..., None, None], f, eye), torch.where(valid.unsqueeze(-1), b, 0.0)
     f, q = _from_first(eye, f, steps), _from_first(torch.zeros_like(eye), q, steps)
     b = _from_first(y.new_zeros(1, n), b.unsqueeze(-2), steps).squeeze(-2)
-    return Model(y, seen, f, q, h, r, b, shared, lead)
+    return Model(y, observed, f, q, h, r, b, shared, lead)
 
 
 def _from_first(first: Tensor, value: Tensor, steps: int) -> Tensor:
@@ -237,24 +244,24 @@ def _covariances(
     p = flat(p, lead, 2)
     f_at, q_at, r_at = (at_steps(flat(x, lead, 3), steps) for x in (model.f, model.q, model.r))
     h_at = [None] * steps if fixed else at_steps(flat(model.h, lead, 3), steps)
-    seen_at = hidden(model.seen, lead, p.dtype)
+    observed_at = factors(model.observed, lead, p.dtype)
     last: Tensor | None = None
     q_roots: list[Tensor] = []
     r_roots: list[Tensor] = []
     if square_root:
         last = flat(root(start), lead, 2)
         q_roots = at_steps(flat(root(model.q), lead, 3), steps)
-        r_roots = noise_roots(r_at, seen_at)
+        r_roots = noise_roots(r_at, observed_at)
     found, noises, missing = [], [], []
     for t in range(steps):
         given = None if last is None else Roots(last, q_roots[t], r_roots[t])
-        seen, q, r = None if seen_at is None else seen_at[t], q_at[t], r_at[t]
+        observed, q, r = None if observed_at is None else observed_at[t], q_at[t], r_at[t]
         if lift:
-            q, r, size, without = lift_noises(p, f_at[t], q, r, h_at[t], seen)
+            q, r, size, without = lift_noises(p, f_at[t], q, r, h_at[t], observed)
             lifts.add(size)
             noises.append(r)
             missing.append(without)
-        found.append(step(None, None, p, f_at[t], q, r, h_at[t], seen, given))
+        found.append(step(None, None, p, f_at[t], q, r, h_at[t], observed, given))
         p, last = found[-1].cov, found[-1].root
     if missing and torch.stack(missing).any():
         raise ValueError(SINGULAR)

@@ -1,4 +1,4 @@
-"""The laws that a Kalman filter works with, and the linearisation of a nonlinear transition."""
+"""The normal distributions that a Kalman filter works with, and the linearisation of a nonlinear transition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Gaussian", "Linearise", "Linearised", "by_jacobian"]
 
 @checked()
 class Gaussian(NamedTuple):
-    """A normal law.
+    """A normal distribution.
 
     Attributes:
         mean: Shape ``(*, n)``.

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from .._utils.types import check_types
 from ._arguments import flat
-from ._linalg import Lifts, lifted, matvec, replaced, symmetric, triangular, weak
+from ._lifting import Lifts, lifted, replaced
+from ._linalg import matvec, symmetric, weak
+from ._roots import triangular
 from ._scan import Elements, associative_scan
 from ._values import valued
-from .backward import backward_law
+from .backward import backward_chain
 from .filtered import SINGULAR, Filtered, innovation_cov, log_likelihood
 from .linear import Model, prepare
 from .linearisation import Gaussian
@@ -32,17 +34,18 @@ def parallel_filter(
     offset: Tensor | None = None,
     emission_offset: Tensor | None = None,
     mask: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Filtered:
     r"""The Kalman filter as an associative scan.
 
-    Every frame becomes an element :math:`(A, b, C, \eta, J)`: the law :math:`N(A z_{t-1} + b, C)` of a state given the
-    one before and its frame, and the likelihood of that frame, of information vector :math:`\eta` and matrix J, as a
-    function of the state before. It does more work than the sequential filter, so it pays on hardware with
+    Every frame becomes an element :math:`(A, b, C, \eta, J)`: the distribution :math:`N(A z_{t-1} + b, C)` of a state
+    given the one before and its frame, and the likelihood of that frame, of information vector :math:`\eta` and matrix
+    J, as a function of the state before. It does more work than the sequential filter, so it pays on hardware with
     parallelism to spare, not on one CPU core.
 
     Args:
         y: Frames, ``(*, T, d)``.
-        initial: The law of the first state.
+        initial: The distribution of the first state.
         transition: F, ``(n, n)`` or ``(*, T, n, n)``.
         noise: Q, ``(n, n)`` or ``(*, T, n, n)``.
         emission: H, ``(d, n)`` or ``(*, T, d, n)``, or an int.
@@ -50,6 +53,7 @@ def parallel_filter(
         offset: ``(n,)`` or ``(*, T, n)``.
         emission_offset: ``(d,)`` or ``(*, T, d)``.
         mask: True where observed, ``(*, T)`` or ``(*, T, d)``.
+        valid: True within each sequence, False in the padding at its end; a shape that broadcasts to ``(*, T)``.
 
     Returns:
         What :func:`kalman_filter` returns.
@@ -77,26 +81,27 @@ def parallel_filter(
         offset=offset,
         emission_offset=emission_offset,
         mask=mask,
+        valid=valid,
     )
     f, q, lifts = model.f, model.q, Lifts("parallel_filter")
     mean, cov, predicted, prior = _moments(model, initial)
-    s = innovation_cov(prior, model.h, model.r, model.seen)
+    s = innovation_cov(prior, model.h, model.r, model.observed)
     if weak(s).any():
         _, added, relative, _ = lifted(initial.cov)
         mean, cov, predicted, prior = _moments(model, Gaussian(initial.mean, initial.cov + torch.diag_embed(added)))
-        s = innovation_cov(prior, model.h, model.r, model.seen)
+        s = innovation_cov(prior, model.h, model.r, model.observed)
         _, added, again, missing = lifted(s, least=8 * torch.finfo(s.dtype).eps)
         if (missing & s.isfinite().all(-1).all(-1)).any():
             raise ValueError(SINGULAR)
-        lifts.add(relative, again, replaced(added, model.r, model.seen))
+        lifts.add(relative, again, replaced(added, model.r, model.observed))
         s = s + torch.diag_embed(added)
     lifts.report()
-    ll = log_likelihood(model.y - matvec(model.h, predicted), s, model.seen)
+    ll = log_likelihood(model.y - matvec(model.h, predicted), s, model.observed)
     return Filtered(mean, cov, predicted, prior, f.expand_as(cov), ll, q.expand_as(cov))
 
 
 def _moments(model: Model, initial: Gaussian) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means and covariances of the filtered and of the predicted laws."""
+    """Means and covariances of the filtered and of the predicted states."""
     lead, n, f = model.lead, initial.mean.shape[-1], model.f
     a, b, c, eta, j = (x.movedim(1, 0) for x in _elements(model, initial))
     _, mean, cov, _, _ = (x.movedim(0, 1) for x in associative_scan(_join, (a, b, c, eta, j)))
@@ -109,7 +114,7 @@ def _moments(model: Model, initial: Gaussian) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _elements(model: Model, initial: Gaussian) -> Elements:
-    """The elements of all frames, ``(B, T, ...)``; the first has the initial law for its prediction."""
+    """The elements of all frames, ``(B, T, ...)``; the first has the initial distribution for its prediction."""
     lead, (steps, d), n = model.lead, model.y.shape[-2:], initial.mean.shape[-1]
     h, r = model.h.expand(*lead, steps, d, n), model.r.expand(*lead, steps, d, d)
     v = model.y.expand(*lead, steps, d)
@@ -117,8 +122,8 @@ def _elements(model: Model, initial: Gaussian) -> Elements:
     u = torch.where(first[:, None], initial.mean.unsqueeze(-2), model.b)
     p = torch.where(first[:, None, None], initial.cov.unsqueeze(-3), model.q)
     f = torch.where(first[:, None, None], torch.zeros_like(model.f), model.f)
-    if model.seen is not None:
-        w = model.seen.to(v.dtype)
+    if model.observed is not None:
+        w = model.observed.to(v.dtype)
         h = h * w.unsqueeze(-1)
         r = r * (w.unsqueeze(-1) * w.unsqueeze(-2)) + torch.diag_embed(1 - w)
         v = v * w
@@ -128,11 +133,11 @@ def _elements(model: Model, initial: Gaussian) -> Elements:
     k = torch.cholesky_solve(h @ p, factor).mT
     rest = torch.eye(n, dtype=v.dtype, device=v.device) - k @ h
     v = v - matvec(h, u)
-    seen_f = h @ f
+    observed_f = h @ f
     a, b = rest @ f, u + matvec(k, v)
     c = symmetric(rest @ p @ rest.mT + k @ r @ k.mT)
-    white = torch.cholesky_solve(torch.cat([seen_f, v.unsqueeze(-1)], -1), factor)
-    both = seen_f.mT @ white
+    white = torch.cholesky_solve(torch.cat([observed_f, v.unsqueeze(-1)], -1), factor)
+    both = observed_f.mT @ white
     eta, j = both[..., -1], symmetric(both[..., :-1])
     return tuple(
         flat(x, lead, event)
@@ -155,11 +160,12 @@ def _join(before: Elements, after: Elements) -> Elements:
     )
 
 
-def parallel_smoother(filtered: Filtered) -> Smoothed:
+def parallel_smoother(filtered: Filtered, *, valid: Tensor | None = None) -> Smoothed:
     """The Rauch-Tung-Striebel smoother as an associative scan, backward in time.
 
     Args:
         filtered: From any of the filters.
+        valid: True within each sequence, False in the padding at its end; a shape that broadcasts to ``(*, T)``.
 
     Returns:
         What :func:`rts_smoother` returns.
@@ -179,7 +185,7 @@ def parallel_smoother(filtered: Filtered) -> Smoothed:
     """
     check_types(parallel_smoother, locals())
     lifts = Lifts("parallel_smoother")
-    law = backward_law(filtered, lifts)
+    chain = backward_chain(filtered, lifts, valid)
     lifts.report()
     shape = filtered.mean.shape
     lead, n = tuple(shape[:-2]), shape[-1]
@@ -188,21 +194,21 @@ def parallel_smoother(filtered: Filtered) -> Smoothed:
         backward = tuple(x.movedim(1, 0).flip(0) for x in parts)
         return tuple(x.flip(0).movedim(0, 1) for x in associative_scan(combine, backward))
 
-    gain = flat(law.gain, lead, 3)
-    _, deviation, cov = scan((gain, flat(law.drift, lead, 2), flat(law.cov, lead, 3)), _chain)
+    gain = flat(chain.gain, lead, 3)
+    _, deviation, cov = scan((gain, flat(chain.drift, lead, 2), flat(chain.cov, lead, 3)), _join_backward)
     cov, mean, root = symmetric(cov).reshape(*shape, n), filtered.mean + deviation.reshape(shape), None
-    if law.root is not None:
+    if chain.root is not None:
         with torch.no_grad():
-            root = scan((gain, flat(law.root, lead, 3)), _root_chain)[1].reshape(*shape, n)
+            root = scan((gain, flat(chain.root, lead, 3)), _join_roots)[1].reshape(*shape, n)
         cov = valued(cov, root @ root.mT)
-    return smoothed(filtered, law, mean, cov, root)
+    return smoothed(filtered, chain, mean, cov, root)
 
 
-def _chain(after: Elements, before: Elements) -> Elements:
+def _join_backward(after: Elements, before: Elements) -> Elements:
     (g2, m2, c2), (g1, m1, c1) = after, before
     return g1 @ g2, matvec(g1, m2) + m1, g1 @ c2 @ g1.mT + c1
 
 
-def _root_chain(after: Elements, before: Elements) -> Elements:
+def _join_roots(after: Elements, before: Elements) -> Elements:
     (g2, r2), (g1, r1) = after, before
     return g1 @ g2, triangular(torch.cat([r1, g1 @ r2], -1))

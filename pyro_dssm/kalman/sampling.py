@@ -1,8 +1,9 @@
-"""Paths from the smoothed law, drawn backward in time, and their density."""
+"""Paths from the smoothed distribution, drawn backward in time, and their density."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,21 +12,24 @@ from torch import Tensor
 
 from .._utils.checks import natural, shown
 from .._utils.types import check_types, checked
-from ._arguments import alike, check_ends
-from ._linalg import Lifts, cholesky, matvec, path
+from ._arguments import alike
+from ._lifting import Lifts, cholesky
+from ._linalg import matvec
+from ._masks import check_ends
+from ._recurrence import path
 from ._values import root_value
-from .backward import backward_law
-from .filtered import Filtered, RootFiltered
+from .backward import backward_chain, cut
+from .filtered import Filtered
 
 __all__ = ["BackwardConditionals", "backward_conditionals", "backward_log_prob", "backward_sample"]
 
 
 @checked()
 class BackwardConditionals(NamedTuple):
-    r"""The laws :math:`q(z_t | z_{t+1}, y_{1:t}) = N(G_t z_{t+1} + b_t, L_t L_t^\top)` of all steps.
+    r"""The distributions :math:`q(z_t | z_{t+1}, y_{1:t}) = N(G_t z_{t+1} + b_t, L_t L_t^\top)` of all steps.
 
     Attributes:
-        gain: :math:`G_t`, ``(*, T, n, n)``; zero at the last step and where a sequence ends.
+        gain: :math:`G_t`, ``(*, T, n, n)``; zero at the last step of a sequence and in its padding.
         offset: :math:`b_t`, ``(*, T, n)``.
         root: The lower Cholesky factor :math:`L_t`, ``(*, T, n, n)``.
     """
@@ -35,18 +39,22 @@ class BackwardConditionals(NamedTuple):
     root: Tensor
 
 
-def backward_conditionals(filtered: Filtered, ends: Tensor | None = None) -> BackwardConditionals:
-    r"""Returns the laws of each state given the next one and the frames up to it.
+def backward_conditionals(
+    filtered: Filtered, ends: Tensor | None = None, *, valid: Tensor | None = None
+) -> BackwardConditionals:
+    r"""Returns the distributions of each state given the next one and the frames up to it.
 
     Args:
         filtered: From any of the filters.
-        ends: True at t where a sequence ends and in its padding, ``(*, T)``: there the state has its filtered law.
+        ends: Deprecated: True at t where a sequence ends and in its padding, ``(*, T)``.
+        valid: True within each sequence and False in the padding at its end, as the filter received it. At the last
+            step and in the padding, the distribution of a state is the filtered one.
 
     Returns:
         Gains, offsets and Cholesky factors of all steps, computed at once.
 
     Raises:
-        ValueError: If ``ends`` does not fit, or if a transition without noise makes a law singular.
+        ValueError: If ``valid`` does not fit, or if a transition without noise makes a distribution singular.
 
     Example:
         >>> from pyro_dssm.kalman import Gaussian, kalman_filter
@@ -57,7 +65,7 @@ def backward_conditionals(filtered: Filtered, ends: Tensor | None = None) -> Bac
     """
     check_types(backward_conditionals, locals())
     lifts = Lifts("backward_conditionals")
-    gain, _, root = _chain(filtered, ends, lifts)
+    gain, _, root = _chain(filtered, ends, valid, lifts)
     lifts.report()
     following = _following(filtered.predicted_mean)
     return BackwardConditionals(gain, filtered.mean - matvec(gain, following), root)
@@ -68,16 +76,20 @@ def _following(value: Tensor) -> Tensor:
     return torch.cat([value[..., 1:, :], torch.zeros_like(value[..., :1, :])], -2)
 
 
-def _chain(filtered: Filtered, ends: Tensor | None, lifts: Lifts) -> tuple[Tensor, Tensor, Tensor]:
-    """Gains, drifts and roots of what deviates from the filtered means, cut where sequences end."""
+def _chain(
+    filtered: Filtered, ends: Tensor | None, valid: Tensor | None, lifts: Lifts
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gains, drifts and roots of what deviates from the filtered means."""
     check_ends(ends, tuple(filtered.mean.shape[:-1]))
-    gain, drift, cov, root = backward_law(filtered, lifts)
+    chain = backward_chain(filtered, lifts, valid)
     if ends is not None:
-        at = ends.unsqueeze(-1)
-        drift = drift.masked_fill(at, 0.0)
-        gain, cov = gain.masked_fill(at.unsqueeze(-1), 0.0), torch.where(at.unsqueeze(-1), filtered.cov, cov)
-        if root is not None and isinstance(filtered, RootFiltered):
-            root = torch.where(at.unsqueeze(-1), filtered.root, root)
+        warnings.warn(
+            "ends is deprecated, give valid: True within each sequence, False in its padding.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        chain = cut(chain, filtered, ends)
+    gain, drift, cov, root = chain
     if root is None:
         root = cholesky(cov, lifts=lifts)
     elif (root.diagonal(dim1=-2, dim2=-1) <= 0).any():
@@ -88,30 +100,37 @@ def _chain(filtered: Filtered, ends: Tensor | None, lifts: Lifts) -> tuple[Tenso
     return gain.expand(matrices), drift, root.expand(matrices)
 
 
+def _within(log_q: Tensor, valid: Tensor | None) -> Tensor:
+    """Log-densities, zero in the padding."""
+    return log_q if valid is None else torch.where(valid, log_q, 0.0)
+
+
 def backward_sample(
     filtered: Filtered,
     *,
     sample_shape: Sequence[int] = (),
     ends: Tensor | None = None,
+    valid: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Draws paths from :math:`q(z_{1:T} | y_{1:T})`: forward filtering, backward sampling.
 
-    The draws are reparametrised: gradients reach everything that the filter was given. With a linear model the law is
-    the exact posterior.
+    The draws are reparametrised: gradients reach everything that the filter was given. With a linear model the
+    distribution is the exact posterior.
 
     Args:
         filtered: From any of the filters.
         sample_shape: Shape of the sample.
-        ends: True at t where a sequence ends and in its padding, ``(*, T)``: there the state is drawn from its
-            filtered law, not given the next one.
+        ends: Deprecated: True at t where a sequence ends and in its padding, ``(*, T)``.
+        valid: True within each sequence and False in the padding at its end, as the filter received it. In the padding
+            a state is drawn from its filtered distribution, and its log-density counts as zero.
         noise: Standard normal numbers to use, ``(*sample_shape, *, T, n)``; drawn by default.
 
     Returns:
         Paths ``(*sample_shape, *, T, n)`` and :math:`\log q(z_t | z_{t+1}, y_{1:t})`, ``(*sample_shape, *, T)``.
 
     Raises:
-        ValueError: If a shape does not fit, or if a transition without noise makes a law singular.
+        ValueError: If a shape does not fit, or if a transition without noise makes a distribution singular.
 
     References:
         | Carter and Kohn (1994). On Gibbs sampling for state space models. Biometrika 81(3).
@@ -130,7 +149,7 @@ def backward_sample(
     for size in sample_shape:
         natural("sample_shape", size)
     lifts = Lifts("backward_sample")
-    gain, drift, root = _chain(filtered, ends, lifts)
+    gain, drift, root = _chain(filtered, ends, valid, lifts)
     lifts.report()
     shape = (*sample_shape, *drift.shape)
     if noise is None:
@@ -141,22 +160,25 @@ def backward_sample(
     free = drift + matvec(root, noise)
     z = filtered.mean + path(gain.flip(-3), free.flip(-2)).flip(-2)
     log_q = -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi))
-    return z, log_q - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return z, _within(log_q - root.diagonal(dim1=-2, dim2=-1).log().sum(-1), valid)
 
 
-def backward_log_prob(filtered: Filtered, z: Tensor, *, ends: Tensor | None = None) -> Tensor:
+def backward_log_prob(
+    filtered: Filtered, z: Tensor, *, ends: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
     r"""The density that :func:`backward_sample` returns, of given paths.
 
     Args:
         filtered: From any of the filters.
         z: Paths, ``(*sample_shape, *, T, n)``.
-        ends: As in :func:`backward_sample`.
+        ends: Deprecated, as in :func:`backward_sample`.
+        valid: As in :func:`backward_sample`.
 
     Returns:
-        :math:`\log q(z_t | z_{t+1}, y_{1:t})`, ``(*sample_shape, *, T)``.
+        :math:`\log q(z_t | z_{t+1}, y_{1:t})`, ``(*sample_shape, *, T)``; zero in the padding.
 
     Raises:
-        ValueError: If a shape does not fit, or if a transition without noise makes a law singular.
+        ValueError: If a shape does not fit, or if a transition without noise makes a distribution singular.
 
     Example:
         >>> from pyro_dssm.kalman import Gaussian, kalman_filter
@@ -171,9 +193,9 @@ def backward_log_prob(filtered: Filtered, z: Tensor, *, ends: Tensor | None = No
         raise ValueError(f"z: expected shape (*sample_shape, {', '.join(map(str, shape))}), got {tuple(z.shape)}.")
     alike(filtered.mean, z=z)
     lifts = Lifts("backward_log_prob")
-    gain, _, root = _chain(filtered, ends, lifts)
+    gain, _, root = _chain(filtered, ends, valid, lifts)
     lifts.report()
     error = (z - filtered.mean) - matvec(gain, _following(z - filtered.predicted_mean))
     white = torch.linalg.solve_triangular(root, error.unsqueeze(-1), upper=False).squeeze(-1)
     log_q = -0.5 * (white.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
-    return log_q - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return _within(log_q - root.diagonal(dim1=-2, dim2=-1).log().sum(-1), valid)

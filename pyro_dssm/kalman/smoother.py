@@ -10,9 +10,12 @@ from torch import Tensor
 
 from .._utils.types import check_types, checked
 from ._arguments import flat
-from ._linalg import Lifts, path, symmetric, triangular
+from ._lifting import Lifts
+from ._linalg import symmetric
+from ._recurrence import path
+from ._roots import triangular
 from ._values import valued
-from .backward import BackwardLaw, backward_law
+from .backward import BackwardChain, backward_chain
 from .filtered import Filtered
 
 __all__ = ["RootSmoothed", "Smoothed", "rts_smoother", "smoothed"]
@@ -25,7 +28,8 @@ class Smoothed(NamedTuple):
     Attributes:
         mean: Mean of :math:`z_t | y_{1:T}`, ``(*, T, n)``.
         cov: Its covariance, ``(*, T, n, n)``.
-        cross_cov: :math:`\mathrm{Cov}(z_{t+1}, z_t | y_{1:T})`, ``(*, T-1, n, n)``.
+        cross_cov: :math:`\mathrm{Cov}(z_{t+1}, z_t | y_{1:T})`, ``(*, T-1, n, n)``; zero into and in the
+            padding.
     """
 
     mean: Tensor
@@ -61,7 +65,7 @@ def _root_smoothed(fields: tuple[Tensor, ...], root: Tensor) -> RootSmoothed:
     return RootSmoothed(*fields, root=root)
 
 
-def rts_smoother(filtered: Filtered) -> Smoothed:
+def rts_smoother(filtered: Filtered, *, valid: Tensor | None = None) -> Smoothed:
     r"""Smooths: the moments of the chain :math:`z_t = G_t z_{t+1} + b_t + \epsilon_t`, run backward in time.
 
     The gains :math:`G_t = P_t F_{t+1}^\top (P^-_{t+1})^{-1}` and all else that needs no recursion is computed for all
@@ -69,13 +73,15 @@ def rts_smoother(filtered: Filtered) -> Smoothed:
 
     Args:
         filtered: From any of the filters.
+        valid: True within each sequence and False in the padding at its end, as the filter received it. In the padding
+            the smoothed moments are the filtered ones, and the cross-covariances that lead there are zero.
 
     Returns:
-        The smoothed laws.
+        The smoothed distributions.
 
     Raises:
-        ValueError: If a predicted covariance is singular, and the filter kept no square roots. If it did, gradients
-            are right for all that leaves the rank as it is.
+        ValueError: If ``valid`` does not fit, or if a predicted covariance is singular, and the filter kept no square
+            roots. If it did, gradients are right for all that leaves the rank as it is.
 
     References:
         | Rauch, Tung and Striebel (1965). Maximum likelihood estimates of linear dynamic systems. AIAA Journal 3(8).
@@ -88,18 +94,19 @@ def rts_smoother(filtered: Filtered) -> Smoothed:
     """
     check_types(rts_smoother, locals())
     lifts = Lifts("rts_smoother")
-    law = backward_law(filtered, lifts)
+    chain = backward_chain(filtered, lifts, valid)
     lifts.report()
-    mean = filtered.mean + path(law.gain.flip(-3), law.drift.flip(-2)).flip(-2)
-    lead = tuple(law.gain.shape[:-3])
-    gains, covs = (flat(x.expand_as(law.cov), lead, 3).unbind(1) for x in (law.gain, law.cov))
-    if law.root is None:
-        return smoothed(filtered, law, mean, _smoothed_covs(gains, covs).view(law.cov.shape), None)
-    root = _smoothed_roots(gains, flat(law.root, lead, 3).unbind(1))
+    mean = filtered.mean + path(chain.gain.flip(-3), chain.drift.flip(-2)).flip(-2)
+    shape = chain.cov.shape
+    lead = tuple(shape[:-3])
+    gains, covs = (flat(x, lead, 3).unbind(1) for x in (chain.gain, chain.cov))
+    if chain.root is None:
+        return smoothed(filtered, chain, mean, _smoothed_covs(gains, covs).view(shape), None)
+    root = _smoothed_roots(gains, flat(chain.root, lead, 3).unbind(1))
     cov = root @ root.mT
-    if law.cov.requires_grad or law.gain.requires_grad:
+    if chain.cov.requires_grad or chain.gain.requires_grad:
         cov = valued(_smoothed_covs(gains, covs), cov)
-    return smoothed(filtered, law, mean, cov.view(law.cov.shape), root.view(law.cov.shape))
+    return smoothed(filtered, chain, mean, cov.view(shape), root.view(shape))
 
 
 def _smoothed_covs(gains: Sequence[Tensor], covs: Sequence[Tensor]) -> Tensor:
@@ -121,9 +128,9 @@ def _smoothed_roots(gains: Sequence[Tensor], roots: Sequence[Tensor]) -> Tensor:
     return torch.stack(found[::-1], 1)
 
 
-def smoothed(filtered: Filtered, law: BackwardLaw, mean: Tensor, cov: Tensor, root: Tensor | None) -> Smoothed:
+def smoothed(filtered: Filtered, chain: BackwardChain, mean: Tensor, cov: Tensor, root: Tensor | None) -> Smoothed:
     """Gathers what a smoother found, expanded to the shapes of what the filter found."""
     shape = filtered.cov.shape
-    cross = cov[..., 1:, :, :] @ law.gain[..., :-1, :, :].mT
+    cross = cov[..., 1:, :, :] @ chain.gain[..., :-1, :, :].mT
     fields = (mean, cov.expand(shape), cross.expand(*shape[:-3], *cross.shape[-3:]))
     return Smoothed(*fields) if root is None else RootSmoothed(*fields, root=root.expand(shape))

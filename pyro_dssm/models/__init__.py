@@ -1,5 +1,6 @@
 """Models: the general one, the named ones, and those for dynamics."""
 
+from . import zoo as _zoo
 from .codes import CodedState, CodeFirst, Sampled, gaussian_log_prob
 from .dssm import DSSM
 from .dvbf import DVBF, LocallyLinearSSM, StateMemory
@@ -10,44 +11,19 @@ from .kalman_vae import CodePath, KalmanVAE
 from .kvae import KVAE
 from .path import ModelPath
 from .standardise import Affine, AffineNormal, InDataUnits, Standardise, deviation, in_own_units
-from .zoo import (
-    ARHMM,
-    DMM,
-    FHMM,
-    FSSM,
-    RNN,
-    RSSM,
-    RVAE,
-    SRNN,
-    STORN,
-    SVGFP,
-    SVGLP,
-    VRNN,
-    ZOO,
-    ArSSM,
-    DMMAug,
-    FrameVAE,
-    ZooModel,
-)
+from .zoo import *  # noqa: F403 (the zoo says itself what it has)
 
 __all__ = [
-    "ARHMM",
     "Affine",
     "AffineNormal",
-    "ArSSM",
     "CodeFirst",
     "CodePath",
     "CodedState",
-    "DMM",
-    "DMMAug",
     "DSSM",
     "DVBF",
     "DYNAMICS",
     "Dynamics",
     "EKVAE",
-    "FHMM",
-    "FSSM",
-    "FrameVAE",
     "GaussianInitial",
     "HierarchicalInitial",
     "INITIALS",
@@ -59,21 +35,12 @@ __all__ = [
     "LocallyLinearSSM",
     "ModelPath",
     "Network",
-    "RNN",
-    "RSSM",
-    "RVAE",
-    "SRNN",
-    "STORN",
-    "SVGFP",
-    "SVGLP",
     "Sampled",
     "Standardise",
     "StateMemory",
-    "VRNN",
-    "ZOO",
-    "ZooModel",
     "deviation",
     "fix_start",
     "gaussian_log_prob",
     "in_own_units",
 ]
+__all__ += _zoo.__all__

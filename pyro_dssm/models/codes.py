@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import pad
 
-from ..kalman._linalg import triangular
+from ..kalman._roots import triangular
 
 __all__ = ["CodeFirst", "CodedState", "Sampled", "gaussian_log_prob"]
 

@@ -100,9 +100,8 @@ class EKVAE(KalmanVAE):
         """The dynamics' matrix."""
         return self.dynamics.linearise(before["z"][..., : self.state_dim], u)[1]
 
-    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
+    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
         """The extended Kalman filter, linearised at the filtered means."""
-        eye = torch.eye(self.state_dim, dtype=codes.dtype, device=codes.device)
         controls = None if inputs.controls is None else inputs.controls.unbind(-2)
         constant = torch.diag(self.noise)
 
@@ -110,13 +109,17 @@ class EKVAE(KalmanVAE):
             u = None if controls is None else controls[t]
             u = None if u is None else u.expand(*z.shape[:-1], -1)
             mean, jacobian = self.dynamics.linearise(z, u)
-            if inputs.valid is not None:
-                # Nothing moves in the padding: dynamics that grow would overflow there, and spoil the gradient.
-                going = inputs.valid[..., t].unsqueeze(-1)
-                mean, jacobian = torch.where(going, mean, z), torch.where(going.unsqueeze(-1), jacobian, eye)
             noise = constant if self.noise_net is None else torch.diag_embed(self.noise_at(z, u))
             return Linearised(mean, jacobian, noise)
 
         start = self.start(inputs, zeta, codes.shape[:-2])
-        r, root = torch.diag(self.code_noise), self.square_root
-        return extended_filter(codes, start, linearise, self.code_dim, r, mask=seen, square_root=root)
+        return extended_filter(
+            codes,
+            start,
+            linearise,
+            self.code_dim,
+            torch.diag(self.code_noise),
+            mask=observed,
+            valid=inputs.valid,
+            square_root=self.square_root,
+        )

@@ -221,14 +221,15 @@ class KalmanVAE(DSSM):
         inputs.hand_on("z", torch.cat([found.mean[..., -1, :], codes[..., -1, :]], dim=-1))
         inputs.carry.last.covariance = found.cov[..., -1, :, :]
 
-    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
+    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
         """Filters the states given codes.
 
         Args:
             codes: Shape ``(*, B, T, code_dim)``.
             inputs: The checked batch they belong to.
             zeta: The hierarchical start's latent variable.
-            seen: Shape ``(*, B, T)``, True where a code counts; ``None`` for everywhere.
+            observed: Shape ``(*, B, T)``, True where the filter takes a code for observed; ``None`` for everywhere but
+                the padding.
 
         Returns:
             What the filter found.
@@ -236,7 +237,7 @@ class KalmanVAE(DSSM):
         raise NotImplementedError
 
     def fill(
-        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor, *, noise: bool = True
+        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor, *, noise: bool = True
     ) -> Tensor | None:
         """Draws the codes of hidden frames given those before, where :attr:`fills` says that this is needed.
 
@@ -244,7 +245,7 @@ class KalmanVAE(DSSM):
             codes: Shape ``(*, B, T, code_dim)``.
             inputs: The checked batch they belong to.
             zeta: The hierarchical start's latent variable.
-            seen: Shape ``(*, B, T)``, True where a code is there already.
+            observed: Shape ``(*, B, T)``, True where a code is there already.
             noise: ``False`` takes the means, and does not take them for observed.
 
         Returns:
@@ -302,12 +303,11 @@ class CodePath(PathLaw):
         takes them for observed; that their densities are left out here as in the guide changes no ratio.
         """
         model, inputs, shown = self.model, self.inputs, frames_seen(self.inputs)
-        seen = inputs.valid if model.fills else shown
-        found = model.filter(z, inputs, self.zeta, None if seen is None else seen.expand(z.shape[:-1]))
+        observed = None if model.fills or shown is None else shown.expand(z.shape[:-1])
+        found = model.filter(z, inputs, self.zeta, observed)
         if inputs.carry is not None:
             model.carry(z, found, inputs)
-        terms = found.log_likelihood
-        return self._masked(terms if shown is None else torch.where(shown, terms, 0.0))
+        return found.log_likelihood if shown is None else torch.where(shown, found.log_likelihood, 0.0)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Not available: the states are needed to draw codes."""

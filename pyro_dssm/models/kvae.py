@@ -10,6 +10,7 @@ from torch.nn.functional import linear, pad
 
 from .._utils.checks import positive
 from ..kalman import Filtered, kalman_filter
+from ..kalman._masks import hold
 from ..kalman._online import Online
 from ..nn.memories import States
 from ..nn.memory import Recurrent
@@ -139,7 +140,7 @@ class KVAE(KalmanVAE):
         after, last = memory.scan(pad(codes, (self.state_dim, 0)), first)
         return memory.past(after, first), last
 
-    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor | None) -> Filtered:
+    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
         """The Kalman filter with the matrices that the codes call for."""
         batch = codes.shape[:-2]
         weights = torch.softmax(self.weights(self._along(codes, inputs)[0]), dim=-1)
@@ -148,12 +149,6 @@ class KVAE(KalmanVAE):
             b = self.mix(weights, self.base_control, self.state_dim)
             u = inputs.controls.expand(*batch, *inputs.controls.shape[-2:])
             offset = torch.matmul(b, u.unsqueeze(-1)).squeeze(-1)
-        if inputs.valid is not None:
-            # As in the EKVAE, nothing moves in the padding.
-            going = inputs.valid.unsqueeze(-1)
-            eye = torch.eye(self.state_dim, dtype=codes.dtype, device=codes.device)
-            transition = torch.where(going.unsqueeze(-1), transition, eye)
-            offset = None if offset is None else torch.where(going, offset, 0.0)
         return kalman_filter(
             codes,
             self.start(inputs, zeta, batch),
@@ -162,19 +157,19 @@ class KVAE(KalmanVAE):
             self.mix(weights, self.base_emission, self.code_dim),
             torch.diag(self.code_noise),
             offset=offset,
-            mask=seen,
+            mask=observed,
+            valid=inputs.valid,
             square_root=self.square_root,
         )
 
     def fill(
-        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, seen: Tensor, *, noise: bool = True
+        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor, *, noise: bool = True
     ) -> Tensor | None:
         """Draws hidden codes from the filter's predictions, one step after the other."""
         batch, memory = codes.shape[:-2], self.memories.get("hz")
         h = self.memories.first(inputs)["hz"].expand(*batch, -1)
         m, p = self.start(inputs, zeta, batch)
         n, d = self.state_dim, self.code_dim
-        eye = torch.eye(n, dtype=codes.dtype, device=codes.device)
         online = Online(torch.diag(self.noise), torch.diag(self.code_noise), square_root=self.square_root)
         belief, f = online.first(p.reshape(-1, n, n)), None
         filled = []
@@ -182,22 +177,20 @@ class KVAE(KalmanVAE):
             u = inputs.controls_at(t)
             if t > 0:
                 moved, f, _ = self._law(memory.read(h), m, None if u is None else u.expand(*batch, -1))
-                if inputs.valid is not None:
-                    going = inputs.valid[..., t].unsqueeze(-1)
-                    moved, f = torch.where(going, moved, m), torch.where(going.unsqueeze(-1), f, eye)
-                m, f = moved, f.reshape(-1, n, n)
+                m, f = hold(None if inputs.valid is None else inputs.valid[..., t], m, moved, f)
+                f = f.reshape(-1, n, n)
             c = self.mix(torch.softmax(self.weights(memory.read(h)), dim=-1), self.base_emission, d).expand(
                 *batch, d, n
             )
             foreseen = online.foresee(belief, f, c.reshape(-1, d, n))
             root, gain = foreseen.root.view(*batch, d, d), foreseen.gain.view(*batch, n, d)
             expected = torch.matmul(c, m.unsqueeze(-1)).squeeze(-1)
-            shown, drawn, belief = seen[..., t].unsqueeze(-1), expected, foreseen.given
+            shown, drawn, belief = observed[..., t].unsqueeze(-1), expected, foreseen.given
             if noise:
                 drawn = expected + torch.matmul(root, torch.randn_like(a).unsqueeze(-1)).squeeze(-1)
             else:
                 gain = torch.where(shown.unsqueeze(-1), gain, 0.0)
-                belief = belief.where(seen[..., t].expand(batch).reshape(-1), foreseen.without)
+                belief = belief.where(observed[..., t].expand(batch).reshape(-1), foreseen.without)
             a = torch.where(shown, a, drawn)
             m = m + torch.matmul(gain, (a - expected).unsqueeze(-1)).squeeze(-1)
             h = memory.step(pad(a, (self.state_dim, 0)), h)

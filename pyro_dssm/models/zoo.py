@@ -1,4 +1,7 @@
-r"""The named models. Each is a declaration: a structure, and what is usual for it.
+r"""The named models. Each is a declaration: its edges by name, and what is usual for it.
+
+A new one is a row of :data:`~pyro_dssm.structure.names.MODELS`, a class here (and its name in ``__all__``), which the
+package exports, and a row of the README's table.
 
 :math:`h, h^1, h^2` are RNN states, :math:`d` is an RNN cell. All options of :class:`~pyro_dssm.DSSM` apply.
 """
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ..structure.names import MODELS, WITHOUT_LATENTS
 from ..structure.structure import Structure
 from .dssm import DSSM
 
@@ -40,7 +44,7 @@ class ZooModel(DSSM):
         **options: Options of :class:`~pyro_dssm.DSSM`.
 
     Attributes:
-        edges: The four edges: ``z_from_z, z_from_x, x_from_z, x_from_x``.
+        edges: The four edges: ``z_from_z, z_from_x, x_from_z, x_from_x``, as the table of names has them.
         usual: Options that this model has unless told otherwise.
         year: Of the publication.
     """
@@ -61,7 +65,7 @@ class DMM(ZooModel):
         arXiv:1609.09869.
     """
 
-    edges = ("markov", "none", "markov", "none")
+    edges = MODELS["DMM"]
     usual: ClassVar[dict[str, Any]] = {"transition_net": "gated"}
     year = 2017
 
@@ -74,7 +78,7 @@ class RSSM(ZooModel):
         2019. arXiv:1811.04551.
     """
 
-    edges = ("full", "none", "full", "none")
+    edges = MODELS["RSSM"]
     year = 2019
 
 
@@ -85,7 +89,7 @@ class ARHMM(ZooModel):
         Tang, Feng, Yu, Dong, Qin. A Hierarchical Taxonomy for Deep State Space Models. 2024.
     """
 
-    edges = ("markov", "none", "markov", "markov")
+    edges = MODELS["AR-HMM"]
     year = 2024
 
 
@@ -99,7 +103,7 @@ class ArSSM(ZooModel):
         Tang, Feng, Yu, Dong, Qin. A Hierarchical Taxonomy for Deep State Space Models. 2024.
     """
 
-    edges = ("full", "none", "full", "full")
+    edges = MODELS["ArSSM"]
     year = 2024
 
 
@@ -110,7 +114,7 @@ class FHMM(ZooModel):
         Tang, Feng, Yu, Dong, Qin. A Hierarchical Taxonomy for Deep State Space Models. 2024.
     """
 
-    edges = ("markov", "markov", "markov", "none")
+    edges = MODELS["F-HMM"]
     year = 2024
 
 
@@ -124,7 +128,7 @@ class FSSM(ZooModel):
         Tang, Feng, Yu, Dong, Qin. A Hierarchical Taxonomy for Deep State Space Models. 2024.
     """
 
-    edges = ("full", "full", "full", "none")
+    edges = MODELS["FSSM"]
     year = 2024
 
 
@@ -136,7 +140,7 @@ class DMMAug(ZooModel):
         arXiv:1609.09869.
     """
 
-    edges = ("markov", "markov", "markov", "markov")
+    edges = MODELS["DMM-Aug"]
     year = 2017
 
 
@@ -150,7 +154,7 @@ class SRNN(ZooModel):
         arXiv:1605.07571.
     """
 
-    edges = ("markov", "full", "markov", "full")
+    edges = MODELS["SRNN"]
     year = 2016
 
 
@@ -164,7 +168,7 @@ class VRNN(ZooModel):
         arXiv:1506.02216.
     """
 
-    edges = ("full", "full", "full", "full")
+    edges = MODELS["VRNN"]
     usual: ClassVar[dict[str, Any]] = {"shared": True}
     year = 2015
 
@@ -178,7 +182,7 @@ class STORN(ZooModel):
         Bayer, Osendorfer. Learning Stochastic Recurrent Networks. 2014. arXiv:1411.7610.
     """
 
-    edges = ("none", "none", "full", "full")
+    edges = MODELS["STORN"]
     usual: ClassVar[dict[str, Any]] = {"shared": True, "rnn": "rnn"}
     year = 2014
 
@@ -191,7 +195,7 @@ class RVAE(ZooModel):
         arXiv:1910.10942.
     """
 
-    edges = ("none", "none", "full", "none")
+    edges = MODELS["RVAE"]
     year = 2020
 
 
@@ -205,7 +209,7 @@ class SVGLP(ZooModel):
         Denton, Fergus. Stochastic Video Generation with a Learned Prior. 2018. arXiv:1802.07687.
     """
 
-    edges = ("none", "full", "full", "full")
+    edges = MODELS["SVG-LP"]
     usual: ClassVar[dict[str, Any]] = {"shared": True, "rnn": "lstm"}
     year = 2018
 
@@ -219,7 +223,7 @@ class SVGFP(ZooModel):
         Denton, Fergus. Stochastic Video Generation with a Learned Prior. 2018. arXiv:1802.07687.
     """
 
-    edges = ("none", "none", "full", "full")
+    edges = MODELS["SVG-FP"]
     usual: ClassVar[dict[str, Any]] = {"shared": True, "rnn": "lstm"}
     year = 2018
 
@@ -231,7 +235,7 @@ class FrameVAE(ZooModel):
         Kingma, Welling. Auto-Encoding Variational Bayes. 2013. arXiv:1312.6114.
     """
 
-    edges = ("none", "none", "markov", "none")
+    edges = MODELS["VAE"]
     year = 2013
 
 
@@ -250,16 +254,12 @@ class RNN(ZooModel):
         arXiv:1206.6392.
     """
 
-    edges = ("none", "none", "markov", "full")
+    edges = WITHOUT_LATENTS["RNN"]
     year = 2012
 
     def __init__(self, x_dim: int, **options: Any) -> None:
         super().__init__(x_dim, 0, **options)
 
 
-ZOO: dict[str, type[ZooModel]] = {
-    cls.__name__: cls
-    for cls in (
-        DMM, RSSM, ARHMM, ArSSM, FHMM, FSSM, DMMAug, SRNN, VRNN, STORN, RVAE, SVGLP, SVGFP, FrameVAE, RNN,
-    )
-}  # fmt: skip
+# All of the above, in this order.
+ZOO: dict[str, type[ZooModel]] = {cls.__name__: cls for cls in ZooModel.__subclasses__()}

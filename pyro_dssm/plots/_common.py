@@ -19,7 +19,7 @@ __all__ = ["BLUE", "GREY", "INK", "ORANGE", "as_array", "as_arrays", "new_axes",
 INK, BLUE, ORANGE, GREY = "#2b2b2b", "#0072b2", "#d55e00", "#8a8f98"
 
 
-def new_axes(ax: Any, width: float = 6.0, height: float = 3.2, columns: int = 1) -> Any:
+def new_axes(ax: object, width: float = 6.0, height: float = 3.2, columns: int = 1) -> Any:
     if ax is not None:
         several = columns > 1
         drawn_in = list(ax) if several and isinstance(ax, Sequence | np.ndarray) and np.ndim(ax) else [ax]

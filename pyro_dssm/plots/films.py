@@ -1,11 +1,11 @@
-"""Films of predicted frames beside true ones: on paper, and moving."""
+"""Films of predicted frames next to true ones: on paper, and moving."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_filmstrip", "write_gif"]
 
-_SHOWN = 16  # frames that fit beside each other on a page
+_SHOWN = 16  # frames that fit next to each other on a page
 
 
 def plot_filmstrip(
@@ -77,13 +77,13 @@ def plot_filmstrip(
         ax = new_axes(None, inches, 1.1 + inches * 0.86 * 3 * (height + 1) / across)
     low, high = _limits(real)
     difference = (found - real).mean(-1)
-    grey: dict[str, Any] = {"cmap": "gray", "vmin": low, "vmax": high}
     limit = max(float(np.abs(np.nan_to_num(difference[shown])).max()), 1e-12) if limit is None else limit
-    signed: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-    for row, (frames, colours) in enumerate(((real, grey), (found, grey), (difference, signed))):
+    grey, signed = ("gray", low, high), ("RdBu_r", -limit, limit)
+    for row, (frames, (cmap, least, most)) in enumerate(((real, grey), (found, grey), (difference, signed))):
         bottom = (2 - row) * (height + 1)
         strip = _strip(frames[shown], low, high)
-        image = ax.imshow(strip, extent=(0, across, bottom, bottom + height), interpolation="nearest", **colours)
+        extent = (0, across, bottom, bottom + height)
+        image = ax.imshow(strip, extent=extent, interpolation="nearest", cmap=cmap, vmin=least, vmax=most)
     if known is not None:
         first = int(np.searchsorted(shown, known))
         ax.axvline(first * (width + 1) - 0.5, color=ORANGE, linewidth=1.6)
@@ -188,7 +188,7 @@ def write_gif(
     real, found = _films(truth, prediction, image_shape, known)
     low, high = _limits(real)
     zoom = -(-size // real.shape[1])
-    pictures: list[Any] = [
+    pictures = [
         images.fromarray(_picture(real[t], found[t], low, high, zoom, alone=known is not None and t >= known))
         for t in range(len(real))
     ]

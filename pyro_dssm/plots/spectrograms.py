@@ -88,7 +88,7 @@ def plot_mel(
         reference: Another wave, shape ``(M,)``, whose loudest point is 0 dB. Give all panels of a figure the same one,
             and a colour means the same in each.
         num_mels: Bands.
-        colorbar: Whether to draw the scale beside the axes.
+        colorbar: Whether to draw the scale next to the axes.
 
     Returns:
         The axes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -38,12 +38,12 @@ def plot_identified(
     predicted: Tensor | np.ndarray | Sequence[Tensor],
     truth: Tensor | np.ndarray | Sequence[Tensor],
     names: Sequence[str],
-    axes: Any = None,
+    axes: np.ndarray | Sequence[Sequence[Axes]] | None = None,
     *,
     sequence: int = 0,
     dt: float = 1.0,
     xlabel: str = "time (frames)",
-) -> Any:
+) -> np.ndarray:
     """Draws true states and what the regression makes of the latent ones: over time, and one against the other.
 
     Args:
@@ -164,9 +164,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, equal_nan=True)
 
 
-def _curve(ax: Axes, mean: Tensor, error: Tensor, **style: Any) -> None:
+def _curve(ax: Axes, mean: Tensor, error: Tensor, *, color: str, linestyle: str, label: str) -> None:
     y, spread = mean.numpy(), torch.nan_to_num(error).numpy()
     steps = np.arange(1, len(y) + 1)
-    ax.plot(steps, y, linewidth=1.5, **style)
+    ax.plot(steps, y, linewidth=1.5, color=color, linestyle=linestyle, label=label)
     # On a logarithmic scale a band must not reach zero.
-    ax.fill_between(steps, np.maximum(y - spread, y / 10), y + spread, color=style["color"], alpha=0.2, linewidth=0)
+    ax.fill_between(steps, np.maximum(y - spread, y / 10), y + spread, color=color, alpha=0.2, linewidth=0)

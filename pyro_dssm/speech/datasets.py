@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeAlias
 
 from torch import Tensor
 
 from .._utils.checks import number, positive
-from .._utils.types import check_types, checked
+from .._utils.types import check_types
 from ..data.sequences import SequenceDataset, chosen_of, index_of
+from ..data.splits import Splits
 from .audio import MAX_SAMPLES, read_with_rate
 from .recordings import Recording
 from .spectrogram import Spectrogram
@@ -150,10 +151,4 @@ class SpeechDataset(SequenceDataset):
         return SequenceDataset(parts)
 
 
-@checked()
-class SpeechSplits(NamedTuple):
-    """Three sets of recordings: to train on, to choose with, and to report once."""
-
-    train: SpeechDataset
-    valid: SpeechDataset
-    test: SpeechDataset
+SpeechSplits: TypeAlias = Splits[SpeechDataset]

@@ -12,11 +12,11 @@ import torch
 from .._utils.checks import check_seed, one_of
 from .._utils.reading import file_path
 from .._utils.types import check_types
-from ..data.sequences import split_ranges
+from ..data.splits import Splits, split_ranges
 from ._frames import load_frames
 from ._kept import Found, Options
 from .audio import MAX_SAMPLES
-from .datasets import SpeechDataset, SpeechSplits
+from .datasets import SpeechDataset
 from .recordings import Recording, find_recordings, own_speaker, recording_at, recordings_of
 from .spectrogram import Spectrogram
 
@@ -40,7 +40,7 @@ def load_speech(
     num_workers: int = 0,
     allow_shared_speakers: bool = False,
     max_samples: int = MAX_SAMPLES,
-) -> SpeechSplits:
+) -> Splits[SpeechDataset]:
     """Loads the recordings of a folder: to train on, to choose with, and to test.
 
     Where the folder holds folders ``train``, ``valid`` (or ``dev``) and ``test``, in capital letters or small, these
@@ -101,7 +101,7 @@ def load_speech(
     for name, part in zip(_PARTS, parts, strict=True):
         sets.append(_dataset(part, frames, options, f"the {name} set"))
     _log.info("%s: %s", how, _sizes(sets))
-    return SpeechSplits(*sets)
+    return Splits(*sets)
 
 
 def load_recordings(

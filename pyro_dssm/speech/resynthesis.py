@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._utils.checks import check_seed, floats, number, one_of, positive, shown
 from .._utils.types import check_types
-from ..data.sequences import batch_indices, collate
+from ..data.batching import batch_indices, collate
 from ..evaluation import measuring
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM

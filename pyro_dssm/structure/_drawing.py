@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .._utils.extras import require
-from .structure import MARKERS, Arrow, Structure
+from .edges import Arrow
+from .names import MARKERS
+from .structure import Structure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

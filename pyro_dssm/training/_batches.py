@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..data.sequences import Batch, SequenceDataset, batch_indices, load_groups
+from ..data.batching import batch_indices, load_groups
+from ..data.sequences import Batch, SequenceDataset
 from ._ranks import world
 from ._seeds import seed_of
 from .options import Loading

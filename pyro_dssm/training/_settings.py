@@ -24,7 +24,8 @@ from pyro.poutine.util import prune_subsample_sites
 
 from .._utils.checks import check_seed, positive, real
 from .._utils.devices import generators_kept
-from ..data.sequences import Batch, SequenceDataset, collate
+from ..data.batching import collate
+from ..data.sequences import Batch, SequenceDataset
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
 from ..objectives.elbo import RecordingELBO

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as distributed
 from pyro.infer import SVI
 
-from ..data.sequences import Batch, collate
+from ..data.batching import collate
+from ..data.sequences import Batch
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
 from ..objectives.elbo import RecordingELBO

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from .._utils.types import check_types
-from ..data.sequences import SequenceDataset, batches
+from ..data.batching import batches
+from ..data.sequences import SequenceDataset
 from ..evaluation import measuring
 from ..evaluation._batching import check_data
 from ..guides import BaseGuide, check_pair

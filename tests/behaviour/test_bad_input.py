@@ -8,7 +8,7 @@ from pyro.infer import Trace_ELBO
 from settings import in_parts
 
 import pyro_dssm as dssm
-from pyro_dssm.data.sequences import batch_indices
+from pyro_dssm.data.batching import batch_indices
 from pyro_dssm.emissions import AutoregressiveBernoulliEmission, GaussianEmission, ItakuraSaitoEmission, hide
 from pyro_dssm.nn.memory import Recurrent
 

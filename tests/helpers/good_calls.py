@@ -42,7 +42,20 @@ import pyro_dssm.saving as checkpoints
 from pyro_dssm import emissions, kalman, plots, saving, speech, testing
 from pyro_dssm import evaluation as measures
 from pyro_dssm import training as runs
-from pyro_dssm.data import ball, chorales, fetch, midi, mocap, music, reacher, rolls, sequences, synthetic, transpose
+from pyro_dssm.data import (
+    ball,
+    batching,
+    chorales,
+    fetch,
+    midi,
+    mocap,
+    music,
+    reacher,
+    rolls,
+    sequences,
+    synthetic,
+    transpose,
+)
 from pyro_dssm.data import pendulum as pendulums
 from pyro_dssm.evaluation import likelihood as evaluation
 from pyro_dssm.models.dvbf import StateMemory
@@ -336,14 +349,15 @@ def models(w):
         unknown=True,
     )
     edge = {"z_from_z": "markov", "z_from_x": "none", "x_from_z": "markov", "x_from_x": "none"}
-    yield Call("Structure", dssm.Structure, {name: choice(good) for name, good in edge.items()})
+    for name, cls in (("Structure", dssm.Structure), ("Edges", dssm.Structure.__base__)):
+        yield Call(name, cls, {which: choice(good) for which, good in edge.items()})
     yield Call("Structure.named", dssm.Structure.named, {"name": choice("VRNN", right={"numeric text"})})
     yield Call("Structure.all", lambda chain: dssm.Structure.all(chain=chain), {"chain": flag(True)})
     s = dssm.Structure()
-    yield Call("Structure.arrows", s.arrows, {"steps": count(3)})
+    yield Call("Edges.arrows", s.arrows, {"steps": count(3)})
     yield Call("Structure.draw", s.draw, {"steps": count(3)})
-    yield Call("Structure.parents_of_x", s.parents_of_x, {"t": count(2)})
-    yield Call("Structure.parents_of_z", s.parents_of_z, {"t": count(2)})
+    yield Call("Edges.parents_of_x", s.parents_of_x, {"t": count(2)})
+    yield Call("Edges.parents_of_z", s.parents_of_z, {"t": count(2)})
     yield Call("Structure.plot", _cleared(s.plot), {"ax": instance(w.ax[0], optional=True), "steps": count(3)})
     yield Call("Standardise", dssm.Standardise, {"x_dim": count(D), "shared": flag(False)})
     yield Call(
@@ -1190,22 +1204,19 @@ def data(w):
     yield Call("Item", sequences.Item, {"x": any_tensor, "mask": maybe, "controls": maybe})
     parts = ("train", "valid", "test")
     yield Call("Splits", dssm.Splits, {name: any_dataset(w) for name in parts})
-    sets = instance(w.trajectories, w.data)
-    yield Call("TrajectorySplits", type(w.trajectories.split()), {name: sets for name in parts})
     yield Call(
         "Mocap",
         mocap.Mocap,
         {
-            **{name: sets for name in parts},
+            "splits": kind(w.trajectories.split(), (), lambda: {"of other sets": dssm.Splits(w.data, w.data, w.data)}),
             "mean": any_tensor,
             "std": any_tensor,
             "channels": items((0, 1), count(1, low=0)),
         },
     )
-    moved = mocap.Mocap(w.trajectories, w.trajectories, w.trajectories, torch.zeros(2), torch.ones(2), (0, 1))
+    moved = mocap.Mocap(w.trajectories.split(), torch.zeros(2), torch.ones(2), (0, 1))
     of_angles = {"dims": 1, "lead": True, "sizes": (-1,), "tied": False, "finite": False, "empty": False}
     yield Call("Mocap.degrees", moved.degrees, {"x": tensor(torch.zeros(3, 2), **of_angles)})
-    yield Call("SpeechSplits", speech.SpeechSplits, {name: instance(w.speech, w.data) for name in parts})
     row = tensor(torch.zeros(3, D), dims=2, tied=False, finite=False, device=False)
     mark = mask(torch.ones(3, D).bool(), optional=False, rows=True)
     lead = tensor(torch.zeros(3, 1), dims=2, sizes=(0,), tied=False, finite=False, device=False)
@@ -1232,7 +1243,7 @@ def data(w):
     yield Call("Batch.to", w.batch.to, {"like": kind(torch.zeros(()), {"tensor", "meta tensor", "half"})})
     yield Call(
         "batches",
-        _used(sequences.batches),
+        _used(batching.batches),
         {
             "data": any_dataset(w),
             "batch_size": count(2, big=False),
@@ -1243,7 +1254,7 @@ def data(w):
     )
     yield Call(
         "collate",
-        sequences.collate,
+        batching.collate,
         {"items": items([w.data[0], w.data[1]], instance(w.data[0], w.x, w.data, w.narrow[0]), least=1)},
     )
     yield Call(
@@ -1833,7 +1844,8 @@ def drawing(w):
 
 def filters(w):
     eye = torch.eye(2)
-    both = ("y", "initial", "transition", "noise", "emission", "emission_noise", "offset", "emission_offset", "mask")
+    of_model = ("initial", "transition", "noise", "emission", "emission_noise", "offset", "emission_offset")
+    both = ("y", *of_model, "mask", "valid")
 
     def square(good):
         def more():
@@ -1842,6 +1854,8 @@ def filters(w):
         return tensor(good, dims=2, sizes=(-2, -1), lead=True, more=more)
 
     vector = tensor(torch.zeros(2), dims=1, sizes=(0,), lead=True, finite=False)
+    steps = mask(torch.ones(B, T).bool())
+    valid = Argument(steps.good, _without(steps.wrong, "a scalar", "a dimension too few"))  # which broadcast
     initial = instance(
         w.gaussian,
         (w.gaussian.mean,),
@@ -1860,13 +1874,14 @@ def filters(w):
         "offset": Argument(vector.good, _without(vector.wrong, "None")),
         "emission_offset": Argument(vector.good, _without(vector.wrong, "None")),
         "mask": mask(w.mask),
+        "valid": valid,
     }
     root = {"square_root": flag(False)}
     yield Call("kalman_filter", kalman.kalman_filter, {**a, **root})
     yield Call("kalman_filter of a size", kalman.kalman_filter, {**a, "emission": count(2, high=2)})
     yield Call("parallel_filter", kalman.parallel_filter, a)
     linearise = kalman.by_jacobian(lambda z, _: 0.9 * z.sin(), 0.1 * eye)
-    few = {k: a[k] for k in ("y", "initial", "emission", "emission_noise", "mask")}
+    few = {k: a[k] for k in ("y", "initial", "emission", "emission_noise", "mask", "valid")}
     not_functions = function(linearise).wrong
     wrong_function = Argument(
         linearise,
@@ -1897,13 +1912,12 @@ def filters(w):
     for cls in (kalman.Gaussian, kalman.Filtered, kalman.Smoothed, kalman.BackwardConditionals):
         yield Call(cls.__name__, cls, {name: any_tensor for name in cls._fields})
     found = instance(w.filtered, w.gaussian, tuple(w.filtered), w.filtered.mean)
-    ends = mask(torch.zeros(B, T).bool())
     for name in ("rts_smoother", "parallel_smoother"):
-        yield Call(name, getattr(kalman, name), {"filtered": found})
+        yield Call(name, getattr(kalman, name), {"filtered": found, "valid": valid})
     yield Call(
         "backward_conditionals",
         kalman.backward_conditionals,
-        {"filtered": found, "ends": Argument(ends.good, _without(ends.wrong, "a scalar", "a dimension too few"))},
+        {"filtered": found, "valid": valid},
     )
     z = tensor(torch.randn(B, T, 2), dims=3, lead=True, sizes=(-3, -2, -1), finite=False)
     yield Call(
@@ -1912,7 +1926,7 @@ def filters(w):
         {
             "filtered": found,
             "z": z,
-            "ends": Argument(ends.good, _without(ends.wrong, "a scalar", "a dimension too few")),
+            "valid": valid,
         },
     )
     yield Call(
@@ -1921,7 +1935,7 @@ def filters(w):
         {
             "filtered": found,
             "sample_shape": items((2,), count(2, low=0, big=False)),
-            "ends": Argument(ends.good, _without(ends.wrong, "a scalar", "a dimension too few")),
+            "valid": valid,
             "noise": tensor(torch.randn(2, B, T, 2), sizes=(0, 1, 2, 3), optional=True, finite=False),
         },
     )
@@ -2265,16 +2279,17 @@ def calls(w=None, areas=AREAS):
 # What is public and has no good call here, a class with all its methods, by the reason.
 _EXEMPT = {
     "what the library makes and hands on itself, in every step; its arguments have been checked before": """
-        BackwardLaw Carry CodeFirst CodePath CodedState DSSM.emission_from DSSM.path DSSM.receive DSSM.try_transition
+        BackwardChain Carry CodeFirst CodePath CodedState DSSM.emission_from DSSM.path DSSM.receive DSSM.try_transition
         DSSM.values_along DSSM.values_by_step EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
         GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
         NoiseGuide.read_context Shared check_model posterior DSSM.first_law DSSM.frames_from
         DSSM.transition_from DSSM.zeta_law FlowGuide.path FlowGuide.push FlowPath Guide.path
-        GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
+        SequenceSet GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
-        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_law complete
+        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_chain complete
         cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
+        in_order key
         gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates prepare
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,

@@ -21,7 +21,8 @@ from pyro_dssm.data.midi import read_midi
 from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.music import load_music
 from pyro_dssm.data.rolls import read_mat, read_packed, write_packed
-from pyro_dssm.data.sequences import SequenceDataset, Splits
+from pyro_dssm.data.sequences import SequenceDataset
+from pyro_dssm.data.splits import Splits
 from pyro_dssm.data.trajectories import Trajectories
 from pyro_dssm.speech import Spectrogram, load_recordings, load_speech, read_audio
 

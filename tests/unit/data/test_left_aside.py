@@ -8,7 +8,8 @@ import torch
 import pyro_dssm as dssm
 from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.rolls import read_mat, read_packed, write_packed
-from pyro_dssm.data.sequences import SequenceDataset, Splits
+from pyro_dssm.data.sequences import SequenceDataset
+from pyro_dssm.data.splits import Splits
 from pyro_dssm.data.trajectories import Trajectories
 from pyro_dssm.speech import Spectrogram, find_recordings, load_recordings, load_speech
 

@@ -17,7 +17,8 @@ from pyro_dssm._utils.files import atomic_write
 from pyro_dssm.data import rolls as rolls_module
 from pyro_dssm.data.music import MUSIC_SETS, data_folder, load_music
 from pyro_dssm.data.rolls import content_hash, read_mat, read_packed, write_packed
-from pyro_dssm.data.sequences import SequenceDataset, Splits
+from pyro_dssm.data.sequences import SequenceDataset
+from pyro_dssm.data.splits import Splits
 
 scipy = pytest.importorskip("scipy")
 

@@ -1,5 +1,6 @@
 """Sets of sequences, their batches, and the order of a pass through them."""
 
+import math
 import multiprocessing
 import os
 
@@ -7,8 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyro.infer import Trace_ELBO
 
-from pyro_dssm.data.sequences import Batch, Item, SequenceDataset, batch_indices, batches, collate, split_ranges
+import pyro_dssm as dssm
+from pyro_dssm.data.batching import batch_indices, batches, collate
+from pyro_dssm.data.sequences import Batch, Item, SequenceDataset
+from pyro_dssm.data.splits import split_ranges
 from pyro_dssm.data.synthetic import splits
 
 SHAPES = {"lengths": st.lists(st.integers(1, 60), min_size=1, max_size=40), "size": st.integers(1, 12)}
@@ -272,3 +277,16 @@ def test_parts_are_in_order_and_never_empty(count, first, second):
 def test_bad_parts(parts):
     with pytest.raises(ValueError, match="^(train|valid|test): expected"):
         split_ranges(10, *parts)
+
+
+def test_a_batch_calls_a_program():
+    data = SequenceDataset([torch.randn(n, 2) for n in (3, 5)], controls=[torch.randn(n, 1) for n in (3, 5)])
+    batch = collate([data[0], data[1]])
+    model = dssm.DMM(x_dim=2, z_dim=2, control_dim=1, emission="gaussian")
+    guide = dssm.PartialAlignment(model)
+    assert guide(*batch.args, **batch.kwargs).shape == (2, 5, 2)
+    loss = Trace_ELBO().loss(model, guide, *batch.args, **batch.kwargs)
+    assert math.isfinite(loss)
+    assert batch.args == batch[:3]
+    assert set(batch.kwargs) == {"controls"}
+    assert batch.kwargs["controls"] is batch.controls

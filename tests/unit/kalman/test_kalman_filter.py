@@ -134,6 +134,95 @@ def test_leading_dimensions_and_padding(data):
     all_close(one.run(kalman_filter), [field[index] for field in filtered])
 
 
+@pytest.mark.sample(8)
+@pytest.mark.parametrize("mask", ["none", "frame", "entry"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_ragged_lengths(way, shared, mask):
+    """Every sequence of a padded batch against dense conditioning on its own frames, whatever stands in the padding."""
+    lengths, steps = torch.tensor([6, 1, 4]), 6
+    model = random_linear((3,), steps, mask=mask)
+    if shared:
+        alone = single(model, 0)
+        model = alone._replace(y=model.y, mask=model.mask)
+    valid = torch.arange(steps) < lengths.unsqueeze(-1)
+    y = torch.where(valid.unsqueeze(-1), model.y, math.nan)
+    transition = model.transition.clone()
+    transition[..., 4:, :, :] *= 1 if shared else 1e200  # dynamics that overflow in the padding of the last two
+    transition[:1] = model.transition[:1]
+    run, smooth = WAYS[way]
+    filtered = model._replace(y=y, transition=transition, mask=None if mask == "none" else model.mask).run(
+        run, valid=valid
+    )
+    smoothed = smooth(filtered, valid=valid)
+    if shared:
+        model = Linear(*(p if p is model.y or p is model.mask else per_sequence(p, 3) for p in model))
+    for i, length in enumerate(lengths.tolist()):
+        one = single(model, i)
+        one = Linear(*(p if isinstance(p, Gaussian) else p[:length] for p in one))
+        for t in range(length):
+            mean, cov = condition(one, t + 1)
+            close(filtered.mean[i, t], mean[t])
+            close(filtered.cov[i, t], cov[t, :, t])
+            close(filtered.log_likelihood[i, t], log_evidence(one, t + 1) - log_evidence(one, t))
+        mean, cov = condition(one)
+        close(smoothed.mean[i, :length], mean)
+        close(smoothed.cov[i, :length], torch.stack([cov[t, :, t] for t in range(length)]))
+        if length > 1:
+            cross = torch.stack([cov[t + 1, :, t] for t in range(length - 1)])
+            close(smoothed.cross_cov[i, : length - 1], cross)
+        # The padding: nothing is observed, nothing moves, and nothing leads back from there.
+        assert (filtered.log_likelihood[i, length:] == 0).all()
+        close(filtered.mean[i, length:], filtered.mean[i, length - 1].expand(steps - length, -1))
+        close(smoothed.mean[i, length:], filtered.mean[i, length:])
+        close(smoothed.cov[i, length:], filtered.cov[i, length:])
+        assert (smoothed.cross_cov[i, length - 1 :] == 0).all()
+
+
+def per_sequence(part, count):
+    """A parameter that all sequences share, as one for each."""
+    if isinstance(part, Gaussian):
+        return Gaussian(*(x.expand(count, *x.shape) for x in part))
+    return part.expand(count, *part.shape)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_valid_broadcasts_and_padding_has_no_gradient(way):
+    """One mask of steps for samples of sequences; growing dynamics and huge frames in the padding spoil no gradient."""
+    model = random_linear((2, 3), 5)
+    valid = torch.tensor([5, 2, 3]).unsqueeze(-1) > torch.arange(5)
+    run, smooth = WAYS[way]
+    y = torch.where(valid.unsqueeze(-1), model.y, 1e300).requires_grad_()
+    transition = torch.where(valid[..., None, None], model.transition, 1e300).requires_grad_()
+    noise = model.noise.clone().requires_grad_()
+    given = model._replace(y=y, transition=transition, noise=noise)
+    filtered = given.run(run, valid=valid)
+    smoothed = smooth(filtered, valid=valid)
+    whole = model.run(run, valid=valid.expand(2, 3, 5))
+    all_close(filtered, whole)
+    (filtered.log_likelihood.sum() + smoothed.mean[valid.expand(2, 3, 5)].sum()).backward()
+    for gradient in (y.grad, transition.grad, noise.grad):
+        assert gradient.isfinite().all()
+        assert (gradient[:, ~valid] == 0).all()
+    one = model._replace(mask=None)
+    all_close(one.run(run, valid=torch.ones(1, 5, dtype=torch.bool)), one.run(run))
+
+
+def test_valid_is_checked():
+    model = random_linear((2,), 4)._replace(mask=None)
+    for valid, message in (
+        (torch.ones(2, 4), "expected booleans of shape"),
+        (torch.ones(3, 4, dtype=torch.bool), "expected booleans of shape"),
+        (torch.ones(2, 2, 4, dtype=torch.bool), "expected booleans of shape"),
+        (torch.tensor([True, False, True, True]), "expected padding at the ends of sequences"),
+    ):
+        for run, smooth in WAYS.values():
+            with pytest.raises(ValueError, match=f"^valid: {message}"):
+                model.run(run, valid=valid)
+            with pytest.raises(ValueError, match=f"^valid: {message}"):
+                smooth(model.run(run), valid=valid)
+
+
 def test_hidden_values_do_not_matter():
     model = random_linear((2,))
     other = model._replace(y=torch.where(model.mask, model.y, torch.full((), math.inf)))

@@ -109,7 +109,7 @@ def test_conditionals_are_those_of_the_dense_joint():
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_density_of_drawn_paths(data):
-    """The density that comes with a sample is that of the path as given, for every shape and every end."""
+    """The density that comes with a sample is that of the path as given, for every shape and all lengths."""
     lead = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))
     sample_shape = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))
     steps = data.draw(st.integers(1, 5))
@@ -118,11 +118,12 @@ def test_density_of_drawn_paths(data):
     shared = data.draw(st.booleans())
     model = random_linear((1,) * len(lead) if shared else lead, steps, mask="none")
     filtered = model._replace(y=torch.randn(*lead, steps, 2), mask=None).run(kalman_filter)
-    ends = torch.rand(*lead, steps) < 0.3 if data.draw(st.booleans()) else None
-    z, log_q = backward_sample(filtered, sample_shape=sample_shape, ends=ends)
+    lengths = torch.randint(1, steps + 1, (*lead, 1))
+    valid = torch.arange(steps) < lengths if data.draw(st.booleans()) else None
+    z, log_q = backward_sample(filtered, sample_shape=sample_shape, valid=valid)
     assert z.shape == (*sample_shape, *lead, steps, 3)
     assert log_q.shape == z.shape[:-1]
-    torch.testing.assert_close(backward_log_prob(filtered, z, ends=ends), log_q, rtol=0, atol=1e-8)
+    torch.testing.assert_close(backward_log_prob(filtered, z, valid=valid), log_q, rtol=0, atol=1e-8)
 
 
 def test_noise_makes_the_path():
@@ -135,24 +136,52 @@ def test_noise_makes_the_path():
     torch.testing.assert_close(twice - quiet, 2 * (once - quiet))
 
 
-def test_ends_cut_sequences():
-    """Up to its end a padded sequence is drawn as if nothing followed; in its padding as filtered."""
+def ragged():
+    """Two sequences of 6 and 4 steps: the model, what is valid, and what the filter finds."""
     model = random_linear((2,), steps=6)._replace(mask=None)
-    mask = torch.ones(2, 6, dtype=torch.bool)
-    mask[1, 4:] = False
-    ends = torch.zeros(2, 6, dtype=torch.bool)
-    ends[0, 5], ends[1, 3:] = True, True
-    filtered = model._replace(mask=mask).run(kalman_filter)
+    valid = torch.ones(2, 6, dtype=torch.bool)
+    valid[1, 4:] = False
+    return model, valid, model.run(kalman_filter, valid=valid)
+
+
+def test_padded_sequences():
+    """Up to its end a padded sequence is drawn as if nothing followed; in its padding as filtered, with no density."""
+    model, valid, filtered = ragged()
     noise = torch.randn(2, 6, 3)
-    z, log_q = backward_sample(filtered, ends=ends, noise=noise)
+    z, log_q = backward_sample(filtered, valid=valid, noise=noise)
     cut = [p if p is None or isinstance(p, Gaussian) else p[:, :4] for p in model]
     short = type(model)(*cut).run(kalman_filter)
     alone, alone_log_q = backward_sample(short, noise=noise[:, :4])
     torch.testing.assert_close(z[1, :4], alone[1])
     torch.testing.assert_close(log_q[1, :4], alone_log_q[1])
-    padding = MultivariateNormal(filtered.mean[1, 4:], filtered.cov[1, 4:])
-    torch.testing.assert_close(log_q[1, 4:], padding.log_prob(z[1, 4:]))
+    root = torch.linalg.cholesky(filtered.cov[1, 4:])
+    padding = filtered.mean[1, 4:] + (root @ noise[1, 4:].unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(z[1, 4:], padding)
+    assert (log_q[1, 4:] == 0).all()
+    found = backward_conditionals(filtered, valid=valid)
+    assert (found.gain[1, 3:] == 0).all()
+    torch.testing.assert_close(found.root[1, 4:], root)
     assert (backward_sample(filtered, noise=noise)[0][1, 3] - z[1, 3]).abs().max() > 1e-3
+
+
+def test_ends_are_deprecated():
+    """They say the same as what is valid, but for the density of the padding, which counts there."""
+    _, valid, filtered = ragged()
+    ends = torch.zeros(2, 6, dtype=torch.bool)
+    ends[0, 5], ends[1, 3:] = True, True
+    noise = torch.randn(2, 6, 3)
+    z, log_q = backward_sample(filtered, valid=valid, noise=noise)
+    with pytest.warns(DeprecationWarning, match="^ends is deprecated, give valid"):
+        old, old_log_q = backward_sample(filtered, ends=ends, noise=noise)
+    with pytest.warns(DeprecationWarning, match="^ends"):
+        again = backward_log_prob(filtered, z, ends=ends)
+    with pytest.warns(DeprecationWarning, match="^ends"):
+        conditionals = backward_conditionals(filtered, ends)
+    torch.testing.assert_close(old, z)
+    torch.testing.assert_close(old_log_q[valid], log_q[valid])
+    torch.testing.assert_close(again, old_log_q)
+    for one, other in zip(conditionals, backward_conditionals(filtered, valid=valid), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_transition_without_noise_has_no_density():
@@ -169,6 +198,8 @@ def test_arguments():
     )
     with pytest.raises(ValueError, match=r"^ends: expected booleans of shape \(4,\)"):
         backward_sample(filtered, ends=torch.zeros(4))
+    with pytest.raises(ValueError, match=r"^valid: expected booleans of shape \(4,\)"):
+        backward_sample(filtered, valid=torch.zeros(4))
     with pytest.raises(ValueError, match=r"^ends: "):
         backward_conditionals(filtered, torch.zeros(3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"^noise: expected shape \(4, 2\), got \(3, 2\)"):

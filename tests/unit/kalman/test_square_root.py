@@ -27,7 +27,7 @@ from pyro_dssm.kalman import (
     parallel_smoother,
     rts_smoother,
 )
-from pyro_dssm.kalman._linalg import root, triangular
+from pyro_dssm.kalman._roots import root, triangular
 
 
 def dynamics(kind, n, generator):
@@ -242,16 +242,14 @@ def test_draws_and_their_density_in_single_precision():
         dynamics("trend", 2, generator), noise(1e-8, 2, generator), p=1e6, r=1e-8, d=1, steps=30, generator=generator
     )
     exact, found = (run(given, dtype, square_root=True)[0] for dtype in (torch.float64, torch.float32))
-    ends = torch.zeros(30, dtype=torch.bool)
-    ends[20:] = True
     noise_ = torch.randn(5, 30, 2, generator=generator)
-    for end in (None, ends):
-        z, log_q = backward_sample(exact, sample_shape=(5,), noise=noise_.double(), ends=end)
-        near, near_log_q = backward_sample(found, sample_shape=(5,), noise=noise_, ends=end)
+    for valid in (None, torch.arange(30) < 21):
+        z, log_q = backward_sample(exact, sample_shape=(5,), noise=noise_.double(), valid=valid)
+        near, near_log_q = backward_sample(found, sample_shape=(5,), noise=noise_, valid=valid)
         sd = rts_smoother(exact).cov.diagonal(dim1=-2, dim2=-1).sqrt()
         assert ((near - z).abs() < 0.1 * sd.clamp_min(1e-5)).all()
         torch.testing.assert_close(near_log_q.double(), log_q, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(backward_log_prob(exact, z, ends=end), log_q, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(backward_log_prob(exact, z, valid=valid), log_q, rtol=1e-6, atol=1e-5)
 
 
 # Gradients.

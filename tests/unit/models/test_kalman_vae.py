@@ -189,7 +189,7 @@ def evidence_of_codes(model, codes, shown, controls, zeta):
 
 def weigh(model, guide, batch, num_particles):
     """Log weights, and the values of all latent sites, of vectorised particles."""
-    args, kwargs = batch[:3], {"controls": batch.controls}
+    args, kwargs = batch.args, batch.kwargs
     with pyro.plate("_particles", num_particles, dim=-2):
         of_guide = poutine.trace(guide).get_trace(*args, **kwargs)
         of_model = poutine.trace(poutine.replay(model, trace=of_guide)).get_trace(*args, **kwargs)
@@ -362,7 +362,7 @@ def test_bound_at_the_exact_guide_is_the_evidence(kind, bound):
     )
     torch.testing.assert_close(weights, truth.expand(5, 3), atol=1e-8, rtol=0)
     # The program itself, and not only its evaluation.
-    loss = Trace_ELBO().loss(model, guide, *batch[:3], controls=batch.controls)
+    loss = Trace_ELBO().loss(model, guide, *batch.args, **batch.kwargs)
     assert loss == pytest.approx(-truth.sum().item(), abs=1e-8)
     wrong, _ = weigh(model, LinearGuide(model, kind=kind, widen=1.2), batch, 5)
     assert wrong.std(0).min() > 1e-3, "negative control: another guide has weights that vary"
@@ -665,9 +665,7 @@ def test_step_sites_are_path_sites(name, kind, initial):
             assert ("a_1" in values) == (form == "step")
             assert ("zeta" in values) == (initial == "hierarchical")
             for program in (model, guide):
-                trace = poutine.trace(poutine.condition(program, data=values)).get_trace(
-                    *batch[:3], controls=batch.controls
-                )
+                trace = poutine.trace(poutine.condition(program, data=values)).get_trace(*batch.args, **batch.kwargs)
                 trace.compute_log_prob()
                 names = [n for n, s in trace.nodes.items() if s["type"] == "sample" and n not in ("sequences",)]
                 total = sum(trace.nodes[n]["log_prob"] for n in names)
@@ -692,9 +690,7 @@ def test_step_sites_draw_from_the_same_law(name, kind):
         for form in testing.FORMS:
             with run_as(model, form):
                 elbo = Trace_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=1)
-                draws.append(
-                    torch.tensor([elbo.loss(model, guide, *batch[:3], controls=batch.controls) for _ in range(10)])
-                )
+                draws.append(torch.tensor([elbo.loss(model, guide, *batch.args, **batch.kwargs) for _ in range(10)]))
     error = ((draws[0].var() + draws[1].var()) / 10).sqrt()
     assert (draws[0].mean() - draws[1].mean()).abs() < 4 * error
 
@@ -884,10 +880,10 @@ def test_collapsed_chunks_add_up(name):
     """The filter hands its law on, so that nothing is lost at a cut."""
     model, guide = build(name, bound="collapsed", control_dim=U)
     batch = data(model, control=True, padded=True)
-    whole = Trace_ELBO().loss(model, guide, *batch[:3], controls=batch.controls)
+    whole = Trace_ELBO().loss(model, guide, *batch.args, **batch.kwargs)
     for length in (1, 2, 3, 7):
         parts = [
-            Trace_ELBO().loss(model, guide, *chunk[:3], controls=chunk.controls)
+            Trace_ELBO().loss(model, guide, *chunk.args, **chunk.kwargs)
             for chunk in dssm.chunks(model, guide, batch, length)
         ]
         assert sum(parts) == pytest.approx(whole, abs=1e-8)
@@ -895,7 +891,7 @@ def test_collapsed_chunks_add_up(name):
         Trace_ELBO().loss(model, guide, batch.x[:1, i : i + 2], controls=batch.controls[:1, i : i + 2]) for i in (0, 2)
     ]
     one = Batch(batch.x[:1, :4], torch.tensor([4]), None, batch.controls[:1, :4])
-    carried = [Trace_ELBO().loss(model, guide, *c[:3], controls=c.controls) for c in dssm.chunks(model, guide, one, 2)]
+    carried = [Trace_ELBO().loss(model, guide, *c.args, **c.kwargs) for c in dssm.chunks(model, guide, one, 2)]
     assert carried[0] == pytest.approx(afresh[0], abs=1e-8)
     assert abs(carried[1] - afresh[1]) > 1e-3, "negative control: a chunk that starts afresh is another"
 
@@ -907,8 +903,8 @@ def test_joint_chunks_start_from_the_last_state():
     batch = data(model, control=True)
     last = None
     for i, chunk in enumerate(dssm.chunks(model, guide, batch, 2)):
-        trace = poutine.trace(guide).get_trace(*chunk[:3], controls=chunk.controls)
-        of_model = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*chunk[:3], controls=chunk.controls)
+        trace = poutine.trace(guide).get_trace(*chunk.args, **chunk.kwargs)
+        of_model = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*chunk.args, **chunk.kwargs)
         trace.compute_log_prob()
         of_model.compute_log_prob()
         z = trace.nodes["z"]["value"]

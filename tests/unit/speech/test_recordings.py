@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_dssm.data.sequences import batches
+from pyro_dssm.data.batching import batches
 from pyro_dssm.speech import (
     Recording,
     Spectrogram,

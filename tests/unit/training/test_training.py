@@ -263,7 +263,7 @@ def test_lr_of_each_step(name):
 def test_terms_by_hand(no_noise, weight, truncate):
     model, guide = pair(guide=dssm.FullAlignment)
     train = waves(5)
-    batch = next(dssm.data.sequences.batches(train, 5))
+    batch = next(dssm.data.batches(train, 5))
     # By hand: one site per step, each divergence and each density on its own.
     model.sites = "step"
     q = poutine.trace(guide).get_trace(*batch[:3])
@@ -287,7 +287,7 @@ def test_terms_add_up_to_the_bound(no_noise):
     train = waves(7)
     [record] = fit(model, guide, train, train, epochs=1, batch_size=3, lr=1e-30, kl=dssm.ConstantKL(0.3)).epochs
     # Without noise the divergences are not the log ratios that `evaluate` takes: compare with the loss itself.
-    batch = next(dssm.data.sequences.batches(train, 7))
+    batch = next(dssm.data.batches(train, 7))
     with torch.no_grad():
         loss = TraceMeanField_ELBO().loss(model, guide, *batch[:3]) / train.num_frames
     assert record["reconstruction"] + record["kl"] == pytest.approx(loss, rel=1e-4)
@@ -561,7 +561,7 @@ def test_each_frame_counts_the_same(no_noise, truncate):
     # The whole set's bound, by hand.
     model, guide = pair()
     model.double(), guide.double()
-    batch = next(dssm.data.sequences.batches(train, 10))
+    batch = next(dssm.data.batches(train, 10))
     loss = TraceMeanField_ELBO().differentiable_loss(model, guide, *batch[:3]) / train.num_frames
     whole = torch.autograd.grad(loss, [*model.parameters(), *guide.parameters()])
     for gradient in found:
@@ -623,7 +623,7 @@ def test_other_bounds_are_not_bent_by_the_scale():
             seen.update({k: p.grad.clone() for k, p in named.items() if p.grad is not None})
 
     fit(model, guide, train, epochs=1, batch_size=4, loss=loss, optimizer=Recorder(), seed=3)
-    batch = next(dssm.data.sequences.batches(train, 4, seed=seed_of(3, 0)))
+    batch = next(dssm.data.batches(train, 4, seed=seed_of(3, 0)))
     torch.manual_seed(seed_of(3, 0, 0))
     loss.loss_and_grads(model, guide, *batch[:3])
     named = {**dict(model.named_parameters()), **dict(guide.named_parameters())}

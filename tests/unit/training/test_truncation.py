@@ -41,14 +41,14 @@ def build(model="ArSSM", guide="partial", *, dtype=torch.float64, rnn="gru", **o
 def sequences(lengths=LENGTHS, *, controls=0, masked=False, dtype=torch.float64):
     g = torch.Generator().manual_seed(3)
     items = [
-        dssm.data.sequences.Item(
+        dssm.data.Item(
             torch.randn(n, 2, generator=g, dtype=dtype),
             torch.rand(n, 2, generator=g) > 0.3 if masked else None,
             torch.randn(n, controls, generator=g, dtype=dtype) if controls else None,
         )
         for n in lengths
     ]
-    return dssm.data.sequences.collate(items)
+    return dssm.data.collate(items)
 
 
 def loss_of(model, guide, batch):
