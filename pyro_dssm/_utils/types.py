@@ -7,19 +7,25 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from .kinds import Kind, evaluated
 
-__all__ = ["Distribution", "check_types", "checked"]
+__all__ = ["Distribution", "check_types", "checked", "of_pyro"]
 
 # A distribution over the last dimension: event shape (dim,), and whatever batch shape. Pyro's are torch's, with more
 # methods; all that networks and paths need of one is in torch's interface.
 Distribution: TypeAlias = torch.distributions.Distribution
 
 T = TypeVar("T", bound=type)
+
+
+def of_pyro(fn: Distribution) -> TorchDistributionMixin:
+    """The same distribution, as one of Pyro's: with masks, and dimensions that become those of an event."""
+    return cast(TorchDistributionMixin, fn)
 
 
 def check_types(function: Callable[..., object], given: Mapping[str, object]) -> None:

@@ -17,7 +17,7 @@ from .base import Emission, check_sizes
 __all__ = ["BernoulliEmission", "GreyBernoulli"]
 
 
-class GreyBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes the class as it is imported
+class GreyBernoulli(dist.Bernoulli):
     r"""Grey values between 0 and 1, scored by the cross entropy :math:`x \log p + (1 - x) \log(1 - p)`.
 
     That is no likelihood: over the values from 0 to 1 its exponential does not integrate to one. So there is no

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import is_number, natural, one_of, positive, positive_integers, shown
-from .._utils.types import check_types
+from .._utils.types import check_types, of_pyro
 from ..emissions import build_emission, check_emission, hide
 from ..emissions.choice import EmissionLike
 from ..kalman import Filtered, Gaussian
@@ -187,10 +187,13 @@ class KalmanVAE(DSSM):
         first = inputs.first
         if first is not None:
             fn = self.transition_from(first.memories, inputs.controls_at(0))
+            assert isinstance(fn, CodedState)
+            loc, scale = fn.loc, fn.scale
         else:
-            fn = self.start_of_state(zeta)
-        loc = fn.loc.expand(*batch, self.state_dim)
-        cov = torch.diag_embed(fn.scale.square().expand(loc.shape))
+            start = self.start_of_state(zeta)
+            loc, scale = start.loc, start.scale
+        loc = loc.expand(*batch, self.state_dim)
+        cov = torch.diag_embed(scale.square().expand(loc.shape))
         if first is not None and first.covariance is not None:
             # A chunk of a collapsed program resumes from the distribution of the last state, not from a value.
             slope = self.slope(first.memories, inputs.controls_at(0))
@@ -273,7 +276,7 @@ class StateAndCodePath(ModelPath):
             return super().emit_path()
         a = pyro.sample("a", CodePath(model, inputs, self.zeta))
         fn = model.frames_from(model.emission_net(a))
-        pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x)
+        pyro.sample("x", of_pyro(hide(fn, inputs.observed)).to_event(1), obs=inputs.x)
         return a
 
     def emit_latent(self, fn: Any, t: int) -> Tensor:

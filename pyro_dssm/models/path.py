@@ -8,6 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from .._utils.types import of_pyro
 from ..emissions import hide
 from ..programs.batch import Inputs
 from ..programs.path import Path, with_first
@@ -78,7 +79,7 @@ class ModelPath(Path):
         """The site ``zeta`` of a hierarchical start."""
         model, inputs = self.model, self.inputs
         if model.zeta_dim and inputs.starts and self.zeta is None:
-            self.zeta = pyro.sample("zeta", model.zeta_prior(inputs.batch_shape))
+            self.zeta = pyro.sample("zeta", of_pyro(model.zeta_prior(inputs.batch_shape)))
         # Now, for its errors: what is scored after the program has ended may not raise any.
         self._start = (model.first_step(self.zeta, inputs),)
 
@@ -90,8 +91,8 @@ class ModelPath(Path):
         before, after = model.memories.along_z(z, inputs)
         fn = model.emission_from(model.memories.along_x(inputs)[0], after)
         # For credit per step: each frame depends on the latents up to its step, and on no later ones.
-        follows: Any = {"along": "z"}
-        x = pyro.sample("x", hide(fn, inputs.observed).to_event(1), obs=inputs.x, infer=follows)
+        follows: dict[str, Any] = {"along": "z"}
+        x = pyro.sample("x", of_pyro(hide(fn, inputs.observed)).to_event(1), obs=inputs.x, infer=follows)
         self._check_given(x)
         return z
 
@@ -115,7 +116,7 @@ class ModelPath(Path):
         after = model.memories.after_z(state, z, inputs.controls_at(t))
         observed = None if inputs.observed is None else inputs.observed[..., t, :]
         given = inputs.x[..., t, :]
-        x = pyro.sample(f"x_{t + 1}", hide(model.emission_from(state, after), observed), obs=given)
+        x = pyro.sample(f"x_{t + 1}", of_pyro(hide(model.emission_from(state, after), observed)), obs=given)
         if x is not given and observed is not None:
             x = torch.where(observed, x, torch.zeros_like(x))  # hidden values are read as zeros
         return z, model.memories.after_x(after, model.read(x))

@@ -253,6 +253,7 @@ def _guided(model: GenerativeModel, guide: InferringGuide, inputs: Inputs, x: Te
     """Proposals of the guide, which reads these frames."""
     filled = _filled(inputs, x)
     path = guide.path(filled)
+    assert isinstance(path, Steps)
     zeta = guide.zeta_of(filled)
     reader = None
     reads = reads_frames(model.memories) and not guide.skips_hidden
@@ -260,7 +261,9 @@ def _guided(model: GenerativeModel, guide: InferringGuide, inputs: Inputs, x: Te
 
         def reader(own: Tensor, t: int) -> Steps:
             others = x[..., t:, :].expand(*own.shape[:-2], -1, -1)
-            return guide.path(_filled(inputs, torch.cat([own, others], dim=-2)))
+            again = guide.path(_filled(inputs, torch.cat([own, others], dim=-2)))
+            assert isinstance(again, Steps)
+            return again
 
     return Proposal(path, _fractions(inputs), reader=reader, zeta=zeta)
 

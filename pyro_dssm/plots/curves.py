@@ -39,7 +39,10 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
     """
     check_types(plot_curves, locals())
     left, right = new_axes(axes, 9.0, 3.2, columns=2)
-    epochs, column = history["epoch"], {name: _floats(history[name]) for name in ("reconstruction", "kl", "valid")}
+    epochs, column = (
+        _floats(history["epoch"]),
+        {name: _floats(history[name]) for name in ("reconstruction", "kl", "valid")},
+    )
     bound = column["reconstruction"] + column["kl"]
     _line(left, epochs, column["reconstruction"], INK, "reconstruction")
     if np.nansum(np.abs(column["kl"])) > 0:
@@ -79,17 +82,17 @@ def _floats(values: Sequence[float | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
-def _line(ax: Axes, x: Sequence[float], y: np.ndarray, colour: str, label: str) -> None:
+def _line(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
     seen = np.isfinite(y)
     if seen.any():
         marker = "." if seen.sum() < 15 else ""
-        ax.plot(np.asarray(x)[seen], y[seen], color=colour, label=label, marker=marker, linewidth=1.4)
+        ax.plot(x[seen], y[seen], color=colour, label=label, marker=marker, linewidth=1.4)
 
 
-def _epochs(ax: Axes, epochs: Sequence[int]) -> None:
+def _epochs(ax: Axes, epochs: np.ndarray) -> None:
     """The axis of the epochs, with whole numbers however few they are."""
     ax.set_xlabel("epoch")
-    ax.set_xlim(0, max(epochs[-1] if epochs else 1, 1) * 1.02)
+    ax.set_xlim(0, max(epochs[-1] if len(epochs) else 1, 1) * 1.02)
     ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
 
 
@@ -133,7 +136,7 @@ def plot_multiplier(history: History, axes: Sequence[Axes] | None = None) -> Seq
     if missing:
         raise ValueError(f"history: expected records of a constrained objective, got none with {missing}.")
     left, right = new_axes(axes, 9.0, 3.2, columns=2)
-    epochs = history["epoch"]
+    epochs = _floats(history["epoch"])
     left.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
     left.annotate(
         "evidence lower bound", (1, 1), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",

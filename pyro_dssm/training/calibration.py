@@ -222,7 +222,7 @@ def _constant_scale(model: DSSM) -> Tensor | None:
         fn = model.frames_from(model.emission(z, x if of_x else None))
     base = normal_of(fn)
     if base is None or getattr(net, "positive", False):
-        name = type(fn if base is None and not hasattr(fn, "base_dist") else fn.base_dist).__name__
+        name = type(getattr(fn, "base_dist", fn)).__name__
         emission = name if net is None else type(net).__name__
         raise ValueError(
             "model: expected an emission of independent Gaussian entries, whose scale can be calibrated, got "
