@@ -815,7 +815,7 @@ def test_forecast_of_a_linear_model(kind):
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_filtered_and_smoothed(name):
-    """Means given the codes' means, from the dense law; hidden frames are left out, and nothing is drawn."""
+    """Means given the codes' means, from the dense joint; hidden frames are left out, and nothing is drawn."""
     model, guide = (build("kvae", control_dim=U)) if name == "kvae" else linear(control_dim=U)
     batch = data(model, control=True, masked=True, batch=1)
     inputs = model.observe(*batch[:3], batch.controls)
@@ -835,6 +835,25 @@ def test_filtered_and_smoothed(name):
             expected = mean[z] + gain @ (codes.flatten()[rows - T * N] - mean[rows])
             torch.testing.assert_close(found.mean[0, t], expected, atol=1e-8, rtol=1e-8)
             torch.testing.assert_close(found.cov[0, t], cov[z][:, z] - gain @ cov[rows][:, z], atol=1e-8, rtol=1e-8)
+
+
+@double
+@pytest.mark.parametrize("square_root", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_filtered_and_smoothed_of_sequences_of_different_lengths(name, square_root):
+    """Within each sequence what it has by itself; in its padding the last filtered mean, with nothing to learn."""
+    model, guide = build(name, control_dim=U, square_root=square_root)
+    batch = data(model, control=True, padded=True, masked=True)
+    inputs = model.observe(*batch.args, **batch.kwargs)
+    filtered, smoothed = guide.filtered(inputs), guide.smoothed(inputs)
+    for i, n in enumerate(LENGTHS.tolist()):
+        alone = model.observe(batch.x[i : i + 1, :n], None, batch.mask[i : i + 1, :n], batch.controls[i : i + 1, :n])
+        for whole, one in ((filtered, guide.filtered(alone)), (smoothed, guide.smoothed(alone))):
+            torch.testing.assert_close(whole.mean[i, :n], one.mean[0])
+            torch.testing.assert_close(whole.cov[i, :n], one.cov[0])
+            torch.testing.assert_close(whole.mean[i, n:], filtered.mean[i, n - 1].expand(T - n, N))
+        assert (filtered.log_likelihood[i, n:] == 0).all()
 
 
 @pytest.mark.sample(8)
