@@ -14,7 +14,7 @@ import torch
 from support import flags, reports, runs, speech, speech_tables, tables
 
 import pyro_dssm as dssm
-from pyro_dssm._utils.files import atomic_write
+from pyro_dssm.saving import atomic_write
 
 ROWS = ["ArSSM", "SRNN", "FSSM", "VRNN", "RSSM"]
 GUIDES = ["partial", "full", "a", "b", "c"]

@@ -15,7 +15,7 @@ import torch
 from support import flags, measuring, reports, runs, systems, tables
 
 import pyro_dssm as dssm
-from pyro_dssm._utils.files import atomic_write
+from pyro_dssm.saving import atomic_write
 
 DEFAULTS: dict[str, Any] = {
     "system": "pendulum", "models": ["EKVAE", "DKS", "DVBF", "KVAE", "RSSM"], "strategies": list(systems.STRATEGIES),

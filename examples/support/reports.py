@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import pyro_dssm as dssm
-from pyro_dssm._utils.files import atomic_write
+from pyro_dssm.saving import atomic_write
 
 log = logging.getLogger("examples")
 
