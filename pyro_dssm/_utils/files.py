@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .types import check_types
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -37,6 +39,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Yields:
         A binary file open for writing.
 
+    Raises:
+        ValueError: If it is no path.
+        OSError: If the file cannot be written.
+
     Example:
         >>> import pathlib, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -45,6 +51,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         ...     pathlib.Path(folder, "note").read_bytes()
         b'C4'
     """
+    check_types(atomic_write, locals())
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")

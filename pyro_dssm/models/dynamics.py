@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .._utils.checks import natural, positive, positive_integers
+from .._utils.checks import kind_of, natural, positive, positive_integers, shown
 from .._utils.types import check_types
 from ..kalman import by_jacobian
 from ..nn.layers import MLP, join
+from ..programs.part import Part
 
-__all__ = ["DYNAMICS", "Dynamics", "LocallyLinear", "Network"]
+__all__ = ["DYNAMICS", "Dynamics", "DynamicsLike", "LocallyLinear", "Network", "build_dynamics"]
 
 
-class Dynamics(nn.Module):
+class Dynamics(Part):
     """The mean of a transition, as a function of the last state and control.
 
     Args:
@@ -42,6 +45,7 @@ class Dynamics(nn.Module):
         """
         return self.linearise(z, u)[0]
 
+    @abstractmethod
     def linearise(self, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
         """The mean of the next state, and the matrix that an extended Kalman filter multiplies the covariance with.
 
@@ -135,7 +139,8 @@ class Network(Dynamics):
 
     def forward(self, z: Tensor, u: Tensor | None) -> Tensor:
         """The mean, without its slope."""
-        return z + self.net(join(z, u))
+        change: Tensor = self.net(join(z, u))
+        return z + change
 
     def linearise(self, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
         """The mean and its Jacobian with respect to the state."""
@@ -145,4 +150,56 @@ class Network(Dynamics):
         return found.mean, found.jacobian
 
 
-DYNAMICS: dict[str, Any] = {"locally-linear": LocallyLinear, "network": Network}
+DYNAMICS: dict[str, type[Dynamics]] = {"locally-linear": LocallyLinear, "network": Network}
+DynamicsLike: TypeAlias = str | Dynamics | Callable[[int, int], Dynamics]
+
+
+def build_dynamics(
+    dynamics: DynamicsLike, z_dim: int, control_dim: int, options: Mapping[str, object] | None = None
+) -> Dynamics:
+    """Builds the dynamics that an argument stands for.
+
+    Args:
+        dynamics: ``"locally-linear"``, ``"network"``, dynamics, a class of them, or a function that makes them of the
+            sizes of the state and of a control.
+        z_dim: Size of the state.
+        control_dim: Size of a control.
+        options: More arguments.
+
+    Returns:
+        The dynamics.
+
+    Raises:
+        ValueError: If the argument stands for none, an option is unknown, or their sizes are others.
+
+    Example:
+        >>> build_dynamics("network", 3, 0, {"hidden_dims": (8,)}).z_dim
+        3
+    """
+    options = dict(options or {})
+    if isinstance(dynamics, Dynamics):
+        if options:
+            raise ValueError(f"dynamics_options: expected none for dynamics that are built already, got {options!r}.")
+        built: object = dynamics
+    else:
+        if isinstance(dynamics, str) and dynamics in DYNAMICS:
+            make: Callable[..., object] = DYNAMICS[dynamics]
+        elif callable(dynamics):
+            make = dynamics
+        else:
+            raise ValueError(
+                f"dynamics: expected {', '.join(map(repr, DYNAMICS))}, a Dynamics, or a function that makes one, got "
+                f"{shown(dynamics) if isinstance(dynamics, str) else kind_of(dynamics)}."
+            )
+        try:
+            inspect.signature(make).bind(z_dim, control_dim, **options)
+        except TypeError as error:
+            name = dynamics if isinstance(dynamics, str) else getattr(dynamics, "__name__", kind_of(dynamics))
+            raise ValueError(f"dynamics_options: {name!r} does not take {options!r} ({error}).") from error
+        built = make(z_dim, control_dim, **options)
+    if not isinstance(built, Dynamics) or (built.z_dim, built.control_dim) != (z_dim, control_dim):
+        what = f"{built!r:.80}" if not isinstance(built, Dynamics) else f"of {built.z_dim} and {built.control_dim}"
+        raise ValueError(
+            f"dynamics: expected a Dynamics of a state of {z_dim} and a control of {control_dim}, got {what}."
+        )
+    return built

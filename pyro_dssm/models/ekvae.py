@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from ..nn.memories import States
 from ..programs.batch import Inputs
 from ..structure.structure import Structure
 from .codes import CodedState
-from .dynamics import DYNAMICS
+from .dynamics import DynamicsLike, build_dynamics
 from .kalman_vae import KalmanVAE
 
 __all__ = ["EKVAE"]
@@ -34,7 +35,8 @@ class EKVAE(KalmanVAE):
         state_dim: Size of the state.
         code_dim: Size of the code, at most that of the state.
         dynamics: ``"locally-linear"``, the neural linearisation, or ``"network"``, a perceptron whose Jacobian the
-            filter uses.
+            filter uses; or a :class:`~pyro_dssm.models.Dynamics`, a class of them, or a function that makes one of the
+            sizes of the state and of a control.
         dynamics_options: Options of :class:`~pyro_dssm.models.LocallyLinear` or
             :class:`~pyro_dssm.models.Network`.
         state_noise: ``"constant"`` for one learned ``Q``, or ``"network"`` for one that depends on state and control.
@@ -61,21 +63,17 @@ class EKVAE(KalmanVAE):
         state_dim: int = 3,
         code_dim: int = 2,
         *,
-        dynamics: Literal["locally-linear", "network"] = "locally-linear",
-        dynamics_options: dict[str, Any] | None = None,
+        dynamics: DynamicsLike = "locally-linear",
+        dynamics_options: Mapping[str, object] | None = None,
         state_noise: Literal["constant", "network"] = "constant",
         **options: Any,
     ) -> None:
-        one_of("dynamics", dynamics, tuple(DYNAMICS))
         one_of("state_noise", state_noise, ("constant", "network"))
         check_types(EKVAE.__init__, locals())
         super().__init__(Structure("markov", "none", "markov", "none"), x_dim, state_dim, code_dim, **options)
         if code_dim > state_dim:
             raise ValueError(f"code_dim: expected at most state_dim = {state_dim}, got {code_dim}.")
-        try:
-            self.dynamics = DYNAMICS[dynamics](state_dim, self.control_dim, **(dynamics_options or {}))
-        except TypeError as error:
-            raise ValueError(f"dynamics_options: {dynamics!r} does not take {dynamics_options!r} ({error}).") from error
+        self.dynamics = build_dynamics(dynamics, state_dim, self.control_dim, dynamics_options)
         self.noise_net: nn.Linear | None = None
         if state_noise == "network":
             self.noise_net = nn.Linear(state_dim + self.control_dim, state_dim)

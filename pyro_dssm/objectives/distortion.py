@@ -16,18 +16,18 @@ __all__ = ["error_bound", "first_multiplier", "moderate_scale"]
 
 
 def error_bound(train: SequenceDataset, share: float = 0.025, *, standardise: Standardise | None = None) -> float:
-    """A bound for the squared error per entry: a share of the variance of the entries around their mean frame.
+    """A bound for the squared error per entry: a fraction of the variance of the entries around their mean frame.
 
     Args:
         train: The sequences; hidden entries are left out.
-        share: The share, above 0.
+        share: The fraction, above 0.
         standardise: That of the model, where it has one, for a bound in standardised units; fitted.
 
     Returns:
         The bound.
 
     Raises:
-        ValueError: If the share is not positive, the data do not vary, or ``standardise`` is not fitted.
+        ValueError: If the fraction is not positive, the data do not vary, or ``standardise`` is not fitted.
 
     Example:
         >>> data = SequenceDataset([torch.tensor([[0.0, 1.0], [2.0, 1.0]])])

@@ -64,7 +64,7 @@ class _Noting(_PyroModuleMeta):
         return program
 
 
-def note_parts(program: Program) -> None:
+def note_parts(program: nn.Module) -> None:
     """Takes a program as it is for what its arguments build."""
     object.__setattr__(program, "_built", Parts.of(program))
 

@@ -8,6 +8,7 @@ from functools import wraps
 from torch import nn
 
 from ._parts import Parts, frozen_copy, named_arguments
+from ._program import Program
 
 __all__ = ["Part", "built_as"]
 
@@ -63,6 +64,6 @@ class Part(nn.Module):
         return named_arguments(self, *self._arguments)
 
 
-def built_as(part: Part) -> Parts:
-    """What a part was when its constructor had ended."""
-    return part._built
+def built_as(built: Part | Program) -> Parts:
+    """What a part, a model or a guide was when its constructor had ended."""
+    return built._built

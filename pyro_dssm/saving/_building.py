@@ -58,6 +58,9 @@ class Sizes(TorchFunctionMode):
         if self.calls > self.most_calls:
             raise Excess(f"a constructor that calls torch more than {self.most_calls:,} times")
         name = getattr(func, "__name__", "").strip("_")
+        if name == "set_grad_enabled":
+            # On the way out of what was stopped too, or gradients would stay off.
+            return func(*args, **kwargs)
         if name in _VIEWS:
             return func(*args, **kwargs)
         given = _tensors((*args, *kwargs.values()))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
 from ..programs._parts import change, frozen_copy
 from ..programs._program import Program
+from ..programs.part import Part, built_as
 from ..structure.structure import Order, Structure
 from ._json import Json, is_json
+from ._makers import MAKERS, class_of, decode_maker, encode_maker
 
 __all__ = ["Built", "build", "build_later_changed", "describe", "need_description", "need_parts", "settle"]
 
@@ -30,7 +32,7 @@ def describe(program: Program) -> dict[str, Json]:
     return _described(program, set())
 
 
-def _described(program: Program, seen: set[int]) -> dict[str, Json]:
+def _described(program: Program | Part, seen: set[int]) -> dict[str, Json]:
     name = type(program).__name__
     model = program.model if isinstance(program, BaseGuide) else None
     if id(program) in seen:
@@ -40,8 +42,10 @@ def _described(program: Program, seen: set[int]) -> dict[str, Json]:
     def encode(value: object) -> Json:
         if isinstance(value, DSSM) and value is model:
             return {"": "model"}
-        if isinstance(value, Program):
-            return {"": "program", **_described(value, seen)}
+        if isinstance(value, Program | Part):
+            return {"": "program" if isinstance(value, Program) else "part", **_described(value, seen)}
+        if callable(value):
+            return encode_maker(value, encode)
         if isinstance(value, Structure):
             return {"": "structure", "edges": [edge.value for edge in _edges(value)]}
         if isinstance(value, tuple | list):
@@ -52,7 +56,7 @@ def _described(program: Program, seen: set[int]) -> dict[str, Json]:
             return value
         raise ValueError(f"{name}: expected constructor arguments that JSON can hold, got {value!r}.")
 
-    built = program._built
+    built = built_as(program)
     return {
         "class": type(program).__qualname__,
         "module": type(program).__module__,
@@ -67,17 +71,11 @@ def _edges(structure: Structure) -> tuple[Order, ...]:
     return structure.z_from_z, structure.z_from_x, structure.x_from_z, structure.x_from_x
 
 
-def _subclasses(cls: type[Program]) -> Iterator[type[Program]]:
-    yield cls
-    for sub in cls.__subclasses__():
-        yield from _subclasses(sub)
+# A program or a part that has been built, and what it was built from.
+Built: TypeAlias = tuple[Program | Part, Mapping[str, Json]]
 
 
-# A program that has been built, and what it was built from.
-Built: TypeAlias = tuple[Program, Mapping[str, Json]]
-
-
-def build(description: Json, model: DSSM | None = None) -> Program:
+def build(description: Json, model: DSSM | None = None) -> Program | Part:
     """Builds what :func:`describe` described.
 
     Args:
@@ -97,7 +95,7 @@ def build(description: Json, model: DSSM | None = None) -> Program:
     return program
 
 
-def build_later_changed(description: Json, model: DSSM | None, changes: list[Built]) -> Program:
+def build_later_changed(description: Json, model: DSSM | None, changes: list[Built]) -> Program | Part:
     """Builds a program, and notes what is to be changed in it and in those among its arguments.
 
     Args:
@@ -125,15 +123,17 @@ def build_later_changed(description: Json, model: DSSM | None, changes: list[Bui
                 names = [edge for edge in edges if isinstance(edge, str)]
                 if len(names) == 4:
                     return Structure(*names)
-        if kind == "program":
+        if kind in MAKERS:
+            return decode_maker(value, decode)
+        if kind in ("program", "part"):
             return build_later_changed({k: v for k, v in value.items() if k}, model, changes)
-        raise ValueError(f"path: expected a model, a program or a structure among the arguments, got {kind!r:.80}.")
+        raise ValueError(f"path: expected a model, a part or a structure among the arguments, got {kind!r:.80}.")
 
     checked = need_description(description)
     need_parts("path", checked)
     name, module, arguments = checked["class"], checked["module"], checked["arguments"]
     assert isinstance(name, str) and isinstance(module, str) and isinstance(arguments, dict)  # noqa: PT018
-    program = _class_of(name, module)(**{key: decode(value) for key, value in arguments.items()})
+    program = class_of(name, module)(**{key: decode(value) for key, value in arguments.items()})
     changes.append((program, checked))
     return program
 
@@ -163,19 +163,6 @@ def need_parts(what: str, description: Mapping[str, Json]) -> None:
             f"{replaced[0]!s:.500}; a file holds arguments and weights, so other parts belong in the "
             "constructor of a class of your own."
         )
-
-
-def _class_of(name: str, module: str) -> type[Program]:
-    found = [cls for cls in _subclasses(Program) if cls.__qualname__ == name]
-    exact = [cls for cls in found if cls.__module__ == module]
-    if not exact and len(found) != 1:
-        others = f"; of that name there are {[c.__module__ for c in found]}" if found else ""
-        raise ValueError(
-            f"path: the checkpoint needs the class {name!r:.200} of {module!r:.200}; import the module that defines it "
-            f"before loading{others}."
-        )
-    # In a notebook, the cell that defines a class is often run again: the latest definition counts.
-    return (exact or found)[-1]
 
 
 def settle(changes: Iterable[Built]) -> None:

@@ -14,7 +14,7 @@ from ..models.dssm import DSSM
 from ._json import Json
 from ._states import pair_tensors, tensors_of
 from ._tensorfile import TensorFile, opened
-from ._tensors import told
+from ._tensors import warnings_raised_by_caller
 
 __all__ = ["HistoryState", "RunState", "check_state", "read_run"]
 
@@ -38,7 +38,7 @@ class HistoryState(TypedDict):
 
 
 class RunState(TypedDict):
-    """What the file of a run holds beside its tensors.
+    """What the file of a run holds in addition to its tensors.
 
     The plan is everything that can change a number of it; the state of the optimiser is JSON around tensors.
     """
@@ -68,7 +68,7 @@ def read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], RunState]
     Warns:
         UserWarning: If it has no checksum, as files of version 0.1.
     """
-    with told(), opened(path) as file:
+    with warnings_raised_by_caller(), opened(path) as file:
         _check_run(file)
         return file.tensors(), cast(RunState, file.metadata)
 

@@ -57,7 +57,7 @@ class TensorFile:
 
     Attributes:
         entries: The tensors, by name.
-        metadata: The JSON beside them.
+        metadata: All else that the file says, from JSON.
         num_bytes: The size of all tensors.
         checked: Whether the file has a checksum.
 

@@ -16,7 +16,7 @@ from ._checksum import stamp
 from ._json import Json, dump
 from ._tensorfile import check_header, opened
 
-__all__ = ["read_tensors", "told", "write_tensors"]
+__all__ = ["read_tensors", "warnings_raised_by_caller", "write_tensors"]
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
@@ -63,13 +63,13 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         UserWarning: If it has no checksum, as files of version 0.1.
     """
     check_types(read_tensors, locals())
-    with told(), opened(path) as file:
+    with warnings_raised_by_caller(), opened(path) as file:
         return file.tensors(), file.metadata
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Lets what is warned of while a file is read be warned of in the line that asked for it."""
+def warnings_raised_by_caller() -> Iterator[None]:
+    """Has warnings that come while a file is read point at the line that asked for it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

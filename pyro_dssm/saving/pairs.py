@@ -1,4 +1,4 @@
-"""Files of pairs and of runs: tensors, what builds the pair again as JSON beside them, and a checksum over both.
+"""Files of pairs: tensors, JSON from which the pair is built again, and a checksum over both.
 
 Whatever a file says is checked before anything is built, as if a stranger had written it. A pair file holds
 
@@ -30,7 +30,7 @@ from ._describing import describe, need_description, need_parts
 from ._json import Json, is_json
 from ._states import load_pair, pair_tensors
 from ._tensorfile import TensorFile, opened
-from ._tensors import told, write_tensors
+from ._tensors import warnings_raised_by_caller, write_tensors
 from ._transform import decoded, encoded
 
 __all__ = ["PairFile", "inspect", "load", "save"]
@@ -40,7 +40,7 @@ _FLOATING = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values
 
 @dataclass(frozen=True)
 class PairFile:
-    """What a pair file holds beside its weights: see :func:`inspect`.
+    """What a pair file holds in addition to its weights: see :func:`inspect`.
 
     Attributes:
         model: The model's ``class``, its ``module`` and the ``arguments`` it was built with, as JSON holds them; what
@@ -115,7 +115,7 @@ def save(
         raise ValueError(f"card: expected a dictionary or None, got {type(card).__name__}.")
     both = sorted(str(name) for name in card.keys() & extra.keys())
     if both:
-        raise ValueError(f"card: expected none of the names that are given beside it, got {', '.join(both)}.")
+        raise ValueError(f"card: expected none of the names that are given as arguments, got {', '.join(both)}.")
     for name, program in (("model", model), ("guide", guide)):
         need_parts(name, describe(program))
     write_pair(path, model, guide, pair_tensors(model, guide), {**card, **extra}, transform)
@@ -158,7 +158,7 @@ def write_pair(
 
 
 def inspect(path: str | os.PathLike[str]) -> PairFile:
-    """Reads what a pair file holds beside its weights, without building anything.
+    """Reads what a pair file holds in addition to its weights, without building anything.
 
     Args:
         path: A file written by :func:`save` or :func:`~pyro_dssm.fit`.
@@ -184,7 +184,8 @@ def inspect(path: str | os.PathLike[str]) -> PairFile:
         >>> found.model["arguments"], found.card, found.transform
         ({'x_dim': 3, 'z_dim': 2}, {'data': 'rolls'}, {'rate': 16000})
     """
-    with told(), opened(path) as file:
+    check_types(inspect, locals())
+    with warnings_raised_by_caller(), opened(path) as file:
         return _pair_file(file)
 
 
@@ -265,7 +266,7 @@ def load(path: str | os.PathLike[str]) -> tuple[DSSM, BaseGuide]:
         UserWarning: If the file has no checksum, as those of version 0.1, or what it holds works in another way now.
     """
     check_types(load, locals())
-    with told(), opened(path) as file:
+    with warnings_raised_by_caller(), opened(path) as file:
         found = _pair_file(file)
         try:
             model, guide = built(file, found)

@@ -68,7 +68,7 @@ def _word(mine: Mapping[str, object], name: str) -> str:
 
 
 HINTS = {
-    "train": " Give every process all of the data: each takes its share of every batch.",
+    "train": " Give every process all of the data: each takes its part of every batch.",
     "valid": " Give every process all of the data.",
     "checkpoint": " Give every process the same folder, which all can read; the first one writes.",
 }

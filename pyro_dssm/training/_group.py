@@ -1,7 +1,7 @@
-"""The group of processes of one run: they meet, are compared, and compute together, and none waits for one that failed.
+"""The group of processes of one run: they meet, are compared and compute together; none waits for one that failed.
 
-What they compute together goes by a group of their own, what they tell each other by notices. Both end with the run, so
-nothing that a failed run has left half done can be taken for what comes next.
+Tensors go by a process group of their own, words by notices. Both end with the run, so that nothing that a failed run
+has left half done can be taken for what comes next.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Ranks:
                 self.notices.look(error)
 
     def _poll(self, work: _Work) -> None:
-        """Waits for what would end the whole process if it were told how long it may take."""
+        """Waits, without a timeout, for an operation whose timeout would end the whole process."""
         pause, looked = 1e-5, time.monotonic()
         while not work.is_completed():
             time.sleep(pause)

@@ -1,4 +1,4 @@
-"""What processes that train together tell each other by the store that they have met at.
+"""Notices that processes which train together leave for each other in the store that they have met at.
 
 Each may write there at any time, and none has to wait for another to do so.
 """

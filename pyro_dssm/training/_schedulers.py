@@ -33,7 +33,7 @@ def goes_by_epochs(optimizer: PyroOptim) -> bool:
 def _schedules(optimizer: PyroOptim, kinds: tuple[type, ...]) -> bool:
     if not isinstance(optimizer, PyroLRScheduler):
         return False
-    # What a function makes can only be told once it has made it.
+    # What a function makes is known once it has made it.
     made_by, _ = _constructor(optimizer)
     kind = made_by if isinstance(made_by, type) else type(next(iter(optimizer.optim_objs.values()), None))
     return issubclass(kind, kinds)

@@ -36,7 +36,7 @@ def autoencoder_error(
     a plain autoencoder's error is far too low a scale; take :func:`error_bound` there.
 
     Args:
-        model: The model; its law of the frames must have a mean.
+        model: The model; its distribution of the frames must have a mean.
         guide: Its guide.
         train: The sequences to learn from.
         valid: The sequences to measure the error on; those of ``train`` by default.
@@ -47,7 +47,7 @@ def autoencoder_error(
         The error.
 
     Raises:
-        ValueError: If an argument is out of its range, or the law of the frames has no mean.
+        ValueError: If an argument is out of its range, or the distribution of the frames has no mean.
 
     Example:
         >>> import torch
@@ -75,7 +75,7 @@ def autoencoder_error(
             if loss.entries:
                 squares, count = squares + loss.squared_error * loss.entries, count + loss.entries
     if not math.isfinite(squares):
-        raise ValueError("model: expected one whose law of the frames has a mean.")
+        raise ValueError("model: expected one whose distribution of the frames has a mean.")
     if not count:
         raise ValueError("valid: expected data in which anything is observed.")
     return squares / count

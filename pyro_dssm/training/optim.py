@@ -183,7 +183,7 @@ class ClippedNormAdam(PyroOptim):
         return state
 
     def set_state(self, state_dict: dict[str, dict[str, Tensor]]) -> None:
-        """Goes on from moments that were kept.
+        """Resumes from moments that were kept.
 
         Args:
             state_dict: From :meth:`get_state`.

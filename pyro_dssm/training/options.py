@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 from pyro.optim import PyroOptim
 
-from .._utils.checks import flag, number, positive, real, share, shown, whole
+from .._utils.checks import flag, number, positive, real, shown, whole
+from .._utils.checks import share as check_fraction
 from .._utils.types import check_types
 
 __all__ = ["LR_SCHEDULES", "Checkpoint", "Loading", "Optimisation", "Progress", "Record", "Validation"]
@@ -67,8 +68,8 @@ class Optimisation:
     and ``CyclicLR``, which torch defines per batch, after each batch.
 
     Args:
-        optimizer: An optimiser of Pyro's; ``None`` for :class:`~pyro_dssm.ClippedNormAdam`. With averages of the
-            weights off, ``fit(optimizer=...)`` takes it as it is.
+        optimizer: An optimiser of Pyro's; ``None`` for :class:`~pyro_dssm.ClippedNormAdam`. Without
+            averaging, ``fit(optimizer=...)`` takes it as it is.
         lr_schedule: ``"constant"``, ``"cosine"``, ``"one-cycle"``, or a function from the fraction of all steps that
             are done to a factor of ``lr``.
         weight_decay: Decoupled weight decay.
@@ -105,7 +106,7 @@ class Optimisation:
         number("weight_decay", self.weight_decay, least=0)
         if self.clip_norm is not None:
             number("clip_norm", self.clip_norm, above=0, also="None")
-        share("averaging", self.averaging)
+        check_fraction("averaging", self.averaging)
         for name in ("lr_schedule", "weight_decay", "clip_norm") if self.optimizer is not None else ():
             value = getattr(self, name)
             if value != type(self).__dataclass_fields__[name].default:
@@ -166,7 +167,8 @@ class Checkpoint:
     compared, and is refused together with a checkpoint. The log (``logging``) says where a run is resumed, or that it
     is complete.
 
-    While it is trained, the folder is locked: a second run is told which process holds it. A killed run holds nothing.
+    While it is trained, the folder is locked: a second run is refused, with the name of the process that holds it. A
+    killed run holds nothing.
     Between computers the lock holds as far as those of the file system do (NFS has them from version 4 on).
 
     Where a file cannot be written, as on a full disk, each file holds what it held before. A folder that cannot be

@@ -1343,6 +1343,11 @@ def junk_labels():
     return set(junk()) - {"None"}
 
 
+def _written_whole(path):
+    with checkpoints.atomic_write(path) as file:
+        file.write(b"whole")
+
+
 def reading(w):
     """Files, and what is written to them."""
     folder = w.folder
@@ -1354,6 +1359,7 @@ def reading(w):
     )
     yield Call("load", dssm.load, {"path": path(folder / "pair.safetensors")})
     yield Call("inspect", dssm.inspect, {"path": path(folder / "pair.safetensors")})
+    yield Call("atomic_write", _written_whole, {"path": path(folder / "whole", right=TEXTS)})
     yield Call("read_tensors", checkpoints.read_tensors, {"path": path(folder / "pair.safetensors")})
     named = {"a": torch.zeros(2)}
     yield Call(

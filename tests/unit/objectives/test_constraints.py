@@ -558,7 +558,7 @@ def test_autoencoder_error():
 def test_autoencoder_error_refuses():
     programs = pair(emission="autoregressive", emission_options={"conditioner_dim": 4})
     data = dssm.SequenceDataset(torch.ones(3, T, D))
-    with pytest.raises(ValueError, match="model: expected one whose law of the frames has a mean"):
+    with pytest.raises(ValueError, match="model: expected one whose distribution of the frames has a mean"):
         autoencoder_error(*programs, data, epochs=1)
     with pytest.raises(ValueError, match="kl: expected no such option"):
         autoencoder_error(*programs, data, kl=dssm.ConstantKL())

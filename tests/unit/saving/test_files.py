@@ -576,7 +576,7 @@ def test_a_pair_of_which_nothing_is_said(tmp_path):
     [
         ({"card": [1]}, "card: expected a dictionary or None, got list"),
         ({"card": {"a": object()}}, "a: expected a value that JSON can hold, got <object"),
-        ({"card": {"a": 1}, "a": 2}, "card: expected none of the names that are given beside it, got a"),
+        ({"card": {"a": 1}, "a": 2}, "card: expected none of the names that are given as arguments, got a"),
         ({"card": {1: 1}}, "card: expected a dictionary whose keys are strings, got the key 1"),
         ({"note": {2: 3}}, "note: expected a value that JSON can hold"),
         ({"transform": 16000}, "transform: expected a Spectrogram, a dictionary or None, got int"),
