@@ -39,7 +39,7 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
     """
     check_types(plot_curves, locals())
     left, right = new_axes(axes, 9.0, 3.2, columns=2)
-    epochs, column = history["epoch"], {name: _floats(history[name]) for name in ("reconstruction", "kl", "valid")}
+    epochs, column = _numbers(history), {name: _floats(history[name]) for name in ("reconstruction", "kl", "valid")}
     bound = column["reconstruction"] + column["kl"]
     _line(left, epochs, column["reconstruction"], INK, "reconstruction")
     if np.nansum(np.abs(column["kl"])) > 0:
@@ -73,6 +73,11 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
             ax.legend(frameon=False, fontsize="small")
         plain(ax)
     return left, right
+
+
+def _numbers(history: History) -> list[int]:
+    """The numbers of the epochs."""
+    return [int(epoch) for epoch in history["epoch"] if epoch is not None]
 
 
 def _floats(values: Sequence[float | None]) -> np.ndarray:
@@ -133,7 +138,7 @@ def plot_multiplier(history: History, axes: Sequence[Axes] | None = None) -> Seq
     if missing:
         raise ValueError(f"history: expected records of a constrained objective, got none with {missing}.")
     left, right = new_axes(axes, 9.0, 3.2, columns=2)
-    epochs = history["epoch"]
+    epochs = _numbers(history)
     left.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
     left.annotate(
         "evidence lower bound", (1, 1), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
