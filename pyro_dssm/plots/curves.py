@@ -39,10 +39,7 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
     """
     check_types(plot_curves, locals())
     left, right = new_axes(axes, 9.0, 3.2, columns=2)
-    epochs, column = (
-        _floats(history["epoch"]),
-        {name: _floats(history[name]) for name in ("reconstruction", "kl", "valid")},
-    )
+    epochs, column = _numbers(history), {name: _floats(history[name]) for name in ("reconstruction", "kl", "valid")}
     bound = column["reconstruction"] + column["kl"]
     _line(left, epochs, column["reconstruction"], INK, "reconstruction")
     if np.nansum(np.abs(column["kl"])) > 0:
@@ -78,21 +75,26 @@ def plot_curves(history: History, axes: Sequence[Axes] | None = None) -> Sequenc
     return left, right
 
 
+def _numbers(history: History) -> list[int]:
+    """The numbers of the epochs."""
+    return [int(epoch) for epoch in history["epoch"] if epoch is not None]
+
+
 def _floats(values: Sequence[float | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
-def _line(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
+def _line(ax: Axes, x: Sequence[float], y: np.ndarray, colour: str, label: str) -> None:
     seen = np.isfinite(y)
     if seen.any():
         marker = "." if seen.sum() < 15 else ""
-        ax.plot(x[seen], y[seen], color=colour, label=label, marker=marker, linewidth=1.4)
+        ax.plot(np.asarray(x)[seen], y[seen], color=colour, label=label, marker=marker, linewidth=1.4)
 
 
-def _epochs(ax: Axes, epochs: np.ndarray) -> None:
+def _epochs(ax: Axes, epochs: Sequence[int]) -> None:
     """The axis of the epochs, with whole numbers however few they are."""
     ax.set_xlabel("epoch")
-    ax.set_xlim(0, max(epochs[-1] if len(epochs) else 1, 1) * 1.02)
+    ax.set_xlim(0, max(epochs[-1] if epochs else 1, 1) * 1.02)
     ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
 
 
@@ -136,7 +138,7 @@ def plot_multiplier(history: History, axes: Sequence[Axes] | None = None) -> Seq
     if missing:
         raise ValueError(f"history: expected records of a constrained objective, got none with {missing}.")
     left, right = new_axes(axes, 9.0, 3.2, columns=2)
-    epochs = _floats(history["epoch"])
+    epochs = _numbers(history)
     left.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
     left.annotate(
         "evidence lower bound", (1, 1), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",

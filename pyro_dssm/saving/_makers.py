@@ -41,7 +41,7 @@ def encode_maker(maker: Callable[..., object], encode: Callable[[object], Json])
     if isinstance(maker, types.FunctionType):
         if _function_of(maker.__qualname__, maker.__module__) is not maker:
             raise ValueError(
-                f"{maker.__qualname__}: expected a function that a file can name, got one that is defined in another, or "
+                f"{maker.__qualname__}: expected a function that a file can name, got one defined in another, or "
                 "a lambda; take a class, a function of a module, or functools.partial of one."
             )
         if not _makes_parts(maker):
