@@ -42,10 +42,9 @@ def check_emission(emission: object) -> None:
     if isinstance(emission, type) and issubclass(emission, Emission):
         return
     if not callable(emission) or isinstance(emission, type):
-        got = shown(emission) if isinstance(emission, str) else kind_of(emission)
         raise ValueError(
             f"emission: expected one of {sorted(EMISSIONS)}, an Emission, a class of them, or a function that makes "
-            f"one, got {got}."
+            f"one, got {shown(emission)}."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from .._utils.types import Distribution, check_types
 from ..emissions import build_emission, check_emission
 from ..emissions.choice import EmissionLike
 from ..nn.layers import normal
-from ..nn.memories import Memories, MemoryOptions
+from ..nn.memories import MEMORY_DEFAULTS, Memories, MemoryOptions
 from ..structure.structure import Order, Structure
 from .generation import Generation
 from .initial import InitialLike, build_initial, check_initial, fix_start
@@ -86,6 +86,8 @@ class DSSM(Generation):
         >>> model.sample(num_sequences=4, length=5).shape
         torch.Size([4, 5, 3])
     """
+
+    option_defaults: ClassVar[Mapping[str, object]] = MEMORY_DEFAULTS
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from .._utils.checks import kind_of, shown
+from .._utils.checks import shown
 from ..nn.layers import MLP, GatedTransition, NormalHead
 
 __all__ = ["TransitionLike", "build_transition", "check_transition"]
@@ -21,9 +21,9 @@ def check_transition(transition: object) -> None:
     if isinstance(transition, nn.Module) or (isinstance(transition, str) and transition in NAMES):
         return
     if isinstance(transition, str) or not callable(transition):
-        got = shown(transition) if isinstance(transition, str) else kind_of(transition)
+        names = ", ".join(map(repr, NAMES))
         raise ValueError(
-            f"transition_net: expected one of {list(NAMES)}, a module, or a function that makes one, got {got}."
+            f"transition_net: expected {names}, a module, or a function that makes one, got {shown(transition)}."
         )
 
 

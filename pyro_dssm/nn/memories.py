@@ -16,7 +16,7 @@ from ..structure.structure import Order, Structure
 from .layers import join
 from .memory import CELLS, Cell, Last, Memory, Recurrent, offers
 
-__all__ = ["Memories", "MemoryOptions", "States"]
+__all__ = ["MEMORY_DEFAULTS", "Memories", "MemoryOptions", "States"]
 
 
 class MemoryOptions(TypedDict, total=False):
@@ -36,6 +36,12 @@ class MemoryOptions(TypedDict, total=False):
     shared: bool
     skip: bool
     memories: Mapping[str, Memory | Callable[[int], Memory]]
+
+
+# Those of :class:`Memories`, for plans of runs.
+MEMORY_DEFAULTS: Mapping[str, object] = {
+    "rnn_dim": 128, "rnn": "gru", "shared": False, "skip": False, "memories": None,
+}  # fmt: skip
 
 
 def two_sizes(name: str, value: object) -> tuple[int, int]:

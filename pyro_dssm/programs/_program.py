@@ -6,9 +6,9 @@ import inspect
 import itertools
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 from pyro.nn import PyroModule, PyroParam
@@ -86,6 +86,8 @@ class Program(PyroModule, metaclass=_Noting):
     - Errors of one sentence, under SVI too: see :class:`Plain`.
     """
 
+    # Defaults of arguments that the constructor takes without a place in its signature, for plans of runs.
+    option_defaults: ClassVar[Mapping[str, object]] = {}
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _built: Parts
     _entries: Entries

@@ -235,7 +235,8 @@ def settings(module: nn.Module) -> dict[str, object]:
 def _argument_names(cls: type) -> frozenset[str]:
     if cls not in _names:
         made_by = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
-        _names[cls] = frozenset(name for function in made_by for name in inspect.signature(function).parameters)
+        named = {name for function in made_by for name in inspect.signature(function).parameters}
+        _names[cls] = frozenset(named | {*getattr(cls, "option_defaults", ())})
     return _names[cls]
 
 
@@ -250,6 +251,7 @@ def _defaults(cls: type) -> dict[str, object]:
         if "__init__" in vars(base) and issubclass(base, Program):
             parameters = inspect.signature(vars(base)["__init__"]).parameters.items()
             found |= {k: p.default for k, p in parameters if p.default is not p.empty}
+            found |= base.option_defaults
     return found
 
 

@@ -162,8 +162,14 @@ OTHERS = {
     "rnn": (lambda: dssm.DSSM(FULL, D, Z, rnn="lru"), "rnn: expected 'gru', 'lstm' or 'rnn', got 'lru'"),
     "rnn unused": (lambda: dssm.DSSM(S, D, Z, rnn="lru"), "rnn: expected 'gru', .*, got 'lru'"),
     "memory cell": (lambda: Recurrent(2, 3, "mamba"), "cell: expected 'gru', .*, got 'mamba'"),
-    "transition_net": (lambda: model(transition_net="cnn"), "transition_net: expected 'mlp' or 'gated', got 'cnn'"),
-    "transition_net unused": (lambda: dssm.FrameVAE(D, Z, transition_net="cnn"), "transition_net: expected 'mlp' or"),
+    "transition_net": (
+        lambda: model(transition_net="cnn"),
+        "transition_net: expected 'mlp', 'gated', a module, or a function that makes one, got 'cnn'",
+    ),
+    "transition_net unused": (
+        lambda: dssm.FrameVAE(D, Z, transition_net="cnn"),
+        "transition_net: expected 'mlp', 'gated'",
+    ),
     "emission": (lambda: model(emission="poisson"), r"emission: expected one of \['autoregressive', .*'poisson'"),
     "emission option": (
         lambda: model(emission_options={"rate": 1}),

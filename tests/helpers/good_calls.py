@@ -400,11 +400,11 @@ def models(w):
 
 def programs(w):
     """Calls of models and guides, and what can be asked of them."""
-    yield Call("DSSM.forward", w.model, undriven(given(w)))
-    yield Call("DSSM.forward with controls", w.driven, given(w))
+    yield Call("LatentModel.forward", w.model, undriven(given(w)))
+    yield Call("LatentModel.forward with controls", w.driven, given(w))
     yield Call("BaseGuide.forward", w.guide, undriven(given(w)))
     yield Call("BaseGuide.forward with controls", w.driven_guide, given(w))
-    yield Call("DSSM.forward of an EKVAE", w.steered, given(w, x=torch.randn(B, T, 4)))
+    yield Call("LatentModel.forward of an EKVAE", w.steered, given(w, x=torch.randn(B, T, 4)))
     yield Call("BaseGuide.forward of a KalmanGuide", w.kalman_guide, given(w, x=torch.randn(B, T, 4)))
     for name, loss in (("Trace_ELBO", Trace_ELBO()), ("RecordingELBO", dssm.RecordingELBO())):
         yield Call(f"RecordingELBO.loss of {name}", _loss(loss.loss, w.driven, w.driven_guide), given(w))
@@ -416,7 +416,7 @@ def programs(w):
     yield Call(
         "RecordingELBO.loss_and_grads", _loss(dssm.RecordingELBO().loss_and_grads, w.driven, w.driven_guide), given(w)
     )
-    yield Call("DSSM.observe", w.driven.observe, given(w))
+    yield Call("FrameModel.check", w.driven.check, given(w))
     divergence = {"on_divergence": on_divergence()}
     drawn = {"num_samples": count(3), **divergence}
     rounds = {"num_rounds": count(1, low=0, big=False)}
@@ -467,7 +467,7 @@ def programs(w):
     batch = w.model.observe(w.x, w.lengths)
     checked = instance(batch, w.batch, w.x)
     paths = w.guide.draw(batch, 2)
-    yield Call("DSSM.states", w.model.states, {"z": instance(paths, [paths]), "inputs": checked})
+    yield Call("LatentModel.states", w.model.states, {"z": instance(paths, [paths]), "inputs": checked})
     yield Call("BaseGuide.draw", w.guide.draw, {"inputs": checked, "num_samples": count(2)})
     yield Call("BaseGuide.posterior", w.guide.posterior, {**undriven(given(w)), "num_samples": count(3, low=2)})
     yield Call("BaseGuide.states", w.guide.states, {"inputs": checked, "num_samples": count(2)})
@@ -477,7 +477,7 @@ def programs(w):
     yield Call("KalmanGuide.states", w.kalman_guide.states, {"inputs": steered, "num_samples": count(2)})
     yield Call("KalmanGuide.filtered", w.kalman_guide.filtered, {"inputs": steered})
     yield Call("KalmanGuide.smoothed", w.kalman_guide.smoothed, {"inputs": steered})
-    yield Call("DSSM.calibrated_frames", _entered(w.model.calibrated_frames), {"calibrated": flag(True)})
+    yield Call("FrameModel.calibrated_frames", _entered(w.model.calibrated_frames), {"calibrated": flag(True)})
     yield Call("DSSM with other sites", lambda sites: setattr(w.model, "sites", sites), {"sites": choice("path")})
 
 
@@ -2285,11 +2285,16 @@ def calls(w=None, areas=AREAS):
 # What is public and has no good call here, a class with all its methods, by the reason.
 _EXEMPT = {
     "what the library makes and hands on itself, in every step; its arguments have been checked before": """
-        BackwardChain Carry CodeFirst CodePath CodedState DSSM.emission_from DSSM.path DSSM.receive DSSM.try_transition
-        DSSM.values_along DSSM.values_by_step EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
+        BackwardChain FrameModel.frames_from LatentModel.emission_from LatentModel.first_step LatentModel.path
+        LatentModel.receive LatentModel.transition_from LatentModel.try_transition LatentModel.values_along
+        LatentModel.values_by_step LatentModel.zeta_prior Limits MemoryOptions Rollout Units bridges_gaps build_dynamics
+        build_emission build_initial build_transition built_as by_sequence check_distribution check_emission
+        check_initial check_options check_sizes check_transition check_units choose completion in_units largest
+        rank_correlation rows somewhere warn Carry CodeFirst CodePath CodedState
+          EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
         GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
-        NoiseGuide.read_context Shared check_model posterior DSSM.first_law DSSM.frames_from
-        DSSM.transition_from DSSM.zeta_law FlowGuide.path FlowGuide.push FlowPath Guide.path
+        NoiseGuide.read_context Shared check_model posterior
+          FlowGuide.path FlowGuide.push FlowPath Guide.path
         SequenceSet GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
@@ -2300,17 +2305,19 @@ _EXEMPT = {
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """
-        BernoulliEmission.check Constraint.adjust Constraint.exponent DSSM.emission DSSM.initial DSSM.read
-        DSSM.read_mean
+        FrameModel.read FrameModel.read_mean GammaPowerEmission.distribution GaussianPowerEmission.distribution
+        ItakuraSaitoEmission.distribution LatentModel.emission LatentModel.initial LatentModel.transition
+        LogNormalPowerEmission.distribution BernoulliEmission.check Constraint.adjust Constraint.exponent DSSM.emission
+
         DSSM.transition DVBF.transition EKVAE.filter EKVAE.noise_at EKVAE.slope EKVAE.transition FlowGuide.step
-        FusionGuide.encode FusionGuide.step GECO.exponent GammaPowerEmission.expected_log GammaPowerEmission.law
-        GaussianGuide.encode GaussianGuide.step GaussianPowerEmission.law Guide.encode Guide.step
-        ItakuraSaitoEmission.expected_log ItakuraSaitoEmission.law KVAE.carry KVAE.fill KVAE.filter KVAE.matrix
+        FusionGuide.encode FusionGuide.step GECO.exponent GammaPowerEmission.expected_log
+        GaussianGuide.encode GaussianGuide.step Guide.encode Guide.step
+        ItakuraSaitoEmission.expected_log KVAE.carry KVAE.fill KVAE.filter KVAE.matrix
         KVAE.mix KVAE.slope KVAE.transition KalmanGuide.step Lagrangian.adjust Lagrangian.exponent
         LocallyLinear.linearise
-        LocallyLinearSSM.transition LogNormalPowerEmission.expected_log LogNormalPowerEmission.law
+        LocallyLinearSSM.transition LogNormalPowerEmission.expected_log
         Network.linearise PairContract PowerEmission.check PowerEmission.expected_log
-        PowerEmission.law PowerEmission.read PowerEmission.read_mean PowerEmission.spread
+         PowerEmission.read PowerEmission.read_mean PowerEmission.spread
     """,
     "a network or a distribution, called like those of torch, which refuse what does not fit": """
         Affine.expand Affine.log_prob Affine.rsample Affine.sample AffineNormal.expand AffineNormal.log_prob
@@ -2325,7 +2332,7 @@ _EXEMPT = {
         Arrow Linearised MusicSet PairFile Posterior Recording RootFiltered RootSmoothed
     """,
     "the base of others, which are here": """
-        BaseGuide Dynamics Emission FrameGuide Generation Initial KLSchedule KalmanVAE Memory PowerEmission ZooModel
+        FrameModel GenerativeModel InferringGuide LatentModel Part BaseGuide Dynamics Emission FrameGuide Generation Initial KLSchedule KalmanVAE Memory PowerEmission ZooModel
     """,
     "reads music21's corpus for seconds": """
         bach_chorales build_chorales chorale_files read_chorale

@@ -89,6 +89,8 @@ OTHERS = {
     "speech.recordings.find_recordings",
     "training.fitting.fit",
     "training.grids.run_grid",
+    "training.options.Checkpoint.__init__",
+    "training.options.Progress.__init__",
 }
 ARGUMENTS = {"folder", "file", "files", "data_dir", "cache", "source", "checkpoint", "url"}
 
