@@ -12,7 +12,7 @@ from ..programs._program import Program
 from ..programs.part import Part, built_as
 from ..structure.structure import Order, Structure
 from ._json import Json, is_json
-from ._makers import MAKERS, class_of, decode_maker, encode_maker
+from ._makers import MAKERS, class_of, decode_maker, encode_maker, is_maker
 
 __all__ = ["Built", "build", "build_later_changed", "describe", "need_description", "need_parts", "settle"]
 
@@ -44,7 +44,7 @@ def _described(program: Program | Part, seen: set[int]) -> dict[str, Json]:
             return {"": "model"}
         if isinstance(value, Program | Part):
             return {"": "program" if isinstance(value, Program) else "part", **_described(value, seen)}
-        if callable(value):
+        if is_maker(value):
             return encode_maker(value, encode)
         if isinstance(value, Structure):
             return {"": "structure", "edges": [edge.value for edge in _edges(value)]}

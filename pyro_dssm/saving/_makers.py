@@ -8,14 +8,21 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
+from typing import TypeGuard
 
 from ..programs._program import Program
 from ..programs.part import Part
 from ._json import Json
 
-__all__ = ["MAKERS", "class_of", "decode_maker", "encode_maker"]
+__all__ = ["MAKERS", "class_of", "decode_maker", "encode_maker", "is_maker"]
 
 MAKERS = ("class", "function", "partial")
+
+
+def is_maker(value: object) -> TypeGuard[Callable[..., object]]:
+    """Whether a value makes something when it is called: a class of parts, a function, or a partial of these."""
+    of_parts = isinstance(value, type) and issubclass(value, Part)
+    return of_parts or isinstance(value, types.FunctionType | functools.partial)
 
 
 def encode_maker(maker: Callable[..., object], encode: Callable[[object], Json]) -> dict[str, Json]:

@@ -2287,7 +2287,8 @@ _EXEMPT = {
     "what the library makes and hands on itself, in every step; its arguments have been checked before": """
         BackwardChain FrameModel.frames_from LatentModel.emission_from LatentModel.first_step LatentModel.path
         LatentModel.receive LatentModel.transition_from LatentModel.try_transition LatentModel.values_along
-        LatentModel.values_by_step LatentModel.zeta_prior Limits MemoryOptions Rollout Units bridges_gaps build_dynamics
+        LatentModel.values_by_step LatentModel.zeta_prior Limits MemoryOptions Rollout Units bridges_gaps
+        build_dynamics
         build_emission build_initial build_transition built_as by_sequence check_distribution check_emission
         check_initial check_options check_sizes check_transition check_units choose completion in_units largest
         rank_correlation rows somewhere warn Carry CodeFirst CodePath CodedState
@@ -2307,7 +2308,8 @@ _EXEMPT = {
     "written in subclasses, and called by the program at every step with what it has checked": """
         FrameModel.read FrameModel.read_mean GammaPowerEmission.distribution GaussianPowerEmission.distribution
         ItakuraSaitoEmission.distribution LatentModel.emission LatentModel.initial LatentModel.transition
-        LogNormalPowerEmission.distribution BernoulliEmission.check Constraint.adjust Constraint.exponent DSSM.emission
+        LogNormalPowerEmission.distribution BernoulliEmission.check Constraint.adjust Constraint.exponent
+        DSSM.emission
 
         DSSM.transition DVBF.transition EKVAE.filter EKVAE.noise_at EKVAE.slope EKVAE.transition FlowGuide.step
         FusionGuide.encode FusionGuide.step GECO.exponent GammaPowerEmission.expected_log
@@ -2332,7 +2334,8 @@ _EXEMPT = {
         Arrow Linearised MusicSet PairFile Posterior Recording RootFiltered RootSmoothed
     """,
     "the base of others, which are here": """
-        FrameModel GenerativeModel InferringGuide LatentModel Part BaseGuide Dynamics Emission FrameGuide Generation Initial KLSchedule KalmanVAE Memory PowerEmission ZooModel
+        FrameModel GenerativeModel InferringGuide LatentModel Part BaseGuide Dynamics Emission FrameGuide Generation
+        Initial KLSchedule KalmanVAE Memory PowerEmission ZooModel
     """,
     "reads music21's corpus for seconds": """
         bach_chorales build_chorales chorale_files read_chorale
