@@ -13,7 +13,7 @@ from .._utils.types import check_types
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
 from ..programs._program import evaluating
-from ..programs.path import normal_of
+from ..programs.steps import normal_of
 from .densities import (
     FORMS,
     Arguments,

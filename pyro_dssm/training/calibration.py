@@ -18,7 +18,7 @@ from ..evaluation.imputation import LEVELS, Coverage, _check_levels, _coverage, 
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ..programs._program import evaluating
-from ..programs.path import normal_of
+from ..programs.steps import normal_of
 from ..structure.structure import Order
 
 __all__ = ["Calibration", "calibrate"]

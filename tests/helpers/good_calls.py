@@ -455,15 +455,15 @@ def programs(w):
     checked = instance(batch, w.batch, w.x)
     paths = w.guide.draw(batch, 2)
     yield Call("DSSM.states", w.model.states, {"z": instance(paths, [paths]), "inputs": checked})
-    yield Call("BaseGuide.draw", w.guide.draw, {"inputs": checked, "num_samples": count(2)})
+    yield Call("BaseGuide.draw", w.guide.draw, {"batch": checked, "num_samples": count(2)})
     yield Call("BaseGuide.posterior", w.guide.posterior, {**undriven(given(w)), "num_samples": count(3, low=2)})
-    yield Call("BaseGuide.states", w.guide.states, {"inputs": checked, "num_samples": count(2)})
-    yield Call("FrameGuide.first_frames", w.guide.first_frames, {"inputs": checked})
+    yield Call("BaseGuide.states", w.guide.states, {"batch": checked, "num_samples": count(2)})
+    yield Call("FrameGuide.first_frames", w.guide.first_frames, {"batch": checked})
     steered = instance(w.steered.observe(torch.randn(B, T, 4), controls=w.controls), w.batch, w.x)
-    yield Call("KalmanGuide.draw", w.kalman_guide.draw, {"inputs": steered, "num_samples": count(2)})
-    yield Call("KalmanGuide.states", w.kalman_guide.states, {"inputs": steered, "num_samples": count(2)})
-    yield Call("KalmanGuide.filtered", w.kalman_guide.filtered, {"inputs": steered})
-    yield Call("KalmanGuide.smoothed", w.kalman_guide.smoothed, {"inputs": steered})
+    yield Call("KalmanGuide.draw", w.kalman_guide.draw, {"batch": steered, "num_samples": count(2)})
+    yield Call("KalmanGuide.states", w.kalman_guide.states, {"batch": steered, "num_samples": count(2)})
+    yield Call("KalmanGuide.filtered", w.kalman_guide.filtered, {"batch": steered})
+    yield Call("KalmanGuide.smoothed", w.kalman_guide.smoothed, {"batch": steered})
     yield Call("DSSM.calibrated_frames", _entered(w.model.calibrated_frames), {"calibrated": flag(True)})
     yield Call("DSSM with other sites", lambda sites: setattr(w.model, "sites", sites), {"sites": choice("path")})
 
@@ -2167,12 +2167,12 @@ _EXEMPT = {
         GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
         NoiseGuide.read_context Shared check_model posterior DSSM.first_law DSSM.frames_from
         DSSM.transition_from DSSM.zeta_law FlowGuide.path FlowGuide.push FlowPath Guide.path
-        GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
+        GuidePath InDataUnits CheckedBatch KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
-        Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
+        Memories.get Memories.read Memories.start Model Path PathDistribution Paths Proposal Recurrent.scan
         Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_law complete
         cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
-        gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates prepare
+        gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates check_batch
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """
