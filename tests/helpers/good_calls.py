@@ -2164,21 +2164,25 @@ _EXEMPT = {
     "what the library makes and hands on itself, in every step; its arguments have been checked before": """
         BackwardLaw Carry CodeFirst CodePath CodedState DSSM.emission_from DSSM.path DSSM.receive DSSM.try_transition
         DSSM.values_along DSSM.values_by_step EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
-        GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
+        GaussianGuide.adapt CodesOnly CodingGuide ContextGuide
+        Drawn FilteringPath FirstThen FlowGuide.emit_zeta
+        FlowGuide.future_states FlowGuide.zeta_of Guide.memory_extra GuideStates PushingGuide Seen SmoothingPath Sources
+        SteppingGuide Stepwise Unasked built_as carry_of check_controls check_lengths check_sources delay
+        density_to_keep divergence_of_steps draw_at_once draw_in_turn leave sharing stacked take ModelPath ModelStates NoLatents.path
         NoiseGuide.read_context Shared check_model posterior DSSM.first_law DSSM.frames_from
         DSSM.transition_from DSSM.zeta_law FlowGuide.path FlowGuide.push FlowPath Guide.path
-        GuidePath InDataUnits CheckedBatch KalmanGuide.path KalmanPath Last.scan Last.step
+        GuidePath InDataUnits CheckedBatch Inputs KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path PathDistribution Paths Proposal Recurrent.scan
         Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_law complete
-        cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
-        gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates check_batch
+        cut deviation divergence_per_step ends_of_gaps expanded fill fix_start forgets
+        gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates check_batch prepare
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """
         BernoulliEmission.check Constraint.exponent DSSM.emission DSSM.initial DSSM.read DSSM.read_mean
         DSSM.transition DVBF.transition EKVAE.filter EKVAE.noise_at EKVAE.slope EKVAE.transition FlowGuide.step
-        FusionGuide.encode FusionGuide.step GECO.exponent GammaPowerEmission.expected_log GammaPowerEmission.law
+        FusionGuide.encode FusionGuide.step Part GECO.exponent GammaPowerEmission.expected_log GammaPowerEmission.law
         GaussianGuide.encode GaussianGuide.step GaussianPowerEmission.law Guide.encode Guide.step
         ItakuraSaitoEmission.expected_log ItakuraSaitoEmission.law KVAE.carry KVAE.fill KVAE.filter KVAE.matrix
         KVAE.mix KVAE.slope KVAE.transition KalmanGuide.step Lagrangian.exponent LocallyLinear.linearise
@@ -2194,6 +2198,9 @@ _EXEMPT = {
         ConvDecoder.forward ConvEncoder.forward GatedTransition.forward GaussianEmission.forward
         GaussianInitial.forward GreyBernoulli HierarchicalInitial.forward MaskedConditioner.forward
         MaskedConditioner.sample Network.forward NormalHead.forward PowerEmission.forward RecordingELBO
+    """,
+    "a dictionary of arguments, which are checked one by one": """
+        FrameOptions GaussianOptions ReadingOptions
     """,
     "a plain tuple: whoever takes it looks at it": """
         Arrow Linearised MusicSet PairFile Posterior Recording RootFiltered RootSmoothed
