@@ -80,7 +80,7 @@ def build(args: argparse.Namespace, data: dssm.Trajectories, scale: float) -> tu
 
 
 def train(
-    args: argparse.Namespace, parts: Parts, scale: float, units: dssm.Standardise | None, device: Any
+    args: argparse.Namespace, parts: dssm.Splits, scale: float, units: dssm.Standardise | None, device: Any
 ) -> tuple[Any, Any, dssm.History]:
     data, length = parts.train, parts.train.x.shape[1]
     splits = dssm.Splits(*(part.first(length) for part in parts)).datasets()

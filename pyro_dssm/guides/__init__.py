@@ -7,16 +7,18 @@ from .alignment import (
     ApproachC,
     Filtering,
     FullAlignment,
-    GaussianGuide,
     MeanField,
     PartialAlignment,
 )
 from .base import BaseGuide, check_pair
 from .empty import NoLatents
 from .flow import FlowGuide
-from .frames import FrameGuide
-from .guide import Guide, GuidePath
-from .kalman import KalmanGuide, KalmanPath
+from .frames import FrameGuide, FrameOptions
+from .gaussian import GaussianGuide, GaussianOptions, ReadingOptions
+from .guide import Guide
+from .kalman import KalmanGuide
+from .kalman_path import KalmanPath
+from .path import GuidePath
 from .variational_filter import FusionGuide, NoiseGuide
 
 __all__ = [
@@ -28,9 +30,11 @@ __all__ = [
     "Filtering",
     "FlowGuide",
     "FrameGuide",
+    "FrameOptions",
     "FullAlignment",
-    "GaussianGuide",
     "FusionGuide",
+    "GaussianGuide",
+    "GaussianOptions",
     "Guide",
     "GuidePath",
     "KalmanGuide",
@@ -39,5 +43,6 @@ __all__ = [
     "NoLatents",
     "NoiseGuide",
     "PartialAlignment",
+    "ReadingOptions",
     "check_pair",
 ]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
-from .._utils.checks import flag, one_of, positive, probability
+from .._utils.checks import one_of
 from ..models.dssm import DSSM
-from ..nn.layers import Combiner
-from ..nn.memory import Cell
 from ..structure.structure import Order
 from .base import check_model
-from .guide import Frames, Guide, Latents
+from .gaussian import GaussianGuide, GaussianOptions
+from .sources import Frames, Latents
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "GUIDES",
@@ -22,107 +21,9 @@ __all__ = [
     "ApproachC",
     "Filtering",
     "FullAlignment",
-    "GaussianGuide",
     "MeanField",
     "PartialAlignment",
 ]
-
-
-class GaussianGuide(Guide):
-    r"""A guide whose steps are diagonal Gaussians from a :class:`~pyro_dssm.nn.Combiner`.
-
-    By default it combines what is known of the latents and of the frames as Krishnan et al. do, by the average of two
-    hidden layers: the mean of :math:`z_t` is a function of :math:`v_{t-1}` plus one of :math:`c_t`. The alignments of
-    the taxonomy are published in this form. With ``combiner="joint"``, one perceptron reads both.
-
-    Args:
-        model: The model whose latents it infers.
-        latents: Source of what is read of the latents.
-        past: Source of what is read of the frames up to now.
-        future: Whether later frames are read.
-        hidden_dim: Size of the combiner's hidden layer.
-        rnn_dim: Size of each RNN state.
-        rnn: Cell of the RNNs.
-        dropout: Probability of dropping a feature of the context.
-        gated: Whether the combiner is gated.
-        encoder_dims: Widths of the layers that encode a frame before the guide reads it.
-        image_shape: Channels, height and width of frames that are images, to encode them by convolutions first.
-        channels: Channels of the feature maps, from the largest to the smallest.
-        skip: Lets :math:`x_t` itself, or its features where it is encoded, act on the law directly, beside the
-            combiner's hidden layer, whose tanh lets little detail of a frame through.
-        reads_mask: Reads beside each frame which of its entries are observed.
-        combiner: ``"additive"``, the average of two hidden layers, or ``"joint"``, one perceptron.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Reference:
-        Krishnan, Shalit, Sontag. Structured Inference Networks for Nonlinear State Space Models. 2017.
-        arXiv:1609.09869.
-    """
-
-    def __init__(
-        self,
-        model: DSSM,
-        *,
-        latents: Latents,
-        past: Frames,
-        future: bool,
-        hidden_dim: int = 128,
-        rnn_dim: int = 128,
-        rnn: Cell = "gru",
-        dropout: float = 0.0,
-        gated: bool = False,
-        encoder_dims: Sequence[int] = (),
-        image_shape: Sequence[int] | None = None,
-        channels: Sequence[int] = (16, 32),
-        skip: bool = False,
-        reads_mask: bool = False,
-        combiner: Literal["additive", "joint"] = "additive",
-    ) -> None:
-        one_of("combiner", combiner, ("additive", "joint"))
-        flag("gated", gated)
-        super().__init__(
-            model,
-            latents=latents,
-            past=past,
-            future=future,
-            rnn_dim=rnn_dim,
-            rnn=rnn,
-            encoder_dims=encoder_dims,
-            image_shape=image_shape,
-            channels=channels,
-            skip=skip,
-            reads_mask=reads_mask,
-        )
-        positive("hidden_dim", hidden_dim)
-        probability("dropout", dropout)
-        direct = self.frame_dim if self._skips else 0
-        self.combiner = Combiner(
-            self.past_dim,
-            self.context_dim - direct,
-            model.z_dim,
-            hidden_dim,
-            direct_dim=direct,
-            dropout=dropout,
-            gated=gated,
-            joint=combiner == "joint",
-        )
-
-    def adapt(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the form of a file that an earlier version wrote."""
-        super().adapt(tensors)
-        # In version 0.1 there was no other combiner, and the arguments in its files name none.
-        if "combiner.past.bias" in tensors and isinstance(self.combiner, Combiner):
-            self.combiner.make_additive()
-
-    def encode(self, context: Tensor) -> Tensor:
-        """The context's share of the combiner."""
-        return self.combiner.project(context)
-
-    def step(self, past: Tensor | None, context: Tensor) -> Any:
-        """A diagonal Gaussian."""
-        return self.combiner(past, context)
 
 
 def _needs_past(model: DSSM) -> bool:
@@ -165,7 +66,7 @@ class PartialAlignment(GaussianGuide):
         torch.Size([2, 5, 3])
     """
 
-    def __init__(self, model: DSSM, **options: Any) -> None:
+    def __init__(self, model: DSSM, **options: Unpack[GaussianOptions]) -> None:
         past: Frames = "own" if _needs_past(model) else "none"
         super().__init__(model, latents="last", past=past, future=True, **options)
 
@@ -192,7 +93,7 @@ class FullAlignment(GaussianGuide):
         FullAlignment(ArSSM): q(z_t | h¹_{t-1}, h²_t, g←_t)
     """
 
-    def __init__(self, model: DSSM, **options: Any) -> None:
+    def __init__(self, model: DSSM, **options: Unpack[GaussianOptions]) -> None:
         super().__init__(model, latents="model", past="model", future=_needs_future(model), **options)
 
 
@@ -214,7 +115,7 @@ class ApproachA(GaussianGuide):
         ApproachA(ArSSM): q(z_t | H¹_{t-1}, h²_t, g←_t)
     """
 
-    def __init__(self, model: DSSM, **options: Any) -> None:
+    def __init__(self, model: DSSM, **options: Unpack[GaussianOptions]) -> None:
         super().__init__(model, latents="own", past="model", future=True, **options)
 
 
@@ -234,7 +135,7 @@ class ApproachB(GaussianGuide):
         ApproachB(ArSSM): q(z_t | H¹_{t-1}, g→_t, g←_t)
     """
 
-    def __init__(self, model: DSSM, **options: Any) -> None:
+    def __init__(self, model: DSSM, **options: Unpack[GaussianOptions]) -> None:
         super().__init__(model, latents="own", past="own", future=True, **options)
 
 
@@ -256,7 +157,7 @@ class ApproachC(GaussianGuide):
         ApproachC(ArSSM): q(z_t | h¹_{t-1}, g→_t, g←_t)
     """
 
-    def __init__(self, model: DSSM, **options: Any) -> None:
+    def __init__(self, model: DSSM, **options: Unpack[GaussianOptions]) -> None:
         super().__init__(model, latents="model", past="own", future=True, **options)
 
 
@@ -278,7 +179,7 @@ class Filtering(GaussianGuide):
         Filtering(RSSM): q(z_t | h¹_{t-1}, g→_t)
     """
 
-    def __init__(self, model: DSSM, *, latents: Latents = "last", **options: Any) -> None:
+    def __init__(self, model: DSSM, *, latents: Latents = "last", **options: Unpack[GaussianOptions]) -> None:
         super().__init__(model, latents=latents, past="own", future=False, **options)
 
 
@@ -303,7 +204,9 @@ class MeanField(GaussianGuide):
         MeanField(DMM): q(z_t | g←_t)
     """
 
-    def __init__(self, model: DSSM, *, direction: Literal["left", "right", "both"] = "both", **options: Any) -> None:
+    def __init__(
+        self, model: DSSM, *, direction: Literal["left", "right", "both"] = "both", **options: Unpack[GaussianOptions]
+    ) -> None:
         one_of("direction", direction, ("left", "right", "both"))
         past: Frames = "none" if direction == "right" else "own"
         super().__init__(model, latents="none", past=past, future=direction != "left", **options)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import pyro
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from .._utils.checks import guide_kind, positive
-from .._utils.types import check_types
+from .._utils.types import Distribution, check_types
 from ..models.dssm import DSSM
 from ..programs._program import Program
-from ..programs.batch import Inputs
-from ..programs.path import PathLaw, plates
+from ..programs.batch import CheckedBatch, plates
+from ..programs.path import PathDistribution
 from ..programs.shared import leave
 from .posterior import Posterior, posterior
 
@@ -86,36 +87,36 @@ class BaseGuide(Program):
         super().__setattr__(name, value)
 
     @abstractmethod
-    def path(self, inputs: Inputs) -> PathLaw:
+    def path(self, batch: CheckedBatch) -> PathDistribution:
         """The distribution of the latent path.
 
         Args:
-            inputs: A checked batch, from :meth:`DSSM.observe`.
+            batch: A checked batch, from :meth:`DSSM.check`.
 
         Returns:
             The path, which draws, scores, and runs the Pyro program.
         """
 
-    def zeta_of(self, inputs: Inputs) -> Any:
+    def zeta_of(self, batch: CheckedBatch) -> Distribution | None:
         r"""The distribution of the hierarchical start's latent variable, :math:`q(\zeta \mid x)`.
 
         Args:
-            inputs: A checked batch, which may be the first chunk of longer sequences.
+            batch: A checked batch, which may be the first chunk of longer sequences.
 
         Returns:
             A distribution of batch shape ``(*, B)``; ``None`` where there is no such start.
         """
         return None
 
-    def emit_zeta(self, inputs: Inputs) -> None:
+    def emit_zeta(self, batch: CheckedBatch) -> None:
         """The site ``zeta``, where the model has a hierarchical start.
 
         Args:
-            inputs: A checked batch, which keeps the value.
+            batch: A checked batch, which keeps the value.
         """
-        fn = self.zeta_of(inputs)
+        fn = self.zeta_of(batch)
         if fn is not None:
-            inputs.zeta = pyro.sample("zeta", fn)
+            batch.zeta = pyro.sample("zeta", cast(TorchDistributionMixin, fn))
 
     @property
     def bridges_gaps(self) -> bool:
@@ -155,17 +156,17 @@ class BaseGuide(Program):
         Raises:
             ValueError: If an argument has a wrong type, dtype, device, shape or value.
         """
-        inputs = self.model.check(x, lengths, mask, controls)
-        leave(self.model, (x, lengths, mask, controls), inputs)
-        with plates(inputs.batch_shape):
-            self.emit_zeta(inputs)
-            return self.path(inputs).emit(self.model.sites)
+        batch = self.model.check(x, lengths, mask, controls)
+        leave(self.model, (x, lengths, mask, controls), batch)
+        with plates(batch.batch_shape):
+            self.emit_zeta(batch)
+            return self.path(batch).emit(self.model.sites)
 
-    def future_states(self, inputs: Inputs) -> FutureStates | None:
+    def future_states(self, batch: CheckedBatch) -> FutureStates | None:
         """What is read of later frames at each step, where anything is, for chunks of long sequences.
 
         Args:
-            inputs: The checked batch of whole sequences.
+            batch: The checked batch of whole sequences.
 
         Returns:
             The states of a backward RNN, or ``None``.
@@ -204,24 +205,24 @@ class BaseGuide(Program):
             >>> q.mean.shape, q.sample(7).shape, q.log_prob(q.mean).shape
             (torch.Size([4, 5, 2]), torch.Size([7, 4, 5, 2]), torch.Size([4]))
         """
-        return posterior(self, self.model.observe(x, lengths, mask, controls), num_samples)
+        return posterior(self, self.model.check(x, lengths, mask, controls), self.model.z_dim, num_samples)
 
     @property
     def draws_its_path(self) -> bool:
         """Whether :meth:`draw` draws from :meth:`path`, as it does unless a subclass overrides it."""
         return type(self).draw is BaseGuide.draw
 
-    def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
+    def draw(self, batch: CheckedBatch, num_samples: int) -> Tensor:
         """Draws latent paths, shape ``(num_samples, *, B, T, z_dim)``."""
         positive("num_samples", num_samples)
         check_types(BaseGuide.draw, locals())
-        return self.path(inputs).rsample((num_samples,))
+        return self.path(batch).rsample((num_samples,))
 
-    def states(self, inputs: Inputs, num_samples: int = 16) -> Tensor:
+    def states(self, batch: CheckedBatch, num_samples: int = 16) -> Tensor:
         """The model's states (:meth:`DSSM.states`), averaged over paths drawn from the guide.
 
         Args:
-            inputs: A checked batch.
+            batch: A checked batch.
             num_samples: Paths to average over.
 
         Returns:
@@ -229,7 +230,7 @@ class BaseGuide(Program):
         """
         positive("num_samples", num_samples)
         check_types(BaseGuide.states, locals())
-        return self.model.states(self.draw(inputs, num_samples), inputs).mean(0)
+        return self.model.states(self.draw(batch, num_samples), batch).mean(0)
 
     # Its name, and its files.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from .._utils.types import Distribution
 from ..models.dssm import DSSM
 from ..nn.layers import normal
 from ..nn.memories import States
-from ..programs.batch import Inputs
+from ..programs.batch import CheckedBatch
 from ..programs.path import Path
 from .base import BaseGuide
 
@@ -37,9 +36,9 @@ class NoLatents(BaseGuide):
         if model.z_dim != 0:
             raise ValueError(f"model: expected one with z_dim=0, got z_dim={model.z_dim}.")
 
-    def path(self, inputs: Inputs) -> EmptyPath:
+    def path(self, batch: CheckedBatch) -> EmptyPath:
         """The only distribution over nothing."""
-        return EmptyPath(inputs)
+        return EmptyPath(batch)
 
     def factorisation(self) -> str:
         """Says that there is nothing to infer."""
@@ -51,33 +50,31 @@ class EmptyPath(Path):
 
     memoryless = True
 
-    def __init__(self, inputs: Inputs) -> None:
-        self._like = inputs.x[..., :0]
-        super().__init__(inputs.batch_shape, inputs.num_steps, 0, inputs.valid)
+    def __init__(self, batch: CheckedBatch) -> None:
+        self._like = batch.x[..., :0]
+        super().__init__(batch.batch_shape, batch.num_steps, 0, batch.valid)
 
-    def start(self, batch: torch.Size) -> Any:
+    def start(self, shape: torch.Size) -> None:
         """Nothing to remember."""
-        return None
 
-    def at(self, state: Any, t: int) -> Any:
+    def at(self, state: None, t: int) -> Distribution:
         """A Gaussian without entries."""
         nothing = self._like[..., t, :]
         return normal(nothing, nothing)
 
-    def advance(self, state: Any, z: Tensor, t: int) -> Any:
+    def advance(self, state: None, z: Tensor, t: int) -> None:
         """Nothing to remember."""
-        return None
 
-    def along(self, z: Tensor) -> Any:
+    def along(self, z: Tensor) -> Distribution:
         """All steps at once."""
         return normal(self._like, self._like)
 
-    def start_steps(self, batch: torch.Size) -> None:
+    def start_steps(self, shape: torch.Size) -> None:
         """Nothing to remember."""
 
-    def step_from(self, state: Any, states: States, prior: Any, t: int) -> Any:
+    def step_from(self, state: object, states: States, prior: Distribution, t: int) -> Distribution:
         """A Gaussian without entries."""
         return self.at(None, t)
 
-    def advance_steps(self, state: Any, z: Tensor, t: int) -> None:
+    def advance_steps(self, state: object, z: Tensor, t: int) -> None:
         """Nothing to remember."""

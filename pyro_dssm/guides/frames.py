@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from .._utils.checks import positive, positive_integers
-from .._utils.types import check_types
+from .._utils.types import Distribution, check_types
 from ..models.dssm import DSSM
 from ..nn.images import check_image_shape, frame_encoder
 from ..nn.layers import MLP, NormalHead, join
-from ..programs.batch import Inputs
+from ..programs.batch import CheckedBatch
 from .base import BaseGuide
 
-__all__ = ["START_FRAMES", "FrameGuide"]
+__all__ = ["START_FRAMES", "FrameGuide", "FrameOptions"]
 
 START_FRAMES = 5  # that a hierarchical start is inferred from, where later frames may be read
+
+
+class FrameOptions(TypedDict, total=False):
+    """How a guide reads frames.
+
+    Attributes:
+        encoder_dims: Widths of the layers that encode a frame; after the convolutions, where there are any.
+        image_shape: Channels, height and width of frames that are images, to encode them by convolutions first.
+        channels: Channels of the feature maps of the convolutions, from the largest to the smallest.
+        reads_mask: Whether which entries of a frame are observed is read with it.
+    """
+
+    encoder_dims: Sequence[int]
+    image_shape: Sequence[int] | None
+    channels: Sequence[int]
+    reads_mask: bool
 
 
 class FrameGuide(BaseGuide):
@@ -81,71 +97,73 @@ class FrameGuide(BaseGuide):
             size = self.start_frames * (self.model.x_dim + self.mask_dim)
             self.zeta_net = nn.Sequential(MLP(size, (hidden_dim,)), NormalHead(hidden_dim, self.model.zeta_dim))
 
-    def first_frames(self, inputs: Inputs) -> Tensor:
+    def first_frames(self, batch: CheckedBatch) -> Tensor:
         """The first :attr:`start_frames` frames of each sequence, as the model reads them; zero where there is none.
 
         Args:
-            inputs: A checked batch.
+            batch: A checked batch.
 
         Returns:
             Shape ``(*, B, start_frames, x_dim)``, with ``reads_mask`` followed by what is read of the mask.
         """
         check_types(FrameGuide.first_frames, locals())
         count = self.start_frames
-        frames = self.with_mask(inputs.frames, inputs)[..., :count, :]
-        if inputs.valid is not None:
+        frames = self.with_mask(batch.frames, batch)[..., :count, :]
+        if batch.valid is not None:
             # What networks read of the zeros in the padding need not be zero.
-            frames = torch.where(inputs.valid[..., :count].unsqueeze(-1), frames, 0.0)
+            frames = torch.where(batch.valid[..., :count].unsqueeze(-1), frames, 0.0)
         return nn.functional.pad(frames, (0, 0, 0, count - frames.shape[-2]))
 
-    def zeta_posterior(self, inputs: Inputs) -> Any:
+    def zeta_posterior(self, batch: CheckedBatch) -> Distribution:
         r"""The distribution :math:`q(\zeta \mid x_{1:k})` of the hierarchical start's latent variable.
 
         Where a long sequence is cut into chunks (:func:`~pyro_dssm.chunks`), this is called for the first one, with
         the whole sequences.
 
         Args:
-            inputs: A checked batch.
+            batch: A checked batch.
 
         Returns:
             A diagonal Gaussian of batch shape ``(*, B)``.
         """
         assert self.zeta_net is not None
-        return self.zeta_net(self.first_frames(inputs).flatten(-2))
+        fn: Distribution = self.zeta_net(self.first_frames(batch).flatten(-2))
+        return fn
 
-    def zeta_of(self, inputs: Inputs) -> Any:
+    def zeta_of(self, batch: CheckedBatch) -> Distribution | None:
         """The same for a batch that may be the first chunk of longer sequences; ``None`` where there is no start."""
-        if self.zeta_net is None or not inputs.starts:
+        if self.zeta_net is None or not batch.starts:
             return None
-        return self.zeta_posterior(inputs if inputs.carry is None else inputs.carry.whole)
+        return self.zeta_posterior(batch if batch.carry is None else batch.carry.whole)
 
     # The frames.
 
-    def observed_entries(self, inputs: Inputs) -> Tensor:
+    def observed_entries(self, batch: CheckedBatch) -> Tensor:
         """One where an entry is observed, else zero, shape ``(*, B, T, x_dim)``."""
-        x = inputs.x
-        return torch.ones_like(x) if inputs.observed is None else inputs.observed.to(x.dtype).expand(x.shape)
+        x = batch.x
+        return torch.ones_like(x) if batch.observed is None else batch.observed.to(x.dtype).expand(x.shape)
 
-    def mask_features(self, inputs: Inputs) -> Tensor | None:
-        """What is read of the mask beside a frame (or its features): its entries, or the fraction of them."""
+    def mask_features(self, batch: CheckedBatch) -> Tensor | None:
+        """What is read of the mask with a frame: its entries; with the features of one, the observed fraction."""
         if not self.reads_mask:
             return None
-        observed = self.observed_entries(inputs)
+        observed = self.observed_entries(batch)
         return observed if self.frame_encoder is None else observed.mean(-1, keepdim=True)
 
-    def with_mask(self, frames: Tensor, inputs: Inputs) -> Tensor:
+    def with_mask(self, frames: Tensor, batch: CheckedBatch) -> Tensor:
         """Frames with what is read of their mask, where anything is."""
-        return join(frames * self.observed_entries(inputs), self.mask_features(inputs)) if self.reads_mask else frames
+        return join(frames * self.observed_entries(batch), self.mask_features(batch)) if self.reads_mask else frames
 
-    def read_frames(self, inputs: Inputs) -> Tensor:
+    def read_frames(self, batch: CheckedBatch) -> Tensor:
         """The frames as the guide's own networks read them, shape ``(*, B, T, frame_dim)``."""
         if self.frame_encoder is None:
-            return self.with_mask(inputs.frames, inputs)
+            return self.with_mask(batch.frames, batch)
         if not self.reads_mask:
-            return self.frame_encoder(inputs.frames)
-        observed = self.observed_entries(inputs)
-        features = self.frame_encoder(join(inputs.frames * observed, observed))
-        return join(features, self.mask_features(inputs))
+            encoded: Tensor = self.frame_encoder(batch.frames)
+            return encoded
+        observed = self.observed_entries(batch)
+        features = self.frame_encoder(join(batch.frames * observed, observed))
+        return join(features, self.mask_features(batch))
 
     # Files of earlier versions.
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .._utils.checks import positive
 from .._utils.devices import generators_kept
-from ..programs._program import evaluating
-from ..programs.batch import Inputs
-from ..programs.path import normal_of
-
-if TYPE_CHECKING:
-    from .base import BaseGuide
+from ..programs._program import Modes, evaluating
+from ..programs.batch import CheckedBatch
+from ..programs.path import Path, PathDistribution
+from ..programs.steps import normal_of
 
 __all__ = ["Posterior", "posterior"]
+
+
+class PathGuide(Modes, Protocol):
+    """What is needed of a guide here."""
+
+    def path(self, batch: CheckedBatch) -> PathDistribution:
+        """The distribution of the latent path."""
+
+    def draw(self, batch: CheckedBatch, num_samples: int) -> Tensor:
+        """Draws latent paths."""
 
 
 class Posterior:
@@ -29,17 +37,18 @@ class Posterior:
 
     Args:
         guide: The guide.
-        inputs: A checked batch.
+        batch: A checked batch.
+        z_dim: Size of a latent variable.
         num_samples: Paths that means and standard deviations are estimated from.
 
     Attributes:
         shape: ``(*, B, T, z_dim)``.
     """
 
-    def __init__(self, guide: BaseGuide, inputs: Inputs, num_samples: int) -> None:
+    def __init__(self, guide: PathGuide, batch: CheckedBatch, z_dim: int, num_samples: int) -> None:
         self.guide, self.num_samples = guide, num_samples
-        self._inputs = inputs
-        self.shape = torch.Size((*inputs.batch_shape, inputs.num_steps, guide.model.z_dim))
+        self._batch = batch
+        self.shape = torch.Size((*batch.batch_shape, batch.num_steps, z_dim))
 
     def sample(self, num_samples: int = 1) -> Tensor:
         """Draws latent paths.
@@ -55,7 +64,7 @@ class Posterior:
         """
         positive("num_samples", num_samples)
         with evaluating(self.guide), torch.no_grad():
-            return self._inputs.without_padding(self.guide.draw(self._inputs, num_samples))
+            return self._batch.without_padding(self.guide.draw(self._batch, num_samples))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """The log-density of latent paths.
@@ -71,7 +80,7 @@ class Posterior:
         Raises:
             ValueError: If z has another shape, dtype or device.
         """
-        like = self._inputs.x
+        like = self._batch.x
         if not isinstance(z, Tensor):
             raise ValueError(f"z: expected a torch.Tensor, got {type(z).__name__}.")
         if z.shape[-len(self.shape) :] != self.shape:
@@ -79,7 +88,7 @@ class Posterior:
         if (z.dtype, z.device) != (like.dtype, like.device):
             raise ValueError(f"z: expected {like.dtype} on {like.device}, got {z.dtype} on {z.device}.")
         with evaluating(self.guide), torch.no_grad():
-            return self.guide.path(self._inputs).log_prob(z)
+            return self.guide.path(self._batch).log_prob(z)
 
     @property
     def mean(self) -> Tensor:
@@ -103,20 +112,22 @@ class Posterior:
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        found = self._in_closed_form() or self._from_draws()
-        return tuple(self._inputs.without_padding(value) for value in found)  # type: ignore[return-value]
+        mean, stddev, of_mean, of_stddev = map(
+            self._batch.without_padding, self._in_closed_form() or self._from_draws()
+        )
+        return mean, stddev, of_mean, of_stddev
 
     def _in_closed_form(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         with evaluating(self.guide), torch.no_grad():
-            path: Any = self.guide.path(self._inputs)
-            base = normal_of(path.along(torch.zeros(()))) if path.memoryless and hasattr(path, "along") else None
+            path = self.guide.path(self._batch)
+            base = normal_of(path.along(torch.zeros(()))) if isinstance(path, Path) and path.memoryless else None
             if base is None:
                 return None
             zero = torch.zeros(self.shape, dtype=base.loc.dtype, device=base.loc.device)
             return base.loc.expand(self.shape), base.scale.expand(self.shape), zero, zero
 
     def _from_draws(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with generators_kept(self._inputs.x.device):
+        with generators_kept(self._batch.x.device):
             z = self.sample(self.num_samples)
         n = self.num_samples
         mean, stddev = z.mean(0), z.std(0)
@@ -127,9 +138,9 @@ class Posterior:
         return mean, stddev, stddev / n**0.5, of_variance / (2 * stddev).clamp(min=tiny)
 
 
-def posterior(guide: BaseGuide, inputs: Inputs, num_samples: int) -> Posterior:
-    """What a guide says of a checked batch."""
+def posterior(guide: PathGuide, batch: CheckedBatch, z_dim: int, num_samples: int) -> Posterior:
+    """The posterior of a checked batch under a guide; as :class:`Posterior`, of at least two samples."""
     positive("num_samples", num_samples)
     if num_samples < 2:
         raise ValueError(f"num_samples: expected at least 2, got {num_samples}.")
-    return Posterior(guide, inputs, num_samples)
+    return Posterior(guide, batch, z_dim, num_samples)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from .._utils.checks import positive
+from .._utils.types import Distribution
 from ..models.dssm import DSSM
 from ..models.initial import fix_start
 from ..nn.layers import SCALE_FLOOR, normal
-from ..nn.memory import Cell
-from ..programs.batch import Inputs
+from ..programs.batch import CheckedBatch
+from ..programs.steps import normal_of
 from ..structure.structure import Order
-from .alignment import GaussianGuide
 from .base import check_model
+from .frames import FrameOptions
+from .gaussian import GaussianGuide, GaussianOptions
 from .guide import Guide
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["FusionGuide", "NoiseGuide"]
 
@@ -30,11 +35,9 @@ class NoiseGuide(GaussianGuide):
 
     Args:
         model: A :class:`~pyro_dssm.DVBF`, or another model whose frames depend on an RNN state over its latents.
-        rnn_dim: Size of the state of the backward RNN that the first step reads.
-        rnn: Its cell.
-        combiner: ``"joint"``, that perceptron, or ``"additive"``, whose mean is a function of the state plus one of
-            frame and control (as in version 0.1; its files load with it).
-        **options: Options of :class:`~pyro_dssm.GaussianGuide`.
+        **options: Options of :class:`~pyro_dssm.GaussianGuide`, of which ``combiner`` is ``"joint"`` by default, that
+            perceptron; with ``"additive"``, the mean is a function of the state plus one of frame and control (as in
+            version 0.1, whose files load with it). The backward RNN of ``rnn_dim`` is read at the first step.
 
     Raises:
         ValueError: If the model keeps no state of its latents, or an argument is out of its range.
@@ -49,33 +52,25 @@ class NoiseGuide(GaussianGuide):
         NoiseGuide(DVBF): q(z_t | h¹_{t-1}, x_t), t = 1 also g←_1
     """
 
-    def __init__(
-        self,
-        model: DSSM,
-        *,
-        rnn_dim: int = 128,
-        rnn: Cell = "gru",
-        combiner: Literal["additive", "joint"] = "joint",
-        **options: Any,
-    ) -> None:
+    def __init__(self, model: DSSM, **options: Unpack[GaussianOptions]) -> None:
         check_model(model)
         if model.structure.x_from_z is not Order.FULL:
             raise ValueError(f"model: expected one whose frames depend on all latents, got {model.structure!r}.")
-        options = {"rnn_dim": rnn_dim, "rnn": rnn, "combiner": combiner, **options}
-        super().__init__(model, latents="model", past="now", future=True, **options)
+        given: GaussianOptions = {"combiner": "joint", **options}
+        super().__init__(model, latents="model", past="now", future=True, **given)
 
     def count_context(self) -> int:
         """The size of what :meth:`read_context` returns."""
         # The backward RNN is read at the first step only, so controls do not reach the context through it.
         return super().count_context() + self.model.control_dim
 
-    def read_context(self, inputs: Inputs) -> Tensor:
+    def read_context(self, batch: CheckedBatch) -> Tensor:
         """The frame and the control; at the first step, the state of the backward RNN as well."""
-        context = super().read_context(inputs)
+        context = super().read_context(batch)
         assert self.backward_rnn is not None
         now, future = context.split([context.shape[-1] - self.backward_rnn.out_dim, self.backward_rnn.out_dim], dim=-1)
-        future = future * _at_start(now, inputs)
-        parts = [now] if inputs.controls is None else [now, inputs.controls.expand(*now.shape[:-1], -1)]
+        future = future * _at_start(now, batch)
+        parts = [now] if batch.controls is None else [now, batch.controls.expand(*now.shape[:-1], -1)]
         return torch.cat([*parts, future], dim=-1)
 
     def factorisation(self) -> str:
@@ -83,10 +78,10 @@ class NoiseGuide(GaussianGuide):
         return super().factorisation().replace(", g←_t)", "), t = 1 also g←_1")
 
 
-def _at_start(like: Tensor, inputs: Inputs) -> Tensor:
-    """One at the first step of a sequence, else zero, shape ``(*, B, T, 1)``; a chunk that goes on has none."""
+def _at_start(like: Tensor, batch: CheckedBatch) -> Tensor:
+    """One at the first step of a sequence, else zero, shape ``(*, B, T, 1)``; a later chunk has no such step."""
     mark = torch.zeros_like(like[..., :1])
-    if inputs.starts:
+    if batch.starts:
         mark[..., 0, :] = 1.0
     return mark
 
@@ -97,7 +92,7 @@ class FusionGuide(Guide):
     .. math:: q(z_t \mid z_{t-1}, x_t) \propto p(z_t \mid z_{t-1}, u_{t-1})\, \mathcal{N}(z_t; \mu(x_t), \sigma^2(x_t))
 
     Args:
-        model: A model with Gaussian transition from :math:`z_{t-1}` and a learned ``initial`` law.
+        model: A model with Gaussian transition from :math:`z_{t-1}` and a learned ``initial`` distribution.
         hidden_dim: Width of the hidden layer over the encoded frame.
         **options: ``encoder_dims``, ``image_shape``, ``channels``, ``reads_mask`` of :class:`~pyro_dssm.Guide`.
 
@@ -114,12 +109,11 @@ class FusionGuide(Guide):
         torch.Size([4, 5, 3])
     """
 
-    def __init__(self, model: DSSM, *, hidden_dim: int = 128, **options: Any) -> None:
+    def __init__(self, model: DSSM, *, hidden_dim: int = 128, **options: Unpack[FrameOptions]) -> None:
         check_model(model)
         s = model.structure
         known = (s.z_from_z, s.z_from_x, model.zeta_dim) == (Order.MARKOV, Order.NONE, 0)
-        base = getattr(model.initial(None), "base_dist", None) if known else None
-        if not isinstance(base, torch.distributions.Normal):
+        if not known or normal_of(model.initial(None)) is None:
             raise ValueError(
                 "model: expected one with z_from_z markov, z_from_x none, a Gaussian z and initial='gaussian', got "
                 f"{type(model).__name__} with {s!r}."
@@ -135,22 +129,24 @@ class FusionGuide(Guide):
         """The size of what :meth:`read_context` returns."""
         return super().count_context() + 1
 
-    def read_context(self, inputs: Inputs) -> Tensor:
+    def read_context(self, batch: CheckedBatch) -> Tensor:
         """The frame, the control, and a mark of the first step."""
-        context = super().read_context(inputs)
-        return torch.cat([context, _at_start(context, inputs)], dim=-1)
+        context = super().read_context(batch)
+        return torch.cat([context, _at_start(context, batch)], dim=-1)
 
     def encode(self, context: Tensor) -> Tensor:
         """What each frame says of the state, with the control and a mark of the first step."""
         features = context.shape[-1] - self.model.control_dim - 1
         return torch.cat([self.net(context[..., :features]), context[..., features:]], dim=-1)
 
-    def step(self, past: Tensor | None, context: Tensor) -> Any:
+    def step(self, past: Tensor | None, context: Tensor) -> Distribution:
         """The product of two Gaussians."""
         model = self.model
         loc, raw, u, first = context.split([model.z_dim, model.z_dim, model.control_dim, 1], dim=-1)
-        prior = model.transition(past, None, u if model.control_dim else None).base_dist
-        start = model.initial(None).base_dist
+        prior = normal_of(model.transition(past, None, u if model.control_dim else None))
+        start = normal_of(model.initial(None))
+        if prior is None or start is None:
+            raise ValueError("model: expected diagonal Gaussians as its transition and its initial distribution.")
         prior_loc = torch.where(first > 0, start.loc, prior.loc)
         precision = torch.where(first > 0, start.scale, prior.scale).square().reciprocal()
         own = (softplus(raw) + SCALE_FLOOR).square().reciprocal()

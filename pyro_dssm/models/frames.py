@@ -13,9 +13,10 @@ from .._utils.types import Distribution, check_types
 from ..emissions import Emission, expected
 from ..nn.layers import normal
 from ..programs._program import Program
-from ..programs.batch import Inputs, prepare
-from ..programs.path import normal_of
+from ..programs.arguments import check_batch
+from ..programs.batch import Inputs
 from ..programs.shared import carry_of
+from ..programs.steps import normal_of
 from .standardise import Standardise, in_own_units
 
 __all__ = ["FrameModel"]
@@ -110,7 +111,7 @@ class FrameModel(Program):
         """
         if self.standardise is not None:
             self.standardise.need_fitted()
-        inputs = prepare(
+        inputs = check_batch(
             x,
             lengths,
             mask,

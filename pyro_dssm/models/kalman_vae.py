@@ -25,7 +25,8 @@ from ..kalman import Filtered, Gaussian
 from ..nn.layers import normal
 from ..nn.memories import States
 from ..programs.batch import Inputs
-from ..programs.path import PathLaw, normal_of
+from ..programs.path import PathDistribution
+from ..programs.steps import normal_of
 from ..structure.structure import Structure
 from .codes import CodedState
 from .dssm import DSSM
@@ -289,7 +290,7 @@ class StateAndCodePath(ModelPath):
         return torch.cat([z, a.expand(*z.shape[:-1], -1)], dim=-1)
 
 
-class CodePath(PathLaw):
+class CodePath(PathDistribution):
     r"""The law of the codes of a sequence with the states integrated out by the filter, :math:`p(a_{1:T})`.
 
     For a linear transition this is exact; otherwise it is the evidence of the linearised model.

@@ -15,8 +15,7 @@ from .._utils.types import Distribution, check_types
 from ..nn.layers import normal
 from ..nn.memories import Memories, States
 from ..programs._program import evaluating
-from ..programs.batch import Inputs
-from ..programs.path import plates
+from ..programs.batch import Inputs, plates
 from ..programs.shared import take
 from ..structure.structure import Structure
 from .frames import FrameModel

@@ -11,7 +11,8 @@ from torch import Tensor
 from .._utils.types import of_pyro
 from ..emissions import hide
 from ..programs.batch import Inputs
-from ..programs.path import Path, with_first
+from ..programs.path import Path
+from ..programs.steps import with_first
 from ..structure.structure import Order
 
 if TYPE_CHECKING:

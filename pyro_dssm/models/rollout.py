@@ -20,7 +20,8 @@ from ..particles.gaps import bridges_gaps, cut
 from ..particles.interfaces import InferringGuide
 from ..particles.proposal import expanded
 from ..programs._program import evaluating
-from ..programs.batch import Inputs, check_controls, check_lengths, delay
+from ..programs.arguments import check_controls, check_lengths, delay
+from ..programs.batch import Inputs
 from .latents import LatentModel
 
 __all__ = ["Rollout"]

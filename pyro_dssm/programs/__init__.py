@@ -1,22 +1,25 @@
 """What models and guides have in common as Pyro programs: the checked batch, latent paths, what is shared."""
 
-from .batch import Inputs, prepare
-from .path import Path, PathLaw, divergence_per_step, draw_with_density, normal_of, plates, with_first
-from .shared import Carry, GuideStates, ModelStates, Shared, States
+from .arguments import check_batch
+from .batch import Carry, CheckedBatch, GuideStates, ModelStates, States, plates
+from .drawing import Seen
+from .path import Path, PathDistribution, divergence_per_step
+from .shared import Shared
+from .steps import normal_of, with_first
 
 __all__ = [
     "Carry",
+    "CheckedBatch",
     "GuideStates",
-    "Inputs",
     "ModelStates",
     "Path",
-    "PathLaw",
+    "PathDistribution",
+    "Seen",
     "Shared",
     "States",
+    "check_batch",
     "divergence_per_step",
-    "draw_with_density",
     "normal_of",
     "plates",
-    "prepare",
     "with_first",
 ]

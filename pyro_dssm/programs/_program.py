@@ -8,7 +8,7 @@ import re
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import pyro
 from pyro.nn import PyroModule, PyroParam
@@ -19,7 +19,16 @@ from torch import nn
 from ._parts import Parts, frozen_copy, named_arguments, signature_of
 from ._store import Entries, claim, release
 
-__all__ = ["Plain", "PlainNotImplementedError", "PlainValueError", "Program", "evaluating", "modes_kept", "note_parts"]
+__all__ = [
+    "Modes",
+    "Plain",
+    "PlainNotImplementedError",
+    "PlainValueError",
+    "Program",
+    "evaluating",
+    "modes_kept",
+    "note_parts",
+]
 
 _serial = itertools.count()
 # Parameters that a class declares by decorating methods, by class; classes may go away.
@@ -220,8 +229,18 @@ def _declared_by(cls: type) -> tuple[str, ...]:
     return found
 
 
+class Modes(Protocol):
+    """A module, as far as it and its parts are in training mode or not."""
+
+    def eval(self) -> object:
+        """Switches training mode off."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """It, and its parts."""
+
+
 @contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
+def evaluating(*modules: Modes) -> Iterator[None]:
     """Switches dropout off for a while."""
     with modes_kept(*modules):
         for m in modules:
@@ -230,8 +249,8 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def modes_kept(*modules: nn.Module) -> Iterator[None]:
-    """Puts the modes back in the end, of each part on its own: a part may be in another mode than the whole."""
+def modes_kept(*modules: Modes) -> Iterator[None]:
+    """Restores the modes in the end, of each part on its own: a part may be in another mode than the whole."""
     modes = {part: part.training for module in modules for part in module.modules()}
     try:
         yield

@@ -2,95 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
-from torch import Tensor
+from torch import nn
 
-if TYPE_CHECKING:
-    from .batch import Inputs
+from .batch import Carry, CheckedBatch
 
-__all__ = ["Carry", "GuideStates", "ModelStates", "Shared", "States"]
-
-States = dict[str, Tensor]  # of a model's memories, by name
-
-
-@dataclass
-class ModelStates:
-    """Where the model stands between two chunks of long sequences.
-
-    Attributes:
-        memories: The states of its memories, by name.
-        control: The control before the next step, shape ``(B, control_dim)``.
-        covariance: Of the state, shape ``(B, n, n)``, where states are integrated out.
-    """
-
-    memories: States = field(default_factory=dict)
-    control: Tensor | None = None
-    covariance: Tensor | None = None
-
-    def rows(self, index: Tensor) -> ModelStates:
-        """Those of some sequences, without gradients."""
-        memories = {name: state.detach()[index] for name, state in self.memories.items()}
-        return ModelStates(memories, _rows(self.control, index), _rows(self.covariance, index))
-
-
-@dataclass
-class GuideStates:
-    """Where a guide stands between two chunks of long sequences.
-
-    Attributes:
-        latents: The state of its own memory of the latents.
-        forward: The state of its forward RNN over the frames.
-        backward: That of its backward RNN, which has read all frames still to come.
-        frame: The last frame as it reads it.
-    """
-
-    latents: Tensor | None = None
-    forward: Tensor | None = None
-    backward: Tensor | None = None
-    frame: Tensor | None = None
-
-    def rows(self, index: Tensor) -> GuideStates:
-        """Those of some sequences, without gradients."""
-        return replace(self, **{f.name: _rows(getattr(self, f.name), index) for f in fields(self)})
-
-
-def _rows(value: Tensor | None, index: Tensor) -> Tensor | None:
-    return None if value is None else value.detach()[index]
-
-
-@dataclass
-class Carry:
-    """What a chunk of long sequences starts from, and what it leaves for the next.
-
-    Attributes:
-        model: The model that runs over the chunk.
-        whole: The checked batch of whole sequences.
-        first: Where the model starts; ``None`` in the first chunk, which has a start of its own.
-        guide_first: Where the guide starts.
-        last: Where the model ends, filled in by its run over the chunk.
-        guide_last: Where the guide ends.
-    """
-
-    model: Any
-    whole: Inputs
-    first: ModelStates | None = None
-    guide_first: GuideStates = field(default_factory=GuideStates)
-    last: ModelStates = field(default_factory=ModelStates)
-    guide_last: GuideStates = field(default_factory=GuideStates)
+__all__ = ["Shared", "carry_of", "leave", "sharing", "take"]
 
 
 @dataclass(frozen=True)
 class _Left:
-    model: Any
-    arguments: tuple[Any, ...]
-    batch: Inputs
+    model: nn.Module
+    arguments: tuple[object, ...]
+    batch: CheckedBatch
     grad: bool
     training: bool
 
@@ -121,11 +51,11 @@ class Shared(Messenger):
         self.carry = carry
         self._left: _Left | None = None
 
-    def leave(self, model: Any, arguments: tuple[Any, ...], batch: Inputs) -> None:
+    def leave(self, model: nn.Module, arguments: tuple[object, ...], batch: CheckedBatch) -> None:
         """Leaves a checked batch for the model."""
         self._left = _Left(model, arguments, batch, torch.is_grad_enabled(), model.training)
 
-    def take(self, model: Any, arguments: tuple[Any, ...]) -> Inputs | None:
+    def take(self, model: nn.Module, arguments: tuple[object, ...]) -> CheckedBatch | None:
         """What has been left for a call with these very arguments, once."""
         left, self._left = self._left, None
         if left is None or left.model is not model:
@@ -148,20 +78,20 @@ def sharing() -> Shared | None:
     return None
 
 
-def leave(model: Any, arguments: tuple[Any, ...], batch: Inputs) -> None:
+def leave(model: nn.Module, arguments: tuple[object, ...], batch: CheckedBatch) -> None:
     """Leaves a checked batch for the model, where the two share."""
     handler = sharing()
     if handler is not None:
         handler.leave(model, arguments, batch)
 
 
-def take(model: Any, arguments: tuple[Any, ...]) -> Inputs | None:
+def take(model: nn.Module, arguments: tuple[object, ...]) -> CheckedBatch | None:
     """What the guide has left for a call of the model with these very arguments."""
     handler = sharing()
     return None if handler is None else handler.take(model, arguments)
 
 
-def carry_of(model: Any) -> Carry | None:
+def carry_of(model: nn.Module) -> Carry | None:
     """The chunk of long sequences that a model is run over, if it is."""
     for handler in reversed(_PYRO_STACK):
         if isinstance(handler, Shared) and handler.carry is not None:

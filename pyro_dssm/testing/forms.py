@@ -12,7 +12,7 @@ from .._utils.types import check_types
 from ..guides import BaseGuide
 from ..models.dssm import DSSM
 from ..programs._program import evaluating
-from ..programs.path import normal_of
+from ..programs.steps import normal_of
 from ._comparing import assert_close, assert_same, assert_same_gradients, tolerance_of
 from .densities import check_call, gradients, log_probs_at
 from .samples import Called, random_latents

@@ -19,7 +19,7 @@ from ..evaluation.intervals import LEVELS, check_num_samples
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
 from ..programs._program import evaluating
-from ..programs.path import normal_of
+from ..programs.steps import normal_of
 from ._crps import factors_of, score_of, shrunk
 from ._hidden_frames import deviations, enough, intervals
 

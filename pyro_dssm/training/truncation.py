@@ -12,7 +12,8 @@ from .._utils.types import check_types
 from ..data.sequences import Batch
 from ..guides import BaseGuide, check_pair
 from ..models.dssm import DSSM
-from ..programs.shared import Carry, Shared
+from ..programs.batch import Carry
+from ..programs.shared import Shared
 
 __all__ = ["chunks"]
 

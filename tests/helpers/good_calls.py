@@ -468,15 +468,15 @@ def programs(w):
     checked = instance(batch, w.batch, w.x)
     paths = w.guide.draw(batch, 2)
     yield Call("LatentModel.states", w.model.states, {"z": instance(paths, [paths]), "inputs": checked})
-    yield Call("BaseGuide.draw", w.guide.draw, {"inputs": checked, "num_samples": count(2)})
+    yield Call("BaseGuide.draw", w.guide.draw, {"batch": checked, "num_samples": count(2)})
     yield Call("BaseGuide.posterior", w.guide.posterior, {**undriven(given(w)), "num_samples": count(3, low=2)})
-    yield Call("BaseGuide.states", w.guide.states, {"inputs": checked, "num_samples": count(2)})
-    yield Call("FrameGuide.first_frames", w.guide.first_frames, {"inputs": checked})
+    yield Call("BaseGuide.states", w.guide.states, {"batch": checked, "num_samples": count(2)})
+    yield Call("FrameGuide.first_frames", w.guide.first_frames, {"batch": checked})
     steered = instance(w.steered.observe(torch.randn(B, T, 4), controls=w.controls), w.batch, w.x)
-    yield Call("KalmanGuide.draw", w.kalman_guide.draw, {"inputs": steered, "num_samples": count(2)})
-    yield Call("KalmanGuide.states", w.kalman_guide.states, {"inputs": steered, "num_samples": count(2)})
-    yield Call("KalmanGuide.filtered", w.kalman_guide.filtered, {"inputs": steered})
-    yield Call("KalmanGuide.smoothed", w.kalman_guide.smoothed, {"inputs": steered})
+    yield Call("KalmanGuide.draw", w.kalman_guide.draw, {"batch": steered, "num_samples": count(2)})
+    yield Call("KalmanGuide.states", w.kalman_guide.states, {"batch": steered, "num_samples": count(2)})
+    yield Call("KalmanGuide.filtered", w.kalman_guide.filtered, {"batch": steered})
+    yield Call("KalmanGuide.smoothed", w.kalman_guide.smoothed, {"batch": steered})
     yield Call("FrameModel.calibrated_frames", _entered(w.model.calibrated_frames), {"calibrated": flag(True)})
     yield Call("DSSM with other sites", lambda sites: setattr(w.model, "sites", sites), {"sites": choice("path")})
 
@@ -2288,21 +2288,21 @@ _EXEMPT = {
         BackwardChain FrameModel.frames_from LatentModel.emission_from LatentModel.first_step LatentModel.path
         LatentModel.receive LatentModel.transition_from LatentModel.try_transition LatentModel.values_along
         LatentModel.values_by_step LatentModel.zeta_prior Limits MemoryOptions Rollout Units bridges_gaps
-        build_dynamics
-        build_emission build_initial build_transition built_as by_sequence check_distribution check_emission
-        check_initial check_options check_sizes check_transition check_units choose completion in_units largest
-        rank_correlation rows somewhere warn Carry CodeFirst CodePath CodedState
-          EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
-        GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
-        NoiseGuide.read_context Shared check_model posterior
-          FlowGuide.path FlowGuide.push FlowPath Guide.path
-        SequenceSet GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
-        Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
-        Memories.get Memories.read Memories.start Model Path PathLaw Paths Proposal Recurrent.scan
-        Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_chain complete
-        cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
-        in_order key
-        gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates prepare
+        build_dynamics build_emission build_initial build_transition built_as by_sequence check_distribution
+        check_emission check_initial check_options check_sizes check_transition check_units choose completion
+        in_units largest rank_correlation rows somewhere warn Carry CodeFirst CodePath CodedState EmptyPath
+        FlowGuide.adapt FusionGuide.read_context FutureStates GaussianGuide.adapt Guide.future_states
+        Guide.read_context GuideStates ModelPath ModelStates NoLatents.path NoiseGuide.read_context Shared
+        check_model posterior FlowGuide.path FlowGuide.push FlowPath Guide.path SequenceSet GuidePath InDataUnits
+        Inputs KalmanGuide.path KalmanPath Last.scan Last.step Memories.after_x Memories.after_z Memories.along_x
+        Memories.along_z Memories.dims Memories.first Memories.get Memories.read Memories.start Model Path Paths
+        Proposal Recurrent.scan Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_chain
+        complete cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
+        in_order key gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates prepare
+        CodesOnly CodingGuide ContextGuide Drawn FilteringPath FirstThen FlowGuide.emit_zeta FlowGuide.future_states
+        FlowGuide.zeta_of Guide.memory_extra PushingGuide Seen SmoothingPath Sources SteppingGuide Stepwise Unasked
+        carry_of check_controls check_lengths check_sources delay density_to_keep divergence_of_steps draw_at_once
+        draw_in_turn leave sharing stacked take CheckedBatch PathDistribution check_batch
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """
@@ -2312,12 +2312,11 @@ _EXEMPT = {
         DSSM.emission
 
         DSSM.transition DVBF.transition EKVAE.filter EKVAE.noise_at EKVAE.slope EKVAE.transition FlowGuide.step
-        FusionGuide.encode FusionGuide.step GECO.exponent GammaPowerEmission.expected_log
-        GaussianGuide.encode GaussianGuide.step Guide.encode Guide.step
-        ItakuraSaitoEmission.expected_log KVAE.carry KVAE.fill KVAE.filter KVAE.matrix
-        KVAE.mix KVAE.slope KVAE.transition KalmanGuide.step Lagrangian.adjust Lagrangian.exponent
-        LocallyLinear.linearise
-        LocallyLinearSSM.transition LogNormalPowerEmission.expected_log
+        FusionGuide.encode FusionGuide.step GECO.exponent GammaPowerEmission.expected_log GaussianGuide.encode
+        GaussianGuide.step Guide.encode Guide.step ItakuraSaitoEmission.expected_log KVAE.carry KVAE.fill
+        KVAE.filter KVAE.matrix KVAE.mix KVAE.slope KVAE.transition KalmanGuide.step Lagrangian.adjust
+        Lagrangian.exponent LocallyLinear.linearise LocallyLinearSSM.transition LogNormalPowerEmission.expected_log
+        Part
         Network.linearise PairContract PowerEmission.check PowerEmission.expected_log
          PowerEmission.read PowerEmission.read_mean PowerEmission.spread
     """,
@@ -2329,6 +2328,9 @@ _EXEMPT = {
         ConvDecoder.forward ConvEncoder.forward GatedTransition.forward GaussianEmission.forward
         GaussianInitial.forward GreyBernoulli HierarchicalInitial.forward MaskedConditioner.forward
         MaskedConditioner.sample Network.forward NormalHead.forward PowerEmission.forward RecordingELBO
+    """,
+    "a dictionary of arguments, which are checked one by one": """
+        FrameOptions GaussianOptions ReadingOptions
     """,
     "a plain tuple: whoever takes it looks at it": """
         Arrow Linearised MusicSet PairFile Posterior Recording RootFiltered RootSmoothed

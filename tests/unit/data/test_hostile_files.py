@@ -83,7 +83,7 @@ OTHERS = {
     "data.rolls.write_packed",
     "data.trajectories.Trajectories.save_npz",
     "plots.films.write_gif",
-    "programs.batch.Inputs.__init__",
+    "programs.batch.CheckedBatch.__init__",
     "speech.audio.write_audio",
     "speech.datasets.SpeechDataset.__init__",
     "speech.recordings.find_recordings",

@@ -1,6 +1,7 @@
 """Flows around a guide change the distribution of a step, nothing that it depends on, or refuse the guide by name."""
 
 import copy
+import inspect
 from contextlib import nullcontext
 
 import pytest
@@ -10,10 +11,10 @@ from torch import nn
 from torch.distributions import Bernoulli, Independent
 
 import pyro_dssm as dssm
-from pyro_dssm.guides import BaseGuide, FrameGuide
+from pyro_dssm.guides import BaseGuide
 from pyro_dssm.guides.flow import RUN_BY_WRAPPER
 from pyro_dssm.nn.layers import normal
-from pyro_dssm.programs.path import Path, PathLaw
+from pyro_dssm.programs.path import Path, PathDistribution
 from pyro_dssm.programs.shared import Shared
 from pyro_dssm.testing import (
     check_draws_have_their_density,
@@ -88,7 +89,7 @@ def parents(guide, x, controls):
         value = torch.randn(len(x), guide.model.zeta_dim)
 
         def of_zeta(z, x):
-            return guide.zeta_posterior(guide.model.observe(x, controls=controls)).log_prob(value).unsqueeze(-1)
+            return guide.zeta_posterior(guide.model.check(x, controls=controls)).log_prob(value).unsqueeze(-1)
 
         found.append(parents_by_jacobian(of_zeta, z, x)[1])
     return found
@@ -147,7 +148,7 @@ class OwnPrevious(dssm.GaussianGuide):
     def __init__(self, model):
         super().__init__(model, latents="last", past="last", future=False, **SIZES)
 
-    def _previous(self, inputs, encoded):
+    def previous_frames(self, inputs, encoded):
         return torch.zeros_like(encoded)
 
 
@@ -177,7 +178,7 @@ class OwnMemory(Own):
     """The last latent but one entry."""
 
     @property
-    def _z_memory(self):
+    def latent_memory(self):
         return Forgetful(self.memory)
 
 
@@ -210,7 +211,7 @@ class OwnLatents(dssm.GaussianGuide):
 class OwnExtra(OwnLatents):
     """Its RNN over the latents reads no control."""
 
-    def _z_extra(self, inputs):
+    def memory_extra(self, inputs):
         return 0.0 * inputs.controls
 
 
@@ -219,10 +220,10 @@ class OwnPath(Own):
 
     def path(self, inputs):
         later = torch.cat([inputs.x[..., 1:, :], torch.zeros_like(inputs.x[..., :1, :])], dim=-2)
-        return super().path(self.model.observe(later, controls=inputs.controls))
+        return super().path(self.model.check(later, controls=inputs.controls))
 
 
-class WalkLaw(Path):
+class Walk(Path):
     """A random walk that reads the first frame: a path of another class."""
 
     def __init__(self, guide, inputs):
@@ -250,7 +251,7 @@ class OwnKindOfPath(Own):
         self.scale = nn.Parameter(torch.ones(Z))
 
     def path(self, inputs):
-        return WalkLaw(self, inputs)
+        return Walk(self, inputs)
 
 
 OVERRIDES = {
@@ -287,7 +288,7 @@ def test_what_is_overridden_matters(name):
         # The same frames, but not the same entries of them.
         guide = OVERRIDES[name](**options)[1]
         x.requires_grad_()
-        guide.path(guide.model.observe(x, controls=controls)).log_prob(torch.randn(8, T, Z)).sum().backward()
+        guide.path(guide.model.check(x, controls=controls)).log_prob(torch.randn(8, T, Z)).sum().backward()
         assert x.grad[..., 0].any()
         assert not x.grad[..., 1:].any()
         return
@@ -331,7 +332,7 @@ def overriding(name):
 
 @pytest.mark.parametrize("name", RUN_BY_WRAPPER)
 def test_a_guide_with_draws_of_its_own_is_refused_by_name(name):
-    message = f"^guide: expected one with a law of each step, got a Mine, .* it overrides `{name}`"
+    message = f"^guide: expected one with a distribution of each step, got a Mine, .* it overrides `{name}`"
     with pytest.raises(ValueError, match=message):
         dssm.FlowGuide(overriding(name)(zoo("DMM"), **SIZES))
     guide = dssm.PartialAlignment(zoo("DMM"), **SIZES)
@@ -344,7 +345,9 @@ def test_a_guide_with_draws_of_its_own_is_refused_by_name(name):
 @pytest.mark.parametrize("kind", ["smoothing", "filtering"])
 @pytest.mark.parametrize("cls", [dssm.KalmanGuide, type("Mine", (dssm.KalmanGuide,), {})])
 def test_kalman_guides_are_refused(cls, kind):
-    with pytest.raises(ValueError, match=f"^guide: expected one with a law of each step, got a {cls.__name__}"):
+    with pytest.raises(
+        ValueError, match=f"^guide: expected one with a distribution of each step, got a {cls.__name__}"
+    ):
         dssm.FlowGuide(cls(dssm.EKVAE(X, 3, 2), kind=kind))
 
 
@@ -354,15 +357,21 @@ def test_every_other_method_is_the_wrapped_guides():
     guide = dssm.PartialAlignment(model, **SIZES)
     flow = dssm.FlowGuide(guide)
     own = {*RUN_BY_WRAPPER, "path", "step", "adapt"}
-    asked = [
-        n for cls in (BaseGuide, FrameGuide, dssm.Guide) for n in vars(cls) if not n.startswith("_") and n not in own
-    ]
+    classes = [cls for cls in dssm.Guide.__mro__ if issubclass(cls, BaseGuide)]
+    asked = {n for cls in classes for n in vars(cls) if not n.startswith("_")} - own
     assert len(asked) > 20
+    assert {"read_context", "read_frames", "zeta_of"} <= asked
     for name in asked:
-        found, expected = getattr(flow, name), getattr(guide, name)
-        assert found == expected or found is expected, name
-        if callable(found) and hasattr(found, "__self__"):
-            assert found.__self__ is guide, name
+        found = getattr(flow, name)
+        if not callable(found) or isinstance(found, nn.Module):
+            assert found == getattr(guide, name) or found is getattr(guide, name), name
+            continue
+        calls = []
+        setattr(guide, name, lambda *args, name=name, calls=calls: calls.append((name, args)))
+        args = tuple(range(len(inspect.signature(found).parameters)))
+        getattr(flow, name)(*args)
+        assert calls == [(name, args)]
+        delattr(guide, name)
     for name in ("latents", "past", "future", "past_dim", "context_dim", "frame_dim", "start_frames", "reads_mask"):
         assert getattr(flow, name) == getattr(guide, name), name
     for name in ("memory", "backward_rnn", "zeta_net", "forward_rnn", "frame_encoder"):
@@ -379,7 +388,7 @@ def test_methods_that_only_the_wrapped_guide_has_are_not_taken_for_the_flows():
         flow.smooth(None)
 
 
-class Scored(PathLaw):
+class Scored(PathDistribution):
     """A path that is no path of steps."""
 
     def __init__(self, inputs):
@@ -392,7 +401,7 @@ class Scored(PathLaw):
         return z.sum(-1)
 
 
-class Twice(WalkLaw):
+class Twice(Walk):
     def rsample(self, sample_shape=()):
         return 2 * super().rsample(sample_shape)
 
@@ -436,7 +445,7 @@ def test_a_subclass_may_change_how_steps_are_pushed():
     flow = dssm.FlowGuide(dssm.MeanField(model, **SIZES), 1, 4)
     torch.manual_seed(0)
     other = Shifted(dssm.MeanField(model, **SIZES), 1, 4)
-    inputs, z = model.observe(torch.randn(B, T, X)), torch.randn(B, T, Z)
+    inputs, z = model.check(torch.randn(B, T, X)), torch.randn(B, T, Z)
     assert not torch.allclose(flow.path(inputs).log_prob(z), other.path(inputs).log_prob(z))
 
 
@@ -504,6 +513,6 @@ def test_the_models_state_is_run_once():
 def test_scores_in_double_precision_by_single_default():
     model = zoo("DMM").double()
     flow = dssm.FlowGuide(dssm.PartialAlignment(model, **SIZES).double(), conditional=True)
-    inputs, z = model.observe(torch.randn(B, T, X)), torch.randn(B, T, Z)
+    inputs, z = model.check(torch.randn(B, T, X)), torch.randn(B, T, Z)
     torch.set_default_dtype(torch.float32)
     assert flow.path(inputs).log_prob(z).dtype == torch.float64

@@ -20,7 +20,7 @@ import pyro_dssm as dssm
 from pyro_dssm import testing
 from pyro_dssm.data.sequences import Batch
 from pyro_dssm.evaluation.likelihood import log_weights
-from pyro_dssm.guides.kalman import KalmanPath
+from pyro_dssm.guides import KalmanPath
 from pyro_dssm.models.codes import CodedState, Sampled, gaussian_log_prob
 from pyro_dssm.models.dynamics import Dynamics
 from pyro_dssm.nn.layers import normal
@@ -538,14 +538,14 @@ def test_density_of_a_draw(situation):
     path = path_of(guide, batch, 4)
     z = path.rsample((4,))
     drawn = path.log_prob_per_step(z)
-    again = KalmanPath(guide, path.inputs)
+    again = guide.path(path.batch)
     torch.testing.assert_close(again.log_prob_per_step(z.clone()), drawn, atol=1e-8, rtol=1e-8)
     for i, n in enumerate(batch.lengths.tolist()):
         own = [None if v is None else v[i : i + 1, :n] for v in (batch.x, batch.mask, batch.controls)]
         inputs = guide.model.observe(own[0], None, own[1], own[2])
-        if path.inputs.zeta is not None:
-            inputs.zeta = path.inputs.zeta[:, i : i + 1]
-        alone = KalmanPath(guide, inputs).log_prob_per_step(z[:, i : i + 1, :n])
+        if path.batch.zeta is not None:
+            inputs.zeta = path.batch.zeta[:, i : i + 1]
+        alone = guide.path(inputs).log_prob_per_step(z[:, i : i + 1, :n])
         torch.testing.assert_close(alone, drawn[:, i : i + 1, :n], atol=1e-8, rtol=1e-8)
         assert not drawn[:, i, n:].any()
 
@@ -821,7 +821,7 @@ def test_filtered_and_smoothed(name):
     inputs = model.observe(*batch[:3], batch.controls)
     filtered, smoothed = guide.filtered(inputs), guide.smoothed(inputs)
     assert torch.equal(guide.states(inputs), filtered.mean)
-    codes = guide.path(inputs).codes.base_dist.loc[0]
+    codes = guide.path(inputs).codes.loc[0]
     shown = batch.mask[0]
     if name == "kvae":
         codes = model.fill(codes.unsqueeze(0), inputs, None, batch.mask, noise=False)[0]
@@ -884,9 +884,8 @@ def test_generation(name, kind):
 
 @pytest.fixture
 def codes_at_their_means(monkeypatch):
-    def means(self, batch):
-        loc = self.codes.base_dist.loc
-        return loc.expand(*batch, *loc.shape[-2:])
+    def means(self, shape):
+        return self.codes.loc.expand(*shape, *self.codes.loc.shape[-2:])
 
     monkeypatch.setattr(KalmanPath, "draw_codes", means)
 
@@ -1159,5 +1158,5 @@ def test_a_step_that_is_no_diagonal_gaussian_is_refused():
         Heavy(model)(torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match="^step: expected to return a distribution of event shape"):
         Wide(model)(torch.zeros(2, 3, 4))
-    with pytest.raises(ValueError, match="^guide: expected one with a law of each step, got a KalmanGuide"):
+    with pytest.raises(ValueError, match="^guide: expected one with a distribution of each step, got a KalmanGuide"):
         dssm.FlowGuide(dssm.KalmanGuide(model))

@@ -28,7 +28,7 @@ import pyro_dssm as dssm
 from pyro_dssm.guides import GuidePath
 from pyro_dssm.models.initial import GaussianInitial
 from pyro_dssm.nn.layers import join, normal
-from pyro_dssm.programs.path import with_first
+from pyro_dssm.programs.steps import with_first
 from pyro_dssm.testing import FORMS, run_as
 from pyro_dssm.training._seeds import seed_of
 
@@ -129,7 +129,7 @@ class MixedPath(GuidePath):
         return super().at(state, t) if t else self.first()
 
     def first(self):
-        loc = self.guide.net.bias + self._contexts[0][..., :1]
+        loc = self.guide.net.bias + self.contexts[0][..., :1]
         return normal(loc, torch.full_like(loc, 0.5))
 
     def along(self, z):
@@ -148,7 +148,7 @@ class BackwardPath(GuidePath):
         z, zs = torch.zeros(*self.batch_shape, self.guide.model.z_dim), []
         for t in reversed(range(self.event_shape[0])):
             with poutine.mask(mask=self.valid_at(t)):
-                z = pyro.sample(f"z_{t + 1}", self.guide.step(z, self._contexts[t]))
+                z = pyro.sample(f"z_{t + 1}", self.guide.step(z, self.contexts[t]))
                 zs.append(z)
         return torch.stack(torch.broadcast_tensors(*zs[::-1]), dim=-2)
 
