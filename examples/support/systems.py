@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyro_dssm as dssm
+from pyro_dssm.data import varying_states, with_states
 from pyro_dssm.data.ball import bouncing_ball
 from pyro_dssm.data.mocap import load_mocap
 from pyro_dssm.data.pendulum import pendulum
@@ -72,8 +73,8 @@ def own(data: Trajectories, length: int) -> dssm.Splits[Trajectories]:
         return parts
     if len(set(data.state_names)) < len(data.state_names):
         raise ValueError(f"state_names: expected different names, got {list(data.state_names)}.")
-    varies = set.intersection(*(set(part.first(length).varying_states()) for part in parts))
-    return dssm.Splits(*(part.with_states(sorted(varies)) for part in parts))
+    varies = set.intersection(*(set(varying_states(part.first(length))) for part in parts))
+    return dssm.Splits(*(with_states(part, sorted(varies)) for part in parts))
 
 
 def units(train: Trajectories) -> dssm.Standardise:

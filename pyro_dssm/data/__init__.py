@@ -1,6 +1,7 @@
 """Data: sequences in batches, and the sets that the examples use."""
 
 from .batching import batches, collate
+from .columns import varying_states, with_states
 from .gaps import RandomGaps
 from .mocap import load_mocap
 from .music import load_music
@@ -19,4 +20,6 @@ __all__ = [
     "collate",
     "load_mocap",
     "load_music",
+    "varying_states",
+    "with_states",
 ]

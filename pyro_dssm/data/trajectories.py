@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from .._utils.checks import positive, shown
+from .._utils.checks import positive
 from .._utils.reading import named
 from .._utils.types import check_types
 from ._arrays import Array, read_arrays, taken, text_of, write_arrays
@@ -25,7 +24,7 @@ from ._padded import (
     windows_of,
     without_padding,
 )
-from .sequences import SequenceDataset, index_of
+from .sequences import SequenceDataset
 from .splits import Splits, split_ranges
 
 __all__ = ["Trajectories"]
@@ -76,12 +75,7 @@ class Trajectories:
         check_values(self.x, self.controls, self.states, self.mask)
 
     def __repr__(self) -> str:
-        frame = " x ".join(str(n) for n in self.image_shape or self.x.shape[2:])
-        steps = f"{self.x.shape[1]}" if self.lengths is None else f"{int(self.lengths.min())} to {self.x.shape[1]}"
-        parts = [f"{len(self)} x {steps} frames of {frame}"]
-        parts += [] if self.controls is None else [f"controls of {self.controls.shape[-1]}"]
-        parts += [] if self.states is None else [f"states {', '.join(self.state_names)}"]
-        return f"Trajectories({'; '.join(parts)})"
+        return f"Trajectories({_in_short(self)})"
 
     def dataset(self) -> SequenceDataset:
         """The sequences with their masks and controls, without the states and without padding."""
@@ -109,7 +103,7 @@ class Trajectories:
         """Parts the set in its order.
 
         Args:
-            train: Fraction of the sequences to train on, a float; or their count, an integer.
+            train: Fraction (a float) or count (an integer) of the sequences to train on.
             valid: The same for those to choose with.
             test: The same for those to report.
 
@@ -155,55 +149,11 @@ class Trajectories:
         Raises:
             ValueError: If the length is not positive.
 
-        Example:
-            >>> Trajectories(torch.arange(5.0).reshape(1, 5, 1)).first(2).x.squeeze(-1)
-            tensor([[0., 1.]])
         """
         positive("length", length)
         controls, states, mask = (None if v is None else v[:, :length] for v in (self.controls, self.states, self.mask))
         lengths = None if self.lengths is None else self.lengths.clamp(max=length)
         return Trajectories(self.x[:, :length], controls, states, self.state_names, self.image_shape, mask, lengths)
-
-    def varying_states(self) -> list[int]:
-        """The columns of the true states that are not the same in all frames: of a constant, nothing can be learnt.
-
-        Returns:
-            Their numbers, in order; none where there are no states.
-
-        Example:
-            >>> states = torch.tensor([[[1.0, 0.0], [1.0, 2.0]]])
-            >>> Trajectories(torch.zeros(1, 2, 3), states=states, state_names=("mass", "q")).varying_states()
-            [1]
-        """
-        if self.states is None:
-            return []
-        ends = torch.full((len(self),), self.x.shape[1]) if self.lengths is None else self.lengths.cpu()
-        within = torch.arange(self.x.shape[1]) < ends.unsqueeze(-1)
-        low, high = self.states[within.to(self.states.device)].aminmax(dim=0)
-        return (low < high).nonzero().flatten().tolist()
-
-    def with_states(self, columns: Sequence[int]) -> Trajectories:
-        """The same with some columns of the true states alone.
-
-        Args:
-            columns: Which ones, in this order; with none, there are no states.
-
-        Returns:
-            As many sequences.
-
-        Raises:
-            ValueError: If there is no such column.
-
-        Example:
-            >>> data = Trajectories(torch.zeros(1, 2, 3), states=torch.rand(1, 2, 2), state_names=("mass", "q"))
-            >>> data.with_states([1]), data.with_states([])
-            (Trajectories(1 x 2 frames of 3; states q), Trajectories(1 x 2 frames of 3))
-        """
-        if not isinstance(columns, Sequence) or isinstance(columns, str | bytes):
-            raise ValueError(f"columns: expected a list of integers, got {shown(columns)}.")
-        chosen = [index_of(f"columns[{i}]", column, len(self.state_names)) for i, column in enumerate(columns)]
-        states = None if self.states is None or not chosen else self.states[..., chosen]
-        return replace(self, states=states, state_names=tuple(self.state_names[i] for i in chosen))
 
     @classmethod
     def from_arrays(
@@ -236,11 +186,6 @@ class Trajectories:
 
         Raises:
             ValueError: If an array has a wrong type or shape, or values that are not finite or that float32 merges.
-
-        Example:
-            >>> import torch
-            >>> Trajectories.from_arrays(torch.rand(10, 20, 8, 8, 3), channels="last")
-            Trajectories(10 x 20 frames of 3 x 8 x 8)
         """
         check_types(Trajectories.from_arrays, locals())
         return cls(**taken(x, u, state, mask, lengths, state_names, channels)._asdict())
@@ -256,8 +201,7 @@ class Trajectories:
     ) -> Trajectories:
         """Reads a file with the arrays of `from_arrays`.
 
-        They are ``x``, and where there are such ``u`` (or ``controls``), ``state`` (or ``states``), ``mask``,
-        ``lengths`` and ``state_names``.
+        They are ``x`` and maybe ``u`` or ``controls``, ``state`` or ``states``, ``mask``, ``lengths``, ``state_names``.
 
         Args:
             path: The ``.npz`` file. Nothing is unpickled.
@@ -293,3 +237,12 @@ class Trajectories:
         x = self.x if self.image_shape is None else self.images()
         tensors = {"x": x, "u": self.controls, "state": self.states, "mask": self.mask, "lengths": self.lengths}
         return write_arrays(path, tensors, None if self.states is None else self.state_names)
+
+
+def _in_short(data: Trajectories) -> str:
+    frame = " x ".join(str(n) for n in data.image_shape or data.x.shape[2:])
+    steps = f"{data.x.shape[1]}" if data.lengths is None else f"{int(data.lengths.min())} to {data.x.shape[1]}"
+    parts = [f"{len(data)} x {steps} frames of {frame}"]
+    parts += [] if data.controls is None else [f"controls of {data.controls.shape[-1]}"]
+    parts += [] if data.states is None else [f"states {', '.join(data.state_names)}"]
+    return "; ".join(parts)

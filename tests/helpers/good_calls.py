@@ -56,6 +56,9 @@ from pyro_dssm.data import (
     synthetic,
     transpose,
 )
+from pyro_dssm.data import (
+    columns as state_columns,
+)
 from pyro_dssm.data import pendulum as pendulums
 from pyro_dssm.evaluation import likelihood as evaluation
 from pyro_dssm.models.dvbf import StateMemory
@@ -1319,7 +1322,9 @@ def data(w):
     )
     yield Call("Trajectories.first", w.trajectories.first, {"length": count(2, big=False)})
     columns = items([0], kind(0, {"0", "-1"}, lambda: {"too high": 2}))
-    yield Call("Trajectories.with_states", w.trajectories.with_states, {"columns": columns})
+    of_these = instance(w.trajectories, w.model)
+    yield Call("with_states", state_columns.with_states, {"data": of_these, "columns": columns})
+    yield Call("varying_states", state_columns.varying_states, {"data": of_these})
     yield Call("Trajectories of a slice", lambda index: w.trajectories[index], {"index": kind(slice(1), {"slice"})})
     yield Call("Trajectories.save_npz", w.trajectories.save_npz, {"path": path(w.folder / "saved.npz", right=TEXTS)})
     yield Call(
@@ -2291,13 +2296,13 @@ _EXEMPT = {
         build_dynamics build_emission build_initial build_transition built_as by_sequence check_distribution
         check_emission check_initial check_options check_sizes check_transition check_units choose completion
         in_units largest rank_correlation rows somewhere warn Carry CodeFirst CodePath CodedState EmptyPath
-        FlowGuide.adapt FusionGuide.read_context FutureStates GaussianGuide.adapt Guide.future_states
-        Guide.read_context GuideStates ModelPath ModelStates NoLatents.path NoiseGuide.read_context Shared
+        FlowGuide.adapt FusionGuide.read_context FutureStates GaussianGuide.adapt 
+        GuideStates ModelPath ModelStates NoLatents.path NoiseGuide.read_context Shared
         check_model posterior FlowGuide.path FlowGuide.push FlowPath Guide.path SequenceSet GuidePath InDataUnits
         Inputs KalmanGuide.path KalmanPath Last.scan Last.step Memories.after_x Memories.after_z Memories.along_x
         Memories.along_z Memories.dims Memories.first Memories.get Memories.read Memories.start Model Path Paths
         Proposal Recurrent.scan Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_chain
-        complete cut deviation divergence_per_step draw_with_density ends_of_gaps expanded fill fix_start forgets
+        complete cut deviation divergence_per_step ends_of_gaps expanded fill fix_start forgets
         in_order key gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates prepare
         CodesOnly CodingGuide ContextGuide Drawn FilteringPath FirstThen FlowGuide.emit_zeta FlowGuide.future_states
         FlowGuide.zeta_of Guide.memory_extra PushingGuide Seen SmoothingPath Sources SteppingGuide Stepwise Unasked

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pyro_dssm.data.columns import varying_states, with_states
 from pyro_dssm.data.trajectories import Trajectories
 
 
@@ -345,17 +346,17 @@ def test_the_first_frames(lengths):
 
 def test_states_that_vary():
     data = driven()
-    assert data.varying_states() == [1]
-    kept = data.with_states(data.varying_states())
+    assert varying_states(data) == [1]
+    kept = with_states(data, varying_states(data))
     assert torch.equal(kept.states, data.states[..., 1:])
     assert kept.state_names == ("q",)
-    assert (kept.with_states([]).states, kept.with_states([]).varying_states()) == (None, [])
-    assert data.with_states([-1, 0]).state_names == ("q", "mass")
+    assert (with_states(kept, []).states, varying_states(with_states(kept, []))) == (None, [])
+    assert with_states(data, [-1, 0]).state_names == ("q", "mass")
     for columns in ([2], [0.5], ["q"]):
         with pytest.raises(ValueError, match=r"^columns\[0\]: expected"):
-            data.with_states(columns)
+            with_states(data, columns)
 
 
 def test_padding_does_not_vary():
     """It is zero, which no frame of the first state is."""
-    assert driven(torch.tensor([6, 2, 4])).varying_states() == [1]
+    assert varying_states(driven(torch.tensor([6, 2, 4]))) == [1]
