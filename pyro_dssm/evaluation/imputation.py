@@ -12,6 +12,7 @@ from torch import Tensor
 from .._utils.checks import data_named, floats, number, positive
 from .._utils.devices import wide
 from .._utils.gaps import interpolate, last_seen
+from .._utils.renamed import renamed
 from .._utils.types import check_types
 from ..data.sequences import SequenceDataset
 from ..guides import BaseGuide
@@ -113,11 +114,12 @@ def varying_entries(model: DSSM, data: SequenceDataset) -> Tensor:
     return deviation >= VARIES * deviation.max()
 
 
+@renamed(share="fraction")
 def imputation(
     model: DSSM,
     guide: BaseGuide,
     data: SequenceDataset,
-    share: float = 0.5,
+    fraction: float = 0.5,
     *,
     mean_frame: Tensor | None = None,
     num_samples: int = 119,
@@ -136,7 +138,7 @@ def imputation(
         model: The model.
         guide: Its guide.
         data: Sequences; what their masks hide counts nowhere.
-        share: Fraction of the frames of each sequence to hide; at least one stays visible.
+        fraction: Of the frames of each sequence to hide; at least one stays visible.
         mean_frame: Shape ``(x_dim,)``, for example ``train.mean_frame()``; by default that of the visible frames.
         num_samples: Draws of what is hidden.
         num_rounds: As in :meth:`DSSM.reconstruct`.
@@ -159,13 +161,13 @@ def imputation(
         (['model', 'mean_frame', 'interpolation', 'last_frame'], [9.0, 9.0, 9.0, 9.0])
     """
     check_types(imputation, locals())
-    number("share", share, above=0, below=1)
+    number("fraction", fraction, above=0, below=1)
     positive("num_samples", num_samples)
     check_num_samples(levels, num_samples)
     squares: dict[str, list[Tensor]] = {}
     of_all, of_varying, groups = [], [], []
     with measuring(model, guide, seed):
-        visible = hide_frames(check_data("data", data, model), share, seed)
+        visible = hide_frames(check_data("data", data, model), fraction, seed)
         otherwise = _mean_frame(model, data, visible, mean_frame)
         varies = varying_entries(model, data).to(otherwise.device)
         for hidden in with_hidden(model, data, visible, batch_size):

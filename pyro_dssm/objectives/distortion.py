@@ -8,6 +8,7 @@ import torch
 
 from .._utils.checks import data_named, number
 from .._utils.devices import wide
+from .._utils.renamed import renamed
 from .._utils.types import check_types
 from ..data.sequences import SequenceDataset
 from ..models.standardise import InDataUnits, Standardise
@@ -15,12 +16,13 @@ from ..models.standardise import InDataUnits, Standardise
 __all__ = ["error_bound", "first_multiplier", "moderate_scale"]
 
 
-def error_bound(train: SequenceDataset, share: float = 0.025, *, standardise: Standardise | None = None) -> float:
+@renamed(share="fraction")
+def error_bound(train: SequenceDataset, fraction: float = 0.025, *, standardise: Standardise | None = None) -> float:
     """A bound for the squared error per entry: a fraction of the variance of the entries around their mean frame.
 
     Args:
         train: The sequences; hidden entries are left out.
-        share: The fraction, above 0.
+        fraction: Of the variance, above 0.
         standardise: That of the model, where it has one, for a bound in standardised units; fitted.
 
     Returns:
@@ -31,11 +33,11 @@ def error_bound(train: SequenceDataset, share: float = 0.025, *, standardise: St
 
     Example:
         >>> data = SequenceDataset([torch.tensor([[0.0, 1.0], [2.0, 1.0]])])
-        >>> error_bound(data, share=0.1)
+        >>> error_bound(data, fraction=0.1)
         0.05
     """
     check_types(error_bound, locals())
-    number("share", share, above=0)
+    number("fraction", fraction, above=0)
     with data_named("train"):
         mean, squares, count, scale = wide(train.mean_frame()), 0.0, 0.0, 1.0
     if standardise is not None:
@@ -54,7 +56,7 @@ def error_bound(train: SequenceDataset, share: float = 0.025, *, standardise: St
         squares += float(terms.sum())
     if not squares > 0:
         raise ValueError("train: expected data that vary, got the same frame everywhere.")
-    bound = share * squares / count
+    bound = fraction * squares / count
     return InDataUnits(bound) if standardise is None else bound
 
 
@@ -82,7 +84,7 @@ def moderate_scale(train: SequenceDataset, nats: float = 11.0, *, standardise: S
     """
     check_types(moderate_scale, locals())
     number("nats", nats, above=0)
-    scale = math.sqrt(train.dim * error_bound(train, share=1.0, standardise=standardise) / (2 * nats))
+    scale = math.sqrt(train.dim * error_bound(train, fraction=1.0, standardise=standardise) / (2 * nats))
     return InDataUnits(scale) if standardise is None else scale
 
 

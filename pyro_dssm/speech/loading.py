@@ -11,6 +11,7 @@ import torch
 
 from .._utils.checks import check_seed, one_of
 from .._utils.reading import file_path
+from .._utils.renamed import renamed
 from .._utils.types import check_types
 from ..data.splits import Splits, split_ranges
 from ._frames import load_frames
@@ -27,11 +28,12 @@ _log = logging.getLogger(__name__)
 _PARTS = {"train": ("train",), "valid": ("valid", "dev"), "test": ("test",)}
 
 
+@renamed(shares="fractions")
 def load_speech(
     folder: str | os.PathLike[str],
     *,
     by: str = "speaker",
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     trim_db: float | None = None,
@@ -51,7 +53,7 @@ def load_speech(
     Args:
         folder: The folder.
         by: What is split at random: each ``"speaker"``, or each ``"file"``.
-        shares: Fractions of the three sets among the speakers or files; or counts.
+        fractions: Of the three sets among the speakers or files; or counts.
         seed: Of the random split.
         cache: Folder for the frames, which are then computed once and mapped into memory after that; made if
             missing. Changed files or options have a cache of their own; none is ever removed. ``None`` computes
@@ -87,7 +89,7 @@ def load_speech(
     root = file_path("folder", folder)
     given = _given_parts(root)
     if given is None:
-        parts = _random_parts(find_recordings(root), by, shares, seed)
+        parts = _random_parts(find_recordings(root), by, fractions, seed)
         how = f"Split at random by {by} (seed {seed})"
     else:
         parts = recordings_of(given)
@@ -181,10 +183,10 @@ def _check_speakers(folders: list[Path], parts: list[list[Recording]]) -> None:
 
 
 def _random_parts(
-    recordings: list[Recording], by: str, shares: tuple[float, float, float], seed: int
+    recordings: list[Recording], by: str, fractions: tuple[float, float, float], seed: int
 ) -> list[list[Recording]]:
-    if not isinstance(shares, Sequence) or len(shares) != 3:
-        raise ValueError(f"shares: expected three of them, got {shares!r}.")
+    if not isinstance(fractions, Sequence) or len(fractions) != 3:
+        raise ValueError(f"fractions: expected three of them, got {fractions!r}.")
     check_seed(seed)
     groups: dict[str, list[Recording]] = {}
     for recording in recordings:
@@ -195,9 +197,9 @@ def _random_parts(
     names = sorted(groups)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     try:
-        ranges = split_ranges(len(names), *shares)
+        ranges = split_ranges(len(names), *fractions)
     except ValueError as error:
-        raise ValueError(f"shares: {error}") from error
+        raise ValueError(f"fractions: {error}") from error
     return [sorted(r for i in part for r in groups[names[order[i]]]) for part in ranges]
 
 

@@ -789,7 +789,7 @@ def training(w):
             w.standardise, True, dssm.Standardise(D + 1).fit(w.narrow), optional=True, also=("train",)
         ),
     }
-    yield Call("error_bound", dssm.error_bound, {**of_data, "share": number(0.1, above=0)})
+    yield Call("error_bound", dssm.error_bound, {**of_data, "fraction": number(0.1, above=0)})
     yield Call("moderate_scale", dssm.moderate_scale, {**of_data, "nats": number(2.0, above=0)})
     yield Call(
         "first_multiplier",
@@ -914,7 +914,7 @@ def measuring(w):
         {
             **pair,
             **data,
-            "share": number(0.5, above=0, below=1),
+            "fraction": number(0.5, above=0, below=1),
             "mean_frame": tensor(torch.zeros(D), dims=1, sizes=(0,), tied=False, device=False, optional=True),
             "num_samples": count(19),
             "num_rounds": count(0, low=0, big=False),
@@ -1491,7 +1491,7 @@ def reading(w):
             "seed": integer(0),
             **quiet,
             "allow_shared_speakers": flag(False),
-            "shares": kind(
+            "fractions": kind(
                 (0.4, 0.3, 0.3),
                 (),
                 lambda: {"two": (0.5, 0.5), "negative": (1.2, -0.1, -0.1), "texts": ("a", "b", "c")},
@@ -2296,7 +2296,7 @@ _EXEMPT = {
         build_dynamics build_emission build_initial build_transition built_as by_sequence check_distribution
         check_emission check_initial check_options check_sizes check_transition check_units choose completion
         in_units largest rank_correlation rows somewhere warn Carry CodeFirst CodePath CodedState EmptyPath
-        FlowGuide.adapt FusionGuide.read_context FutureStates GaussianGuide.adapt 
+        FlowGuide.adapt FusionGuide.read_context FutureStates GaussianGuide.adapt
         GuideStates ModelPath ModelStates NoLatents.path NoiseGuide.read_context Shared
         check_model posterior FlowGuide.path FlowGuide.push FlowPath Guide.path SequenceSet GuidePath InDataUnits
         Inputs KalmanGuide.path KalmanPath Last.scan Last.step Memories.after_x Memories.after_z Memories.along_x

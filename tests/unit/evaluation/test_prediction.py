@@ -403,8 +403,8 @@ def test_the_same_frames_are_hidden_whatever_the_batches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"share": 0.0}, "share: "),
-        ({"share": 1}, "share: "),
+        ({"fraction": 0.0}, "fraction: "),
+        ({"fraction": 1}, "fraction: "),
         ({"num_samples": 10}, "samples: expected at least 39"),
         ({"mean_frame": torch.zeros(3)}, "mean_frame: expected shape"),
         (

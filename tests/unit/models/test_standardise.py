@@ -527,7 +527,7 @@ def test_the_bound_of_a_constraint_is_in_the_units_of_the_squared_error():
     model = dssm.DMM(D, Z, **SMALL, standardise=True)
     guide = dssm.Filtering(model, rnn_dim=5)
     part = model.standardise.fit(train)
-    assert dssm.error_bound(train, share=1.0, standardise=part) == pytest.approx(1.0, rel=1e-5)
+    assert dssm.error_bound(train, fraction=1.0, standardise=part) == pytest.approx(1.0, rel=1e-5)
     assert dssm.moderate_scale(train, nats=1.5, standardise=part) == pytest.approx(1.0, rel=1e-5)
     assert dssm.first_multiplier(train, 0.1, 1.5, standardise=part) == pytest.approx(0.01, rel=1e-4)
     with torch.no_grad():

@@ -519,9 +519,9 @@ def test_error_bound_by_hand():
     x = [torch.tensor([[0.0, 7.0], [4.0, 99.0]]), torch.tensor([[8.0, 5.0]])]
     observed = [torch.tensor([[True, True], [True, False]]), torch.tensor([[True, True]])]
     # First entry: 16 + 0 + 16; second: 1 + 1.
-    assert error_bound(dssm.SequenceDataset(x, observed), share=0.5) == pytest.approx(0.5 * 34 / 5)
+    assert error_bound(dssm.SequenceDataset(x, observed), fraction=0.5) == pytest.approx(0.5 * 34 / 5)
     frames = [torch.tensor([True, False]), torch.tensor([True])]
-    assert error_bound(dssm.SequenceDataset(x, frames), share=1.0) == pytest.approx((16 + 16 + 1 + 1) / 4)
+    assert error_bound(dssm.SequenceDataset(x, frames), fraction=1.0) == pytest.approx((16 + 16 + 1 + 1) / 4)
     full = dssm.SequenceDataset(x)
     frames = torch.cat(x)
     assert error_bound(full) == pytest.approx(0.025 * float((frames - frames.mean(0)).square().mean()))
@@ -529,7 +529,7 @@ def test_error_bound_by_hand():
 
 def test_error_bound_refuses():
     with pytest.raises(ValueError, match="share: expected a positive number, got 0"):
-        error_bound(oscillator(2, 3), share=0)
+        error_bound(oscillator(2, 3), fraction=0)
     with pytest.raises(ValueError, match="train: expected data that vary"):
         error_bound(dssm.SequenceDataset(torch.ones(2, 3, 1)))
 

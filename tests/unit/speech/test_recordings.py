@@ -52,7 +52,7 @@ def corpus(tmp_path):
 
 
 def load(root, **options):
-    return load_speech(root, **{"spectrogram": SMALL, "shares": (0.6, 0.2, 0.2), **options})
+    return load_speech(root, **{"spectrogram": SMALL, "fractions": (0.6, 0.2, 0.2), **options})
 
 
 def paths(data):
@@ -179,8 +179,8 @@ def test_by_file_speakers_are_shared_only_when_asked(corpus):
 
 
 def test_shares_and_counts(corpus):
-    assert [len(p.speakers) for p in load(corpus, shares=(3, 1, 2))] == [3, 1, 2]
-    assert [len(p) for p in load(corpus, by="file", shares=(0.5, 0.25, 0.25))] == [10, 4, 5]
+    assert [len(p.speakers) for p in load(corpus, fractions=(3, 1, 2))] == [3, 1, 2]
+    assert [len(p) for p in load(corpus, by="file", fractions=(0.5, 0.25, 0.25))] == [10, 4, 5]
 
 
 def lay_out(root, *, valid="valid", overlap=False):
@@ -260,10 +260,10 @@ def test_two_names_of_one_split(tmp_path):
     ("options", "name"),
     [
         ({"by": "chapter"}, "by"),
-        ({"shares": (0.5, 0.5)}, "shares"),
-        ({"shares": (0.9, 0.1, 0.1)}, "shares"),
-        ({"shares": (0.9, 0.1, 0)}, "shares"),
-        ({"shares": 0.8}, "shares"),
+        ({"fractions": (0.5, 0.5)}, "fractions"),
+        ({"fractions": (0.9, 0.1, 0.1)}, "fractions"),
+        ({"fractions": (0.9, 0.1, 0)}, "fractions"),
+        ({"fractions": 0.8}, "fractions"),
         ({"trim_db": -1}, "trim_db"),
         ({"num_workers": -1}, "num_workers"),
         ({"num_workers": 1.0}, "num_workers"),
