@@ -22,6 +22,7 @@ __all__ = [
     "did_you_mean",
     "event",
     "flag",
+    "fraction",
     "floats",
     "guide_kind",
     "is_count",
@@ -166,6 +167,12 @@ def real(name: str, value: object) -> None:
     """Raises ``ValueError`` unless the value is a real number, which may be NaN or infinite."""
     if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
         raise ValueError(f"{name}: expected a number, got {shown(value)}.")
+
+
+def fraction(name: str, value: object) -> None:
+    """Raises ``ValueError`` unless the value is a number from 0 to below 1."""
+    if not (is_number(value) and 0 <= value < 1):  # type: ignore[operator]
+        raise ValueError(f"{name}: expected a number from 0 to below 1, got {shown(value)}.")
 
 
 def probability(name: str, value: object) -> None:

@@ -6,7 +6,7 @@ import math
 from typing import Literal, TypedDict
 
 from .._utils.checks import flag, is_count, is_number, number, one_of, positive, shown
-from .._utils.checks import probability as check_fraction
+from .._utils.checks import fraction as check_fraction
 
 __all__ = [
     "ConstraintOptions",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_seed, kind_of, positive, whole
+from .._utils.checks import check_seed, fraction, kind_of, positive, whole
 from .._utils.types import check_types
 
 __all__ = ["Spectrogram", "griffin_lim"]
@@ -234,7 +234,7 @@ def griffin_lim(
     if not (magnitude.isfinite() & (magnitude >= 0)).all():
         raise ValueError("magnitude: expected finite numbers of at least 0, got others.")
     whole("num_rounds", num_rounds, most=None)
-    probability("momentum", momentum)
+    fraction("momentum", momentum)
     check_seed(seed)
     # Drawn on the processor in double precision, they are the same on every device and in every dtype.
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from pyro.optim import PyroOptim
 
 from .._utils.checks import flag, number, positive, real, shown, whole
-from .._utils.checks import probability as check_fraction
+from .._utils.checks import fraction as check_fraction
 from .._utils.types import check_types
 
 __all__ = ["LR_SCHEDULES", "Checkpoint", "Loading", "Optimisation", "Progress", "Record", "Validation"]

@@ -528,7 +528,7 @@ def test_error_bound_by_hand():
 
 
 def test_error_bound_refuses():
-    with pytest.raises(ValueError, match="share: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="fraction: expected a positive number, got 0"):
         error_bound(oscillator(2, 3), fraction=0)
     with pytest.raises(ValueError, match="train: expected data that vary"):
         error_bound(dssm.SequenceDataset(torch.ones(2, 3, 1)))
