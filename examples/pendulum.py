@@ -133,12 +133,11 @@ def main() -> None:
     calibration, filled = measuring.fill_in(model, guide, parts, args.out, seed=args.seed, smoke=args.smoke)
     print(f"Test set\n{measuring.summary(scores['test'])}\n\nHalf of the frames hidden, and filled in\n{filled}")
     print(f"\nThe intervals are calibrated on the validation set.\n{calibration}")
-    settings = {"scale": scale, "known": known, "horizons": horizons}
     reports.write_metrics(
         args,
         valid=scores["valid"],
         test={**scores["test"], "imputation": filled.to_dict()},
-        settings=settings,
+        settings={"scale": scale, "known": known, "horizons": horizons},
         calibration=calibration.to_dict(),
         data={name: repr(part) for name, part in parts._asdict().items()},
         **reports.describe(model, guide, history),

@@ -203,10 +203,38 @@ def count(package: Path) -> Plan:
         "private overrides": len(overrides),
         "Any per 1,000 lines": round(1000 * count_any(files) / lines, 1),
     }
+    for kind, name in ADDED.items():
+        where = places(files, package.parent, name)
+        plan.figures[f"places to touch for a new {kind}"] = len(where)
+        plan.lists[f"places of {name}"] = where
     most = longest(files)
     plan.figures |= {f"longest {kind}": values[0] for kind, values in most.items()}
     plan.lists |= {f"longest {kind}": [f"{n} {name}" for n, name in values] for kind, values in most.items()}
     return plan
+
+
+# What was added to the library one day, of each kind.
+ADDED = {"named model": "RSSM", "emission": "LogNormalPowerEmission", "guide": "MeanField", "objective": "GECO"}
+
+
+def places(files: list[Source], root: Path, name: str) -> list[str]:
+    """The files that say a name in their code (not in their prose), and the README if its tables do."""
+    found = []
+    for source in files:
+        prose = {id(n.value) for n in ast.walk(source.tree) if isinstance(n, ast.Expr)}
+        for node in ast.walk(source.tree):
+            said = (
+                (isinstance(node, ast.Name) and node.id == name)
+                or (isinstance(node, ast.ClassDef) and node.name == name)
+                or (isinstance(node, ast.alias) and node.name.rpartition(".")[2] == name)
+                or (isinstance(node, ast.Constant) and node.value == name and id(node) not in prose)
+            )
+            if said:
+                found.append(source.path.relative_to(root).as_posix())
+                break
+    readme = root / "README.md"
+    rows = readme.read_text().splitlines() if readme.is_file() else []
+    return found + ["README.md"] * any(row.startswith("|") and f"`{name}`" in row for row in rows)
 
 
 def trip(make: str, package: Path) -> tuple[int, int]:

@@ -53,6 +53,28 @@ def test_no_circle(files):
     assert plan.circles(plan.arrows(files)) == []
 
 
+def test_no_private_method_is_overridden_elsewhere(files):
+    assert plan.private_overrides(files) == []
+
+
+def test_a_file_a_class_and_a_list_of_arguments_can_be_read_at_one_glance(files):
+    longest = plan.longest(files)
+    assert [entry for entry in longest["file"] if entry[0] > 300] == []
+    assert [entry for entry in longest["class"] if entry[0] > 200] == []
+    assert [entry for entry in longest["arguments"] if entry[0] > 12 and not entry[1].endswith("fitting.fit")] == []
+    assert max(count for count, name in longest["arguments"]) <= 17
+
+
+def test_hardly_anything_is_of_any_type(files):
+    lines = sum(source.text.count("\n") for source in files)
+    assert 1000 * plan.count_any(files) / lines < 6
+
+
+@pytest.mark.parametrize("kind", plan.ADDED)
+def test_what_is_added_has_few_places(files, kind):
+    assert len(plan.places(files, PACKAGE.parent, plan.ADDED[kind])) <= (4 if kind == "guide" else 3)
+
+
 def test_a_circle_and_an_arrow_up_are_noticed():
     """Negative control."""
     graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
