@@ -151,7 +151,11 @@ class Guide(ContextGuide):
     def latent_memory(self) -> Memory | None:
         """What the past latents are remembered with: a memory of the guide's own, or the model's."""
         memories = self.model.memories
-        return memories.get(memories.of_latents) if self.sources.latents == "model" else self.memory
+        if self.sources.latents != "model":
+            return self.memory
+        shared = memories[memories.of_latents]
+        assert isinstance(shared, Memory)
+        return shared
 
     def memory_extra(self, batch: CheckedBatch) -> Tensor | None:
         """What enters the memory of the latents in addition to :math:`z_t`, shape ``(*, B, T, any)``."""

@@ -16,8 +16,8 @@ from ..models.kalman_vae import KalmanVAE
 from ..nn.layers import normal
 from ..programs.batch import CheckedBatch
 from .frames import START_FRAMES, FrameGuide
-from .kalman_orders import FilteringPath, SmoothingPath
-from .kalman_path import KalmanPath
+from .kalman_filtering import FilteringPath
+from .kalman_path import KalmanPath, SmoothingPath
 
 __all__ = ["KalmanGuide"]
 

@@ -123,17 +123,14 @@ class GuidePath(Path):
         self._states.append(state)
         return state
 
-    def finish(self, state: Tensor | None) -> None:
-        """Keeps the state for the next chunk."""
-        if not self._from_model and self._batch.carry is not None:
-            self._batch.carry.guide_last.latents = state
-
-    def hand_over(self, z: Tensor) -> None:
-        """Keeps for the model what was computed of the path that has just been drawn."""
-        if self._from_model and self._memory is not None:
+    def finish(self, state: Tensor | None, z: Tensor) -> None:
+        """Keeps the state for the next chunk, or, of the model's memory, all states for the model."""
+        if self._from_model:
             # The model reads the same RNN along the same path: it need not run it again.
             after = self._read(torch.stack(self._states, dim=-2))
             self._batch.drawn = Drawn(z, after, self._states[-1])
+        elif self._batch.carry is not None:
+            self._batch.carry.guide_last.latents = state
 
     def along(self, z: Tensor) -> Distribution:
         """All steps at once."""

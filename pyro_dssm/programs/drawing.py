@@ -62,8 +62,8 @@ class Stepwise(Protocol):
     def along(self, z: Tensor) -> Distribution:
         """The distributions of all steps given the path."""
 
-    def finish(self, state: State) -> None:
-        """Receives the last state."""
+    def finish(self, state: State, z: Tensor) -> None:
+        """Receives the last state and the path."""
 
     def kinds(self) -> Distribution:
         """The distributions of all steps along some path."""
@@ -132,10 +132,14 @@ def draw_in_turn(path: Stepwise, shape: torch.Size) -> Seen:
         densities.append(base if isinstance(base, torch.distributions.Normal) else density_to_keep(fn, value))
         if t + 1 < steps or path.carrying:
             state = path.advance(state, value, t)
-    if path.carrying:
-        path.finish(state)
     path.reparameterised = not detached
     z = torch.stack(values, dim=-2)
+    if path.carrying:
+        path.finish(state, z)
+    normals = [d for d in densities if isinstance(d, torch.distributions.Normal)]
+    if len(normals) == steps:
+        loc, scale = torch.stack([d.loc for d in normals], -2), torch.stack([d.scale for d in normals], -2)
+        return Seen(z, conditionals=dist.Normal(loc, scale, validate_args=False).to_event(1))
     return _with(z, stacked(densities, z))
 
 
