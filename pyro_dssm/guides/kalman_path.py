@@ -65,7 +65,9 @@ class KalmanPath(PathDistribution):
         self.guide, self.batch = guide, batch
         self.model = guide.model
         fn = guide.step(None, guide.read_frames(batch))
-        codes = normal_of(event("step", fn, self.model.code_dim))
+        if getattr(fn, "event_shape", None) != (self.model.code_dim,):
+            event("step", fn, self.model.code_dim)
+        codes = normal_of(fn)
         if codes is None:
             raise ValueError(f"step: expected to return a diagonal Gaussian, got {type(fn).__name__}.")
         self.codes = codes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 __all__ = ["Parts", "change", "frozen_copy", "is_plain", "named_arguments", "signature_of"]
 
 
-def frozen_copy(value: Any) -> Any:
+def frozen_copy(value: object) -> Any:
     """A copy of the lists, dictionaries and sets in a value, with NumPy's numbers as Python's, and the rest as it is.
 
     Example:
@@ -32,7 +32,7 @@ def frozen_copy(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def named_arguments(owner: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def named_arguments(owner: object, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
     """The arguments that a constructor was called with, by name.
 
     Args:
@@ -48,7 +48,7 @@ def named_arguments(owner: object, args: tuple[Any, ...], kwargs: Mapping[str, A
     """
     args, kwargs = frozen_copy(args), frozen_copy(kwargs)
     bound = inspect.signature(type(owner).__init__).bind(owner, *args, **kwargs)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, object] = {}
     for name, value in list(bound.arguments.items())[1:]:
         kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
@@ -70,7 +70,7 @@ def signature_of(cls: type) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-def is_plain(value: Any, levels: int = 8) -> bool:
+def is_plain(value: object, levels: int = 8) -> bool:
     """Whether a value is a number, a string, a truth value or ``None``, or a container of these."""
     if value is None or isinstance(value, bool | int | float | str):
         return True
@@ -110,7 +110,7 @@ class Parts:
         shapes.update((name, tuple(t.shape)) for name, t in program.state_dict().items())
         return Parts(kinds, attributes, shapes)
 
-    def changed(self, program: nn.Module) -> dict[str, Any]:
+    def changed(self, program: nn.Module) -> dict[str, object]:
         """The attributes that are another now, by path, with their values.
 
         Args:
@@ -162,7 +162,7 @@ def _class(name: str | None) -> str:
     return "nothing" if name is None else name.rpartition(".")[2]
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def _settings(module: nn.Module) -> dict[str, object]:
     """The public plain attributes of a module but its mode, and the properties that can be set."""
     found = {name: value for name, value in vars(module).items() if name[:1] != "_" and name != "training"}
     for name, settable in _properties(type(module)).items():
@@ -187,7 +187,7 @@ def _properties(cls: type) -> dict[str, bool]:
     return found
 
 
-def change(program: nn.Module, changes: Mapping[str, Any]) -> None:
+def change(program: nn.Module, changes: Mapping[str, object]) -> None:
     """Gives attributes the values that :meth:`Parts.changed` has found.
 
     Args:
@@ -208,9 +208,9 @@ def change(program: nn.Module, changes: Mapping[str, Any]) -> None:
             raise ValueError(f"an attribute {path[:80]!r} that the class does not have")
         if not is_plain(value) or not (before is None or value is None or _kind(before) == _kind(value)):
             raise ValueError(f"a {type(value).__name__} for the attribute {path[:80]!r}")
-        setattr(module, name, tuple(value) if isinstance(before, tuple) and value is not None else value)
+        setattr(module, name, tuple(value) if isinstance(before, tuple) and isinstance(value, list) else value)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     kinds = {bool: "truth", int: "number", float: "number", str: "string", list: "list", tuple: "list", dict: "dict"}
     return next(name for kind, name in kinds.items() if isinstance(value, kind))

@@ -14,7 +14,7 @@ import pyro
 from pyro.nn import PyroModule, PyroParam
 from pyro.nn.module import _PyroModuleMeta
 from pyro.params import param_with_module_name
-from torch import nn
+from torch import Tensor, nn
 
 from ._parts import Parts, frozen_copy, named_arguments, signature_of
 from ._store import Entries, claim, release
@@ -66,7 +66,7 @@ class _Noting(_PyroModuleMeta):
     def __signature__(cls) -> inspect.Signature:
         return signature_of(cls)
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: object, **kwargs: object) -> Any:
         program = super().__call__(*args, **kwargs)
         note_parts(program)
         program.keep_parts_at_hand()
@@ -95,11 +95,11 @@ class Program(PyroModule, metaclass=_Noting):
     - Errors of one sentence, under SVI too: see :class:`Plain`.
     """
 
-    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    _arguments: tuple[tuple[object, ...], dict[str, object]]
     _built: Parts
     _entries: Entries
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Program:
+    def __new__(cls, *args: object, **kwargs: object) -> Program:
         self = super().__new__(cls)
         object.__setattr__(self, "_arguments", (frozen_copy(args), frozen_copy(kwargs)))
         # Copies come by here too.
@@ -117,18 +117,18 @@ class Program(PyroModule, metaclass=_Noting):
         return f"{cls.__name__}_{next(_serial)}"
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         """The arguments of the constructor, by name: a copy, whose lists and dictionaries are the caller's."""
         return named_arguments(self, *self._arguments)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         for parameter in self.parameters():
             # Pyro leaves weak references on what it has trained, and they cannot be pickled.
             vars(parameter).pop("unconstrained", None)
         at_hand = self._modules.keys()
         return {k: v for k, v in self.__dict__.items() if k != "_entries" and k not in at_hand}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         # A copy (deepcopy, unpickling) must not answer to the name of its original.
         super().__setstate__(state)
         self.keep_parts_at_hand()
@@ -150,7 +150,7 @@ class Program(PyroModule, metaclass=_Noting):
             else:
                 self.__dict__[name] = child
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name in self.__dict__.get("_modules", ()):
             self.__dict__.pop(name, None)
         super().__setattr__(name, value)
@@ -170,11 +170,12 @@ class Program(PyroModule, metaclass=_Noting):
             return own
         return super().__getattr__(name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Tensor:
         try:
             with self._pyro_context:
                 self._register()
-                return super().__call__(*args, **kwargs)
+                z: Tensor = super().__call__(*args, **kwargs)
+                return z
         except (ValueError, NotImplementedError) as error:
             plain = _PLAIN.get(type(error))  # others have arguments of their own
             if plain is None:
@@ -202,6 +203,7 @@ class Program(PyroModule, metaclass=_Noting):
 
     def _register_own(self, module: PyroModule) -> None:
         """What a module holds itself, and not a part of it."""
+        store = pyro.get_param_store()
         for name in _declared_by(type(module)):
             if name not in module._pyro_params:
                 getattr(module, name)
@@ -211,9 +213,11 @@ class Program(PyroModule, metaclass=_Noting):
             name = key.removesuffix("_unconstrained")
             constrained = name != key and name in module._pyro_params
             name = name if constrained else key
-            if parameter.requires_grad:
+            full = module._pyro_get_fullname(name)
+            held = store._params.get(full) is parameter and self._entries.get(full) is parameter
+            if parameter.requires_grad and not held:
                 limits = (module._pyro_params[name][0],) if constrained else ()
-                claim(self._entries, module._pyro_get_fullname(name), parameter, *limits)
+                claim(self._entries, full, parameter, *limits)
             getattr(module, name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 import pyro
@@ -102,19 +103,16 @@ class CheckedBatch:
     along_x: tuple[States, States] | None = field(default=None, init=False, repr=False)
     along_z: tuple[Tensor, States, States] | None = field(default=None, init=False, repr=False)
     before: States | None = field(default=None, init=False, repr=False)
-    _frames: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.batch_shape, self.num_steps = self.x.shape[:-2], self.x.shape[-2]
         self.first = None if self.carry is None else self.carry.first
         self.starts = self.first is None
 
-    @property
+    @cached_property
     def frames(self) -> Tensor:
         """The frames as networks read them, shape ``(*, B, T, x_dim)``, computed once for each batch."""
-        if self._frames is None:
-            self._frames = self.x if self.read is None else self.read(self.x)
-        return self._frames
+        return self.x if self.read is None else self.read(self.x)
 
     def hand_on(self, name: str, state: Tensor) -> None:
         """Keeps the last state of a memory for the next chunk, where there may be one."""
