@@ -1,4 +1,4 @@
-"""Guides whose steps are diagonal Gaussians, and the options that they take."""
+"""Guides whose steps are diagonal Gaussians, and their options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["GaussianGuide", "GaussianOptions", "ReadingOptions"]
 
 
 class ReadingOptions(FrameOptions, total=False):
-    """How a guide reads latents and frames: options of every :class:`GaussianGuide`, with those of frames.
+    """How a :class:`GaussianGuide` reads latents and frames: options in addition to :class:`FrameOptions`.
 
     Attributes:
         rnn_dim: Size of each RNN state; 128 by default.
@@ -37,7 +37,7 @@ class ReadingOptions(FrameOptions, total=False):
 
 
 class GaussianOptions(ReadingOptions, total=False):
-    """The options of the guides of the taxonomy, in addition to those of reading.
+    """The options of the guides of the taxonomy, in addition to :class:`ReadingOptions`.
 
     Attributes:
         hidden_dim: Size of the combiner's hidden layer; 128 by default.

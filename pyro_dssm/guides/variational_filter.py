@@ -30,8 +30,8 @@ __all__ = ["FusionGuide", "NoiseGuide"]
 class NoiseGuide(GaussianGuide):
     r"""Infers the noise that drives a state, :math:`q(w_t \mid z_{t-1}, x_t, u_{t-1})`; :math:`w_1` from all frames.
 
-    One perceptron reads the state, the frame and the control together: the noise that leads to where a frame says that
-    the system is depends on where it was.
+    One perceptron reads the state, the frame and the control together: the noise that leads to the state that a frame
+    shows depends on the state before it.
 
     Args:
         model: A :class:`~pyro_dssm.DVBF`, or another model whose frames depend on an RNN state over its latents.

@@ -36,12 +36,12 @@ def named_arguments(owner: object, args: Sequence[object], kwargs: Mapping[str, 
     """The arguments that a constructor was called with, by name.
 
     Args:
-        owner: What it has made.
-        args: Arguments without names.
-        kwargs: Those with names.
+        owner: What it has built.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
 
     Returns:
-        A copy, whose lists and dictionaries are the caller's.
+        A copy, whose lists and dictionaries may be changed.
 
     Raises:
         ValueError: If the constructor takes arguments that have no names.
@@ -65,7 +65,7 @@ def named_arguments(owner: object, args: Sequence[object], kwargs: Mapping[str, 
 
 
 def signature_of(cls: type) -> inspect.Signature:
-    """How a class is called: as its constructor is, whatever its metaclass does in addition."""
+    """The signature of a class: that of its constructor, whatever its metaclass does in addition."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
@@ -111,7 +111,7 @@ class Parts:
         return Parts(kinds, attributes, shapes)
 
     def changed(self, program: nn.Module) -> dict[str, object]:
-        """The attributes that are another now, by path, with their values.
+        """The attributes that have changed since, by path, with their values.
 
         Args:
             program: The program that these parts are of.
@@ -133,15 +133,16 @@ class Parts:
         return found
 
     def replaced(self, program: nn.Module) -> list[str]:
-        """Says which modules and tensors are others than those that the constructor made.
+        """Says which modules and tensors have replaced those that the constructor built.
 
-        What is built by the same arguments cannot take the state of such a program, or is another function of it.
+        A program that is built by the same arguments cannot load the state of such a one, or computes something else
+        with it.
 
         Args:
             program: The program that these parts are of.
 
         Returns:
-            What is where in the place of what; modules, or else tensors.
+            A sentence for each module that is another one; if there is none, for each tensor of another shape.
         """
         now = Parts.of(program)
         return [

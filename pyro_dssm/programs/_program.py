@@ -36,9 +36,9 @@ _declared: weakref.WeakKeyDictionary[type, tuple[str, ...]] = weakref.WeakKeyDic
 
 
 class Plain(Exception):
-    """Keeps its sentence to itself: Pyro's table of shapes, which it appends to what a traced program raises, is cut.
+    """Has a message of one sentence: the table of shapes that Pyro appends to what a traced program raises is cut off.
 
-    Pyro makes a new exception of the same type, whose message is the old one and the table after it.
+    Pyro raises a new exception of the same type, whose message is the old one, followed by the table.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -46,11 +46,11 @@ class Plain(Exception):
 
 
 class PlainValueError(Plain, ValueError):
-    """What a program is called with is wrong."""
+    """A program has been called with wrong arguments."""
 
 
 class PlainNotImplementedError(Plain, NotImplementedError):
-    """What a program is asked for cannot be computed."""
+    """What has been asked of a program cannot be computed."""
 
 
 _PLAIN: dict[type[Exception], type[Plain]] = {
@@ -60,7 +60,7 @@ _PLAIN: dict[type[Exception], type[Plain]] = {
 
 
 class _Noting(_PyroModuleMeta):
-    """Notes what a program's constructor has made, whatever classes it is of."""
+    """Records what a program's constructor has built, of whatever class it is."""
 
     @property
     def __signature__(cls) -> inspect.Signature:
@@ -74,7 +74,7 @@ class _Noting(_PyroModuleMeta):
 
 
 def note_parts(program: Program) -> None:
-    """Takes a program as it is for what its arguments build."""
+    """Records a program as it is now as what its arguments build."""
     object.__setattr__(program, "_built", Parts.of(program))
 
 
@@ -88,9 +88,9 @@ class Program(PyroModule, metaclass=_Noting):
       ``SVI`` would train only the first.
     - Every parameter is registered when the program is called, not when it is first used. Path sites
       reach their networks after the call has returned, which is too late for ``SVI`` to see them.
-    - The arguments it was built with, as they were then, so that a checkpoint can build it again, and what it was then,
-      so that a checkpoint knows what has been changed.
-    - Pyro's parameter store holds the parameters of programs that are alive. They leave with their program, and an
+    - It records the arguments that it was built with, so that a checkpoint can build it again, and what they built, so
+      that a checkpoint knows what has been changed since.
+    - Pyro's parameter store holds the parameters of programs that are alive. They leave it with their program, and an
       entry is always the module's own parameter: nothing is read from the store.
     - Errors of one sentence, under SVI too: see :class:`Plain`.
     """
@@ -118,7 +118,7 @@ class Program(PyroModule, metaclass=_Noting):
 
     @property
     def arguments(self) -> dict[str, object]:
-        """The arguments of the constructor, by name: a copy, whose lists and dictionaries are the caller's."""
+        """The arguments of the constructor, by name: a copy, whose lists and dictionaries may be changed."""
         return named_arguments(self, *self._arguments)
 
     def __getstate__(self) -> dict[str, object]:
@@ -202,7 +202,7 @@ class Program(PyroModule, metaclass=_Noting):
                         pyro.param(full, parameter)
 
     def _register_own(self, module: PyroModule) -> None:
-        """What a module holds itself, and not a part of it."""
+        """The parameters that a module holds itself, rather than a part of it."""
         store = pyro.get_param_store()
         for name in _declared_by(type(module)):
             if name not in module._pyro_params:
@@ -222,7 +222,7 @@ class Program(PyroModule, metaclass=_Noting):
 
 
 def _declared_by(cls: type) -> tuple[str, ...]:
-    """The parameters that come into being when they are first looked at, which may be too late: see above."""
+    """The parameters that are created at their first access, which may be too late (see :class:`Program`)."""
     found = _declared.get(cls)
     if found is None:
         found = _declared[cls] = tuple(
@@ -243,7 +243,7 @@ class Modes(Protocol):
 
 @contextmanager
 def evaluating(*modules: Modes) -> Iterator[None]:
-    """Switches dropout off for a while."""
+    """Switches dropout off within a ``with`` block."""
     with modes_kept(*modules):
         for m in modules:
             m.eval()

@@ -29,7 +29,7 @@ __all__ = [
 
 @dataclass
 class Carry:
-    """What a chunk of long sequences starts from, and what it leaves for the next.
+    """What a chunk of long sequences starts from, and what it hands on to the next one.
 
     Attributes:
         model: The model that runs over the chunk.
@@ -54,8 +54,8 @@ class Drawn:
 
     Attributes:
         z: The path itself, shape ``(*, B, T, z_dim)``.
-        read: What is read after every step of the model's RNN over the latents, shape ``(*, B, T, rnn_dim)``.
-        last: Its last state.
+        read: What the model's RNN over the latents offers after every step, shape ``(*, B, T, rnn_dim)``.
+        last: The last state of this RNN.
     """
 
     z: Tensor
@@ -68,25 +68,25 @@ class CheckedBatch:
     """A checked batch of sequences.
 
     Attributes:
-        x: Observations, shape ``(*, B, T, x_dim)``; neutral where hidden and in the padding: zero, or the mean of data
-            that are standardised.
+        x: Observations, shape ``(*, B, T, x_dim)``. What is hidden and the padding are neutral: zero, or the mean of
+            the data where the model standardises.
         lengths: Shape ``(B,)``, or ``None`` where all sequences have length ``T``.
         valid: Shape ``(B, T)``, True within each sequence; ``None`` where everywhere.
-        observed: Shape ``(*, B, T, 1 or x_dim)``, True where x counts; ``None`` where everywhere.
+        observed: Shape ``(*, B, T, 1 or x_dim)``, True where x is observed; ``None`` where everywhere.
         hidden: True where ``mask`` hides a value within a sequence, shaped like ``observed``; ``None`` where nowhere.
         controls: The control that drives each step, ``u_{t-1}`` at ``t`` and zero at the first,
             shape ``(*, B, T, control_dim)``.
-        read: Turns frames into what networks read of them; ``None`` where they read them as they are.
+        read: Turns frames into what networks read; ``None`` where they read frames as they are.
         carry: What is handed on, where this is a chunk of longer sequences.
-        zeta: The hierarchical start's latent variable, where the guide has drawn it already.
+        zeta: The hierarchical start's latent variable, once the guide has drawn it.
         drawn: What the guide has computed of the latent path that it has drawn.
         batch_shape: ``(*, B)``.
         num_steps: ``T``.
-        first: Where the model stands before the first step, where that is no start.
-        starts: Whether the first frame is the first of its sequence; a later chunk of long sequences has none.
-        along_x: What the model's memories keep of x, before and after every step.
-        along_z: What they keep of a latent path: the path, before and after every step.
-        before: The states before the first step.
+        first: The states that a later chunk resumes from; ``None`` at the start of sequences.
+        starts: Whether the first frame is the first one of its sequence.
+        along_x: What the model's memories keep of x before every step, and after it.
+        along_z: A latent path, and what they keep of it before every step, and after it.
+        before: Their states before the first step.
     """
 
     x: Tensor
@@ -98,7 +98,7 @@ class CheckedBatch:
     read: Callable[[Tensor], Tensor] | None = None
     carry: Carry | None = None
     zeta: Tensor | None = None
-    # What has been computed of this very batch: no part of another one that is made from it.
+    # What has been computed of this batch. A copy with other values does not take it over.
     drawn: Drawn | None = field(default=None, init=False, repr=False)
     along_x: tuple[States, States] | None = field(default=None, init=False, repr=False)
     along_z: tuple[Tensor, States, States] | None = field(default=None, init=False, repr=False)
@@ -115,7 +115,7 @@ class CheckedBatch:
         return self.x if self.read is None else self.read(self.x)
 
     def hand_on(self, name: str, state: Tensor) -> None:
-        """Keeps the last state of a memory for the next chunk, where there may be one."""
+        """Keeps the last state of a memory for the next chunk, if this is a chunk."""
         if self.carry is not None:
             self.carry.last.memories[name] = state
 
@@ -248,7 +248,7 @@ def check_batch(
         neutral: What stands in the place of hidden frames and padding, shape ``(x_dim,)``; zero by default.
 
     Returns:
-        The checked inputs.
+        The checked batch.
 
     Raises:
         ValueError: If an argument has a wrong type, dtype, device, shape or value.
@@ -273,7 +273,7 @@ def check_batch(
         hidden = hidden if hidden.any() else None
         observed = mask if observed is None else mask & observed
     if observed is not None:
-        # A hidden NaN would have a right density but a NaN gradient: fill first, mask later.
+        # A hidden NaN would leave the density right, but make its gradient NaN: so values are filled in before masking.
         x = torch.where(observed, x, torch.zeros((), dtype=x.dtype, device=x.device) if neutral is None else neutral)
     if not torch.isfinite(x).all():
         bad = (~torch.isfinite(x)).nonzero()[0].tolist()

@@ -14,7 +14,7 @@ from .steps import density_to_keep, normal_of, stacked
 
 __all__ = ["Seen", "State", "Stepwise", "Unasked", "draw_at_once", "draw_in_turn"]
 
-# What a path keeps of the past between two steps: each class of paths has something else, which only it looks into.
+# What a path keeps of the past between two steps. It is of another type for each class of paths, which alone reads it.
 State: TypeAlias = Any
 
 
@@ -73,8 +73,8 @@ class Stepwise(Protocol):
 class Unasked:
     """Whether a path that has not been drawn is reparameterised: a truth value that is looked up when it is needed.
 
-    Pyro's plates compare that of a path with that of its expansion before each draw. They are equal, and to ask would
-    take a run through all networks.
+    Pyro's plates compare the value for a path with that for its expansion before each draw. The two are equal, and to
+    look them up would take a pass through all networks.
     """
 
     path: Stepwise
@@ -101,7 +101,7 @@ def draw_in_turn(path: Stepwise, shape: torch.Size) -> Seen:
     """Draws by a loop over time.
 
     Args:
-        path: The path; finds out whether it is reparameterised. Where a step is not, its value has no gradient.
+        path: The path, which is marked as reparameterised or not. Where a step is not, the values have no gradient.
         shape: The batch shape to draw, ``(*, B)``.
 
     Returns:

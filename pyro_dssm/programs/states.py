@@ -1,4 +1,4 @@
-"""Where a model and its guide stand between two chunks of long sequences."""
+"""The states of a model and its guide between two chunks of long sequences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ States = dict[str, Tensor]  # of a model's memories, by name
 
 @dataclass
 class ModelStates:
-    """Where the model stands between two chunks of long sequences.
+    """The states of a model between two chunks of long sequences.
 
     Attributes:
         memories: The states of its memories, by name.
@@ -33,13 +33,13 @@ class ModelStates:
 
 @dataclass
 class GuideStates:
-    """Where a guide stands between two chunks of long sequences.
+    """The states of a guide between two chunks of long sequences.
 
     Attributes:
         latents: The state of its own memory of the latents.
         forward: The state of its forward RNN over the frames.
         backward: That of its backward RNN, which has read all frames still to come.
-        frame: The last frame as it reads it.
+        frame: The last frame, as the guide reads it.
     """
 
     latents: Tensor | None = None

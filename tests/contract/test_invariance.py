@@ -146,8 +146,8 @@ def test_a_peeking_guide_is_found(check, message):
 
 def test_a_model_that_sees_hidden_values_is_found():
     class Leaky(dssm.DMM):
-        def observe(self, x, lengths=None, mask=None, controls=None):
-            return super().observe(x, lengths, None, controls)
+        def check(self, x, lengths=None, mask=None, controls=None):
+            return super().check(x, lengths, None, controls)
 
     model = Leaky(D, Z, emission="gaussian")
     with pytest.raises(AssertionError, match="With hidden values of 3.0: the bound differs"):

@@ -2169,8 +2169,8 @@ _EXEMPT = {
         FlowGuide.future_states FlowGuide.zeta_of Guide.memory_extra GuideStates PushingGuide Seen SmoothingPath Sources
         SteppingGuide Stepwise Unasked built_as carry_of coded check_controls check_lengths check_sources delay
         density_to_keep divergence_from_first draw_at_once draw_in_turn leave sharing stacked take
-        ModelPath ModelStates NoLatents.path NoiseGuide.read_context Shared check_model posterior DSSM.first_law DSSM.frames_from
-        DSSM.transition_from DSSM.zeta_law FlowGuide.path FlowGuide.push FlowPath Guide.path
+        ModelPath ModelStates NoLatents.path NoiseGuide.read_context Shared check_model posterior DSSM.first_law
+        DSSM.frames_from DSSM.transition_from DSSM.zeta_law FlowGuide.path FlowGuide.push FlowPath Guide.path
         GuidePath InDataUnits CheckedBatch Inputs KalmanGuide.path KalmanPath Last.scan Last.step
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path PathDistribution Paths Proposal Recurrent.scan
