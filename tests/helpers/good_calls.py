@@ -2200,7 +2200,7 @@ _EXEMPT = {
         MaskedConditioner.sample Network.forward NormalHead.forward PowerEmission.forward RecordingELBO
     """,
     "a dictionary of arguments, which are checked one by one": """
-        FrameOptions GaussianOptions ReadingOptions
+        CombinerOptions FrameOptions GaussianOptions ReadingOptions
     """,
     "a plain tuple: whoever takes it looks at it": """
         Arrow Linearised MusicSet PairFile Posterior Recording RootFiltered RootSmoothed
