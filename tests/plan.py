@@ -237,8 +237,10 @@ def places(files: list[Source], root: Path, name: str) -> list[str]:
     return found + ["README.md"] * any(row.startswith("|") and f"`{name}`" in row for row in rows)
 
 
-def trip(make: str, package: Path) -> tuple[int, int]:
-    """How often one ``SVI.step`` at T = 4 changes from one file of the package to another, and how many it enters."""
+def trip(make: str, package: Path) -> tuple[int, int, int]:
+    """How often one ``SVI.step`` at T = 4 changes from one file of the package to another, how many it enters, and how
+    often it changes from one room to another.
+    """
     sys.path.insert(0, str(package.parent))
     import pyro
     import torch
@@ -276,8 +278,9 @@ def trip(make: str, package: Path) -> tuple[int, int]:
         svi.step(x, lengths)
     finally:
         sys.setprofile(None)
-    changes = sum(a != b for a, b in pairwise(entered))
-    return changes, len(set(entered))
+    rooms = [Path(file).relative_to(package).parts[0] for file in entered]
+    changes, moves = (sum(a != b for a, b in pairwise(visited)) for visited in (entered, rooms))
+    return changes, len(set(entered)), moves
 
 
 def main() -> None:
@@ -290,9 +293,10 @@ def main() -> None:
     plan = count(package)
     if options.trips:
         for make in ("ArSSM", "EKVAE"):
-            changes, files = trip(make, package)
+            changes, files, moves = trip(make, package)
             plan.figures[f"changes of file in one step, {make}"] = changes
             plan.figures[f"files entered in one step, {make}"] = files
+            plan.figures[f"changes of room in one step, {make}"] = moves
     if options.json:
         print(json.dumps(plan.figures))
         return

@@ -14,7 +14,7 @@ from .base import BaseGuide, check_pair
 from .empty import NoLatents
 from .flow import FlowGuide
 from .frames import FrameGuide, FrameOptions
-from .gaussian import GaussianGuide, GaussianOptions, ReadingOptions
+from .gaussian import CombinerOptions, GaussianGuide, GaussianOptions, ReadingOptions
 from .guide import Guide
 from .kalman import KalmanGuide
 from .kalman_path import KalmanPath
@@ -27,6 +27,7 @@ __all__ = [
     "ApproachB",
     "ApproachC",
     "BaseGuide",
+    "CombinerOptions",
     "Filtering",
     "FlowGuide",
     "FrameGuide",

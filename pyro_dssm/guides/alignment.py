@@ -1,4 +1,4 @@
-"""The guides of the taxonomy, told apart by what they read."""
+"""The guides of the taxonomy, which differ in what they read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every guide is: a Pyro program that draws latent paths of its model, given x."""
+"""The abstract base of guides: Pyro programs that draw latent paths of their model, given x."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["BaseGuide", "FutureStates", "check_model", "check_pair"]
 
 
 def check_pair(model: object, guide: object) -> None:
-    """Raises ``ValueError`` unless the two are a model and a guide of this very model."""
+    """Raises ``ValueError`` unless these are a model and a guide of the same model."""
     check_model(model)
     if not isinstance(guide, BaseGuide):
         raise ValueError(f"guide: expected a BaseGuide, got {guide_kind(guide)}.")
@@ -46,8 +46,8 @@ class FutureStates:
     """The states of a backward RNN.
 
     Attributes:
-        states: Those that have read the frames from each one to the end, shape ``(B, T, state_dim)``.
-        start: Its start, for a number of sequences, shape ``(B, state_dim)``.
+        states: After it has read the frames from each one to the end, shape ``(B, T, state_dim)``.
+        start: Returns its first states, for a number of sequences, shape ``(B, state_dim)``.
     """
 
     states: Tensor
@@ -60,8 +60,8 @@ class BaseGuide(Program):
     Most guides draw one latent variable after the other; their base is :class:`~pyro_dssm.Guide`, which is the class
     to derive from. This one is for guides that draw whole paths in another way.
 
-    The guide keeps a reference to its model that is no submodule: its ``state_dict`` and ``parameters`` are its
-    own alone.
+    The guide keeps a reference to its model that is no submodule: its ``state_dict`` and ``parameters`` are its own
+    alone.
 
     Args:
         model: The model whose latents it infers.
@@ -78,7 +78,7 @@ class BaseGuide(Program):
     def __init__(self, model: DSSM) -> None:
         super().__init__()
         check_model(model)
-        # Past torch, which would list the model's tensors in the guide's state_dict as well.
+        # Not by torch, which would list the model's tensors in the guide's state_dict as well.
         self.__dict__["model"] = model
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -122,14 +122,14 @@ class BaseGuide(Program):
     def bridges_gaps(self) -> bool:
         """Whether its draws are taken as they are where whole frames are hidden, rather than corrected by the model.
 
-        That is so where what is observed is conditioned on by filtering. A network that reads what is hidden has only
-        learned to guess.
+        That is so where a filter conditions on what is observed. A network that reads hidden frames has only learned to
+        guess.
         """
         return False
 
     @property
     def skips_hidden(self) -> bool:
-        """Whether nothing at all is read of what is put in the place of hidden frames."""
+        """Whether the guide reads nothing of the values that stand in for hidden frames."""
         return False
 
     # The program.

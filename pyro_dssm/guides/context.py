@@ -73,7 +73,7 @@ class ContextGuide(FrameGuide):
 
     @property
     def skips_hidden(self) -> bool:
-        """Whether nothing at all is read of what is put in the place of hidden frames."""
+        """Whether the guide reads nothing of the values that stand in for hidden frames."""
         return self.reads_mask and self.sources.frames != "model" and not self.sources.shared
 
     def read_context(self, batch: CheckedBatch) -> Tensor:

@@ -23,7 +23,7 @@ from .guide import Guide
 
 __all__ = ["FlowGuide"]
 
-# What a wrapper runs itself, since it draws or scores latents. All else that a guide has is the wrapped guide's.
+# What a wrapper runs itself, since it draws or scores latents, and what else guides have: the wrapped guide's.
 RUN_BY_WRAPPER = ("__call__", "forward", "posterior", "draw", "states")
 ALL = frozenset(n for cls in Guide.__mro__ if issubclass(cls, BaseGuide) for n in vars(cls) if not n.startswith("_"))
 ASKED_OF_BASE = ALL - {*RUN_BY_WRAPPER, "path", "adapt"}
@@ -92,7 +92,7 @@ class FlowGuide(BaseGuide):
         self.flows = nn.ModuleList(self._build(z_dim, hidden_dim, i, conditional=conditional) for i in range(num_flows))
 
     def _check_subclass(self) -> None:
-        """What the wrapped guide is asked for would be overridden here to no effect."""
+        """Refuses overrides that would have no effect, since the wrapped guide is asked."""
         own = type(self).__mro__[: type(self).__mro__.index(FlowGuide)]
         for name in sorted({n for cls in own for n in vars(cls)} & ASKED_OF_BASE):
             raise TypeError(
@@ -115,7 +115,7 @@ class FlowGuide(BaseGuide):
             return ConditionalAffineAutoregressive(network).to(like)
         return AffineAutoregressive(AutoRegressiveNN(z_dim, hidden, permutation=order)).to(like)
 
-    # What the wrapped guide is asked for.
+    # Answered by the wrapped guide.
 
     def zeta_of(self, batch: CheckedBatch) -> Distribution | None:
         """The wrapped guide's distribution of the hierarchical start's latent variable."""
@@ -136,7 +136,7 @@ class FlowGuide(BaseGuide):
 
     @property
     def skips_hidden(self) -> bool:
-        """Whether the wrapped guide reads nothing of what is put in the place of hidden frames."""
+        """Whether the wrapped guide reads nothing of the values that stand in for hidden frames."""
         return self.base.skips_hidden
 
     @property
@@ -226,7 +226,7 @@ class FlowGuide(BaseGuide):
 
 
 class _Affine(AffineAutoregressive):
-    """Inverts in the dtype of what it is given, whatever the default is."""
+    """Inverts in the dtype of its argument, whatever the default is."""
 
     def _inverse(self, y: Tensor) -> Tensor:
         x = list(torch.zeros_like(y).unbind(-1))

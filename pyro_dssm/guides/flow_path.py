@@ -96,13 +96,9 @@ class FlowPath(Path):
         """All steps at once."""
         return self._pushed(self.inner.along(z), self.context)
 
-    def finish(self, state: State) -> None:
-        """Keeps the state for the next chunk."""
-        self.inner.finish(state)
-
-    def hand_over(self, z: Tensor) -> None:
-        """Keeps for the model what was computed of the path that has just been drawn."""
-        self.inner.hand_over(z)
+    def finish(self, state: State, z: Tensor) -> None:
+        """Lets the wrapped guide keep what the model or the next chunk can use."""
+        self.inner.finish(state, z)
 
     def _pushed(self, fn: Distribution, context: Tensor | None) -> Distribution:
         if not fn.has_rsample:

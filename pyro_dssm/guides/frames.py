@@ -1,4 +1,4 @@
-"""What guides read of the frames: through an encoder, with the mask at hand; and the start, from the first ones."""
+"""How guides read frames, encoded and with their mask, and infer a start from the first ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .base import BaseGuide
 
 __all__ = ["START_FRAMES", "FrameGuide", "FrameOptions"]
 
-START_FRAMES = 5  # that a hierarchical start is inferred from, where later frames may be read
+START_FRAMES = 5  # a hierarchical start is inferred from so many, where later frames may be read
 
 
 class FrameOptions(TypedDict, total=False):
@@ -29,7 +29,7 @@ class FrameOptions(TypedDict, total=False):
         encoder_dims: Widths of the layers that encode a frame; after the convolutions, where there are any.
         image_shape: Channels, height and width of frames that are images, to encode them by convolutions first.
         channels: Channels of the feature maps of the convolutions, from the largest to the smallest.
-        reads_mask: Whether which entries of a frame are observed is read with it.
+        reads_mask: Whether the guide reads which entries of a frame are observed.
     """
 
     encoder_dims: Sequence[int]
@@ -41,9 +41,9 @@ class FrameOptions(TypedDict, total=False):
 class FrameGuide(BaseGuide):
     r"""A guide with networks of its own that read frames: the base of :class:`Guide` and :class:`KalmanGuide`.
 
-    With ``encoder_dims`` or an ``image_shape``, a network encodes each frame. With ``reads_mask``, which of its
-    entries are observed is read with it; what is not observed is zero then, whatever has been put there. The latent
-    variable of a hierarchical start is inferred from the first frames.
+    With ``encoder_dims`` or an ``image_shape``, a network encodes each frame. With ``reads_mask``, the guide also reads
+    which entries of a frame are observed, and those that are not are zero. The latent variable of a hierarchical start
+    is inferred from the first frames.
 
     Args:
         model: The model whose latents it infers.

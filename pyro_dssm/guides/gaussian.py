@@ -1,4 +1,4 @@
-"""Guides whose steps are diagonal Gaussians, and the options that they take."""
+"""Guides whose steps are diagonal Gaussians, and their options."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .sources import Frames, Latents
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["GaussianGuide", "GaussianOptions", "ReadingOptions"]
+__all__ = ["CombinerOptions", "GaussianGuide", "GaussianOptions", "ReadingOptions"]
 
 
 class ReadingOptions(FrameOptions, total=False):
-    """How a guide reads latents and frames: options of every :class:`GaussianGuide`, with those of frames.
+    """How a :class:`GaussianGuide` reads latents and frames: options in addition to :class:`FrameOptions`.
 
     Attributes:
         rnn_dim: Size of each RNN state; 128 by default.
@@ -36,19 +36,27 @@ class ReadingOptions(FrameOptions, total=False):
     skip: bool
 
 
-class GaussianOptions(ReadingOptions, total=False):
-    """The options of the guides of the taxonomy, in addition to those of reading.
+class CombinerOptions(ReadingOptions, total=False):
+    """How a :class:`GaussianGuide` combines what it reads: options in addition to :class:`ReadingOptions`.
 
     Attributes:
         hidden_dim: Size of the combiner's hidden layer; 128 by default.
         dropout: Probability of dropping a feature of the context.
         gated: Whether the combiner is gated.
-        combiner: ``"additive"`` or ``"joint"``.
     """
 
     hidden_dim: int
     dropout: float
     gated: bool
+
+
+class GaussianOptions(CombinerOptions, total=False):
+    """The options of the guides of the taxonomy, in addition to :class:`CombinerOptions`.
+
+    Attributes:
+        combiner: ``"additive"``, the average of two hidden layers, or ``"joint"``, one perceptron.
+    """
+
     combiner: Literal["additive", "joint"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from .._utils.checks import one_of, positive, positive_integers
 from .._utils.types import Distribution, check_types
 from ..models.dssm import DSSM
 from ..nn.layers import join
-from ..nn.memory import CELLS, Cell, Last, Memory, Recurrent
+from ..nn.memory import CELLS, Cell, Last, Memory, Recurrent, offers
 from ..programs.batch import CheckedBatch
 from .base import check_model
 from .context import ContextGuide
@@ -74,6 +75,8 @@ class Guide(ContextGuide):
         frame_dim: Size of a frame as the guide reads it: of its features, where it is encoded; with what is read of
             the mask.
         past_dim: Size of ``past`` in :meth:`step`; 0 where nothing is read of the latents.
+        past_entries: How many entries of the state of :attr:`latent_memory` are read as ``past``, the first ones;
+            ``None`` where it is read in a way of its own, or there is none.
         context_dim: Size of what :meth:`encode` receives, with what is read of the mask.
 
     Raises:
@@ -135,6 +138,7 @@ class Guide(ContextGuide):
         self.memory = self._build_memory(rnn_dim, rnn)
         memory = self.latent_memory
         self.past_dim = 0 if memory is None else memory.out_dim
+        self.past_entries = None if memory is None else offers(memory)
         self.build_context(rnn_dim, rnn)
         self.build_start(rnn_dim)
 
@@ -151,7 +155,7 @@ class Guide(ContextGuide):
     def latent_memory(self) -> Memory | None:
         """What the past latents are remembered with: a memory of the guide's own, or the model's."""
         memories = self.model.memories
-        return memories.get(memories.of_latents) if self.sources.latents == "model" else self.memory
+        return cast(Memory, memories[memories.of_latents]) if self.sources.latents == "model" else self.memory
 
     def memory_extra(self, batch: CheckedBatch) -> Tensor | None:
         """What enters the memory of the latents in addition to :math:`z_t`, shape ``(*, B, T, any)``."""

@@ -16,8 +16,8 @@ from ..models.kalman_vae import KalmanVAE
 from ..nn.layers import normal
 from ..programs.batch import CheckedBatch
 from .frames import START_FRAMES, FrameGuide
-from .kalman_orders import FilteringPath, SmoothingPath
-from .kalman_path import KalmanPath
+from .kalman_filtering import FilteringPath
+from .kalman_path import KalmanPath, SmoothingPath
 
 __all__ = ["KalmanGuide"]
 
@@ -25,7 +25,7 @@ START_DIM = 128  # width of the network that a hierarchical start is inferred wi
 
 
 class KalmanGuide(FrameGuide):
-    r"""Reads a code off every frame, and lets a Kalman filter do the rest.
+    r"""Reads a code off every frame, and leaves the states to a Kalman filter.
 
     .. math:: q(a_{1:T}, z_{1:T} \mid x_{1:T}) = \prod_t q(a_t \mid x_t)\; q(z_{1:T} \mid a_{1:T})
 
@@ -44,8 +44,8 @@ class KalmanGuide(FrameGuide):
         kind: ``"smoothing"`` or ``"filtering"``.
         encoder_dims: Widths of the encoder's hidden layers.
         image_shape: Channels, height and width of a frame, for a convolutional encoder.
-        reads_mask: Whether codes are read off a frame with its mask at hand, which matters where single entries are
-            hidden: the codes of hidden frames come from the filter.
+        reads_mask: Whether codes are read off a frame and its mask, which matters where single entries are hidden:
+            the codes of hidden frames come from the filter.
 
     Raises:
         ValueError: If the model is of another kind, or an argument is out of its range.
@@ -101,7 +101,7 @@ class KalmanGuide(FrameGuide):
 
     @property
     def skips_hidden(self) -> bool:
-        """Whether nothing at all is read of what is put in the place of hidden frames."""
+        """Whether the guide reads nothing of the values that stand in for hidden frames."""
         return self.zeta_net is None or self.reads_mask
 
     def step(self, past: None, frame: Tensor) -> Distribution:

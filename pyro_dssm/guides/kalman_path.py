@@ -1,4 +1,4 @@
-"""The states and codes of whole sequences under a guide with a Kalman filter, whatever the order they are drawn in."""
+"""States and codes of whole sequences under a guide with a Kalman filter; smoothed, from the last state on."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from typing import Protocol
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
 from .._utils.checks import event
 from .._utils.types import Distribution
-from ..kalman import Filtered
-from ..models.codes import CodedState, CodeFirst, gaussian_log_prob
-from ..models.kalman_vae import KalmanVAE, frames_seen
-from ..nn.memories import States
+from ..kalman import Filtered, backward_conditionals, backward_log_prob, backward_sample
+from ..models.codes import CodedState, CodeFirst, Sampled, gaussian_log_prob
+from ..models.kalman_vae import KalmanVAE
+from ..nn.layers import normal
 from ..programs.batch import CheckedBatch
+from ..programs.drawing import Seen
 from ..programs.path import PathDistribution
+from ..programs.states import States
 from ..programs.steps import normal_of
 
-__all__ = ["CodesOnly", "CodingGuide", "KalmanPath"]
+__all__ = ["CodesOnly", "CodingGuide", "KalmanPath", "SmoothingPath", "coded"]
 
 
 class CodingGuide(Protocol):
@@ -60,12 +64,14 @@ class KalmanPath(PathDistribution):
         self.guide, self.batch = guide, batch
         self.model = guide.model
         fn = guide.step(None, guide.read_frames(batch))
-        codes = normal_of(event("step", fn, self.model.code_dim))
+        if getattr(fn, "event_shape", None) != (self.model.code_dim,):
+            event("step", fn, self.model.code_dim)
+        codes = normal_of(fn)
         if codes is None:
             raise ValueError(f"step: expected to return a diagonal Gaussian, got {type(fn).__name__}.")
         self.codes = codes
         self._mean_zeta: Tensor | None = None
-        self.shown = frames_seen(batch)
+        self.shown = None if batch.observed is None else batch.observed.any(-1)
         self.hidden: Tensor | None = None
         if batch.hidden is not None and self.shown is not None:
             whole = ~self.shown if batch.valid is None else ~self.shown & batch.valid
@@ -130,6 +136,73 @@ class KalmanPath(PathDistribution):
 
     def advance_steps(self, state: None, z: Tensor, t: int) -> None:
         """Nothing to remember."""
+
+
+class SmoothingPath(KalmanPath):
+    r"""Codes given their frames, then the states from the last on: :math:`q(z_t \mid z_{t+1}, a_{1:t})`."""
+
+    def emit_steps(self) -> Tensor:
+        """Sites ``a_1``, ``a_2``, ..., then those of the states, from the last on."""
+        if self.hidden is not None:
+            raise ValueError(
+                'sites: expected "path" for a smoothing Kalman guide where whole frames are hidden, got "step".'
+            )
+        steps = range(self.event_shape[0])
+        codes = []
+        for t in pyro.markov(steps):
+            with poutine.mask(mask=self.valid_at(t)):
+                fn = normal(self.codes.loc[..., t, :], self.codes.scale[..., t, :])
+                codes.append(pyro.sample(f"a_{t + 1}", Sampled(fn)))
+        a = torch.stack(torch.broadcast_tensors(*codes), dim=-2)
+        found = backward_conditionals(self.filter(a), valid=self.batch.valid)
+        zs: list[Tensor] = []
+        for t in pyro.markov(reversed(steps)):
+            with poutine.mask(mask=self.valid_at(t)):
+                loc = found.offset[..., t, :]
+                if zs:
+                    loc = loc + torch.matmul(found.gain[..., t, :, :], zs[-1].unsqueeze(-1)).squeeze(-1)
+                fn = MultivariateNormal(loc, scale_tril=found.root[..., t, :, :])
+                zs.append(pyro.sample(f"z_{t + 1}", Sampled(fn)))
+        return torch.cat([torch.stack(zs[::-1], dim=-2), a], dim=-1)
+
+    def filter(self, codes: Tensor) -> Filtered:
+        """What the filter finds, given codes."""
+        observed = None if self.model.fills or self.shown is None else self.shown.expand(codes.shape[:-1])
+        return self.model.filter(codes, self.batch, self.zeta, observed)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws codes, then states given all of them."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        codes = self.fill_codes(self.draw_codes(shape))
+        z, of_states = backward_sample(self.filter(codes), valid=self.batch.valid)
+        if self.hidden is not None and not self.model.fills:
+            drawn = z[..., : self.model.code_dim] + self.model.code_noise.sqrt() * torch.randn_like(codes)
+            codes = torch.where(self.hidden.unsqueeze(-1), drawn, codes)
+        value = torch.cat([z, codes], dim=-1)
+        self.seen = Seen(value, self._total(value, of_states))
+        return value
+
+    def log_prob_per_step(self, z: Tensor) -> Tensor:
+        """The log-density of each frame's code and state; zero in the padding."""
+        terms = self.seen.log_prob if self.seen is not None and self.seen.z is z else None
+        if terms is None:
+            states, codes = z[..., : self.model.state_dim], z[..., self.model.state_dim :]
+            terms = self._total(z, backward_log_prob(self.filter(codes), states, valid=self.batch.valid))
+            self.seen = Seen(z, terms)
+        return terms if self.valid is None else torch.where(self.valid, terms, 0.0)
+
+    def _total(self, value: Tensor, of_states: Tensor) -> Tensor:
+        """The log-densities of states and codes, given those of the states."""
+        states, codes = value[..., : self.model.state_dim], value[..., self.model.state_dim :]
+        of_codes = self.code_log_prob(codes)
+        if self.hidden is not None:
+            if self.model.fills:
+                of_filled = self.filter(codes).log_likelihood
+            else:
+                loc = states[..., : self.model.code_dim]
+                of_filled = gaussian_log_prob(codes, loc, self.model.code_noise.sqrt())
+            of_codes = torch.where(self.hidden, of_filled, of_codes)
+        return of_codes + of_states
 
 
 def coded(fn: Distribution) -> CodedState:

@@ -13,7 +13,7 @@ from .._utils.types import Distribution
 from ..models.dssm import DSSM
 from ..nn.layers import join
 from ..nn.memories import States
-from ..nn.memory import Memory, offers
+from ..nn.memory import Memory
 from ..programs.batch import CheckedBatch, Drawn
 from ..programs.path import Path
 from .sources import Sources
@@ -28,6 +28,7 @@ class SteppingGuide(Protocol):
         model: The model whose latents it infers.
         sources: What it reads.
         latent_memory: What it remembers the latents with, or ``None``.
+        past_entries: How many entries of its state are read; ``None`` where it is read in a way of its own.
     """
 
     @property
@@ -38,6 +39,9 @@ class SteppingGuide(Protocol):
 
     @property
     def latent_memory(self) -> Memory | None: ...  # noqa: D102
+
+    @property
+    def past_entries(self) -> int | None: ...  # noqa: D102
 
     def memory_extra(self, batch: CheckedBatch) -> Tensor | None:
         """What enters the memory of the latents in addition to each of them."""
@@ -67,7 +71,7 @@ class GuidePath(Path):
     def __init__(self, guide: SteppingGuide, batch: CheckedBatch) -> None:
         self.guide, self.model = guide, guide.model
         self._memory = guide.latent_memory
-        self._past_dim = None if self._memory is None else offers(self._memory)
+        self._entries = guide.past_entries
         self.memoryless = self._memory is None
         self._extra = guide.memory_extra(batch)
         self._extras = None if self._extra is None else self._extra.unbind(-2)
@@ -102,10 +106,10 @@ class GuidePath(Path):
 
     def _read(self, state: Tensor) -> Tensor:
         """What is read of the memory, of one step or of many."""
-        if self._past_dim is None:
+        if self._entries is None:
             assert self._memory is not None
             return self._memory.read(state)
-        return state[..., : self._past_dim]
+        return state[..., : self._entries]
 
     def _step(self, past: Tensor | None, context: Tensor) -> Distribution:
         if past is not None:
@@ -123,17 +127,14 @@ class GuidePath(Path):
         self._states.append(state)
         return state
 
-    def finish(self, state: Tensor | None) -> None:
-        """Keeps the state for the next chunk."""
-        if not self._from_model and self._batch.carry is not None:
-            self._batch.carry.guide_last.latents = state
-
-    def hand_over(self, z: Tensor) -> None:
-        """Keeps for the model what was computed of the path that has just been drawn."""
-        if self._from_model and self._memory is not None:
+    def finish(self, state: Tensor | None, z: Tensor) -> None:
+        """Keeps the state for the next chunk, or, of the model's memory, all states for the model."""
+        if self._from_model:
             # The model reads the same RNN along the same path: it need not run it again.
             after = self._read(torch.stack(self._states, dim=-2))
             self._batch.drawn = Drawn(z, after, self._states[-1])
+        elif self._batch.carry is not None:
+            self._batch.carry.guide_last.latents = state
 
     def along(self, z: Tensor) -> Distribution:
         """All steps at once."""

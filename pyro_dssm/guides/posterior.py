@@ -1,4 +1,4 @@
-"""What a guide says of the latents given x: means, standard deviations, draws, densities."""
+"""The posterior of the latents given x under a guide: means, standard deviations, draws, densities."""
 
 from __future__ import annotations
 

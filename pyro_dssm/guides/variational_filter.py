@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ..programs.steps import normal_of
 from ..structure.structure import Order
 from .base import check_model
 from .frames import FrameOptions
-from .gaussian import GaussianGuide, GaussianOptions
+from .gaussian import CombinerOptions, GaussianGuide
 from .guide import Guide
 
 if TYPE_CHECKING:
@@ -30,14 +30,15 @@ __all__ = ["FusionGuide", "NoiseGuide"]
 class NoiseGuide(GaussianGuide):
     r"""Infers the noise that drives a state, :math:`q(w_t \mid z_{t-1}, x_t, u_{t-1})`; :math:`w_1` from all frames.
 
-    One perceptron reads the state, the frame and the control together: the noise that leads to where a frame says that
-    the system is depends on where it was.
+    One perceptron reads the state, the frame and the control together: the noise that leads to the state that a frame
+    shows depends on the state before it.
 
     Args:
         model: A :class:`~pyro_dssm.DVBF`, or another model whose frames depend on an RNN state over its latents.
-        **options: Options of :class:`~pyro_dssm.GaussianGuide`, of which ``combiner`` is ``"joint"`` by default, that
-            perceptron; with ``"additive"``, the mean is a function of the state plus one of frame and control (as in
-            version 0.1, whose files load with it). The backward RNN of ``rnn_dim`` is read at the first step.
+        combiner: ``"joint"``, that perceptron, or ``"additive"``, whose mean is a function of the state plus one of
+            frame and control (as in version 0.1, whose files load with it).
+        **options: Options of :class:`~pyro_dssm.GaussianGuide`; ``rnn_dim`` and ``rnn`` are those of the backward RNN
+            that the first step reads.
 
     Raises:
         ValueError: If the model keeps no state of its latents, or an argument is out of its range.
@@ -52,12 +53,17 @@ class NoiseGuide(GaussianGuide):
         NoiseGuide(DVBF): q(z_t | h¹_{t-1}, x_t), t = 1 also g←_1
     """
 
-    def __init__(self, model: DSSM, **options: Unpack[GaussianOptions]) -> None:
+    def __init__(
+        self,
+        model: DSSM,
+        *,
+        combiner: Literal["additive", "joint"] = "joint",
+        **options: Unpack[CombinerOptions],
+    ) -> None:
         check_model(model)
         if model.structure.x_from_z is not Order.FULL:
             raise ValueError(f"model: expected one whose frames depend on all latents, got {model.structure!r}.")
-        given: GaussianOptions = {"combiner": "joint", **options}
-        super().__init__(model, latents="model", past="now", future=True, **given)
+        super().__init__(model, latents="model", past="now", future=True, combiner=combiner, **options)
 
     def count_context(self) -> int:
         """The size of what :meth:`read_context` returns."""

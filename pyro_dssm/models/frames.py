@@ -13,8 +13,7 @@ from .._utils.types import Distribution, check_types
 from ..emissions import Emission, expected
 from ..nn.layers import normal
 from ..programs._program import Program
-from ..programs.arguments import check_batch
-from ..programs.batch import Inputs
+from ..programs.batch import Inputs, check_batch
 from ..programs.shared import carry_of
 from ..programs.steps import normal_of
 from .standardise import Standardise, in_own_units

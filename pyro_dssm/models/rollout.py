@@ -20,8 +20,7 @@ from ..particles.gaps import bridges_gaps, cut
 from ..particles.interfaces import InferringGuide
 from ..particles.proposal import expanded
 from ..programs._program import evaluating
-from ..programs.arguments import check_controls, check_lengths, delay
-from ..programs.batch import Inputs
+from ..programs.batch import Inputs, check_controls, check_lengths, delay
 from .latents import LatentModel
 
 __all__ = ["Rollout"]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .._utils.checks import MOST, is_count, kind_of, natural, one_of, positive, shown
 from .._utils.types import check_types
-from ..programs.batch import Inputs, States
+from ..programs.batch import Inputs
+from ..programs.states import States
 from ..structure.structure import Order, Structure
 from .layers import join
 from .memory import CELLS, Cell, Last, Memory, Recurrent, offers

@@ -1,10 +1,10 @@
 """What models and guides have in common as Pyro programs: the checked batch, latent paths, what is shared."""
 
-from .arguments import check_batch
-from .batch import Carry, CheckedBatch, GuideStates, ModelStates, States, plates
+from .batch import Carry, CheckedBatch, check_batch, plates
 from .drawing import Seen
 from .path import Path, PathDistribution, divergence_per_step
 from .shared import Shared
+from .states import GuideStates, ModelStates, States
 from .steps import normal_of, with_first
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 __all__ = ["Parts", "change", "frozen_copy", "is_plain", "named_arguments", "signature_of"]
 
 
-def frozen_copy(value: Any) -> Any:
+def frozen_copy(value: object) -> Any:
     """A copy of the lists, dictionaries and sets in a value, with NumPy's numbers as Python's, and the rest as it is.
 
     Example:
@@ -32,23 +32,23 @@ def frozen_copy(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def named_arguments(owner: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def named_arguments(owner: object, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
     """The arguments that a constructor was called with, by name.
 
     Args:
-        owner: What it has made.
-        args: Arguments without names.
-        kwargs: Those with names.
+        owner: What it has built.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
 
     Returns:
-        A copy, whose lists and dictionaries are the caller's.
+        A copy, whose lists and dictionaries may be changed.
 
     Raises:
         ValueError: If the constructor takes arguments that have no names.
     """
     args, kwargs = frozen_copy(args), frozen_copy(kwargs)
     bound = inspect.signature(type(owner).__init__).bind(owner, *args, **kwargs)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, object] = {}
     for name, value in list(bound.arguments.items())[1:]:
         kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
@@ -65,12 +65,12 @@ def named_arguments(owner: object, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 def signature_of(cls: type) -> inspect.Signature:
-    """How a class is called: as its constructor is, whatever its metaclass does in addition."""
+    """The signature of a class: that of its constructor, whatever its metaclass does in addition."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-def is_plain(value: Any, levels: int = 8) -> bool:
+def is_plain(value: object, levels: int = 8) -> bool:
     """Whether a value is a number, a string, a truth value or ``None``, or a container of these."""
     if value is None or isinstance(value, bool | int | float | str):
         return True
@@ -110,8 +110,8 @@ class Parts:
         shapes.update((name, tuple(t.shape)) for name, t in program.state_dict().items())
         return Parts(kinds, attributes, shapes)
 
-    def changed(self, program: nn.Module) -> dict[str, Any]:
-        """The attributes that are another now, by path, with their values.
+    def changed(self, program: nn.Module) -> dict[str, object]:
+        """The attributes that have changed since, by path, with their values.
 
         Args:
             program: The program that these parts are of.
@@ -133,15 +133,16 @@ class Parts:
         return found
 
     def replaced(self, program: nn.Module) -> list[str]:
-        """Says which modules and tensors are others than those that the constructor made.
+        """Says which modules and tensors have replaced those that the constructor built.
 
-        What is built by the same arguments cannot take the state of such a program, or is another function of it.
+        A program that is built by the same arguments cannot load the state of such a one, or computes something else
+        with it.
 
         Args:
             program: The program that these parts are of.
 
         Returns:
-            What is where in the place of what; modules, or else tensors.
+            A sentence for each module that is another one; if there is none, for each tensor of another shape.
         """
         now = Parts.of(program)
         return [
@@ -162,7 +163,7 @@ def _class(name: str | None) -> str:
     return "nothing" if name is None else name.rpartition(".")[2]
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def _settings(module: nn.Module) -> dict[str, object]:
     """The public plain attributes of a module but its mode, and the properties that can be set."""
     found = {name: value for name, value in vars(module).items() if name[:1] != "_" and name != "training"}
     for name, settable in _properties(type(module)).items():
@@ -187,7 +188,7 @@ def _properties(cls: type) -> dict[str, bool]:
     return found
 
 
-def change(program: nn.Module, changes: Mapping[str, Any]) -> None:
+def change(program: nn.Module, changes: Mapping[str, object]) -> None:
     """Gives attributes the values that :meth:`Parts.changed` has found.
 
     Args:
@@ -208,9 +209,9 @@ def change(program: nn.Module, changes: Mapping[str, Any]) -> None:
             raise ValueError(f"an attribute {path[:80]!r} that the class does not have")
         if not is_plain(value) or not (before is None or value is None or _kind(before) == _kind(value)):
             raise ValueError(f"a {type(value).__name__} for the attribute {path[:80]!r}")
-        setattr(module, name, tuple(value) if isinstance(before, tuple) and value is not None else value)
+        setattr(module, name, tuple(value) if isinstance(before, tuple) and isinstance(value, list) else value)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     kinds = {bool: "truth", int: "number", float: "number", str: "string", list: "list", tuple: "list", dict: "dict"}
     return next(name for kind, name in kinds.items() if isinstance(value, kind))

@@ -14,7 +14,7 @@ import pyro
 from pyro.nn import PyroModule, PyroParam
 from pyro.nn.module import _PyroModuleMeta
 from pyro.params import param_with_module_name
-from torch import nn
+from torch import Tensor, nn
 
 from ._parts import Parts, frozen_copy, named_arguments, signature_of
 from ._store import Entries, claim, release
@@ -36,9 +36,9 @@ _declared: weakref.WeakKeyDictionary[type, tuple[str, ...]] = weakref.WeakKeyDic
 
 
 class Plain(Exception):
-    """Keeps its sentence to itself: Pyro's table of shapes, which it appends to what a traced program raises, is cut.
+    """Has a message of one sentence: the table of shapes that Pyro appends to what a traced program raises is cut off.
 
-    Pyro makes a new exception of the same type, whose message is the old one and the table after it.
+    Pyro raises a new exception of the same type, whose message is the old one, followed by the table.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -46,11 +46,11 @@ class Plain(Exception):
 
 
 class PlainValueError(Plain, ValueError):
-    """What a program is called with is wrong."""
+    """A program has been called with wrong arguments."""
 
 
 class PlainNotImplementedError(Plain, NotImplementedError):
-    """What a program is asked for cannot be computed."""
+    """What has been asked of a program cannot be computed."""
 
 
 _PLAIN: dict[type[Exception], type[Plain]] = {
@@ -60,13 +60,13 @@ _PLAIN: dict[type[Exception], type[Plain]] = {
 
 
 class _Noting(_PyroModuleMeta):
-    """Notes what a program's constructor has made, whatever classes it is of."""
+    """Records what a program's constructor has built, of whatever class it is."""
 
     @property
     def __signature__(cls) -> inspect.Signature:
         return signature_of(cls)
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: object, **kwargs: object) -> Any:
         program = super().__call__(*args, **kwargs)
         note_parts(program)
         program.keep_parts_at_hand()
@@ -74,7 +74,7 @@ class _Noting(_PyroModuleMeta):
 
 
 def note_parts(program: nn.Module) -> None:
-    """Takes a program as it is for what its arguments build."""
+    """Records a program, or a part, as it is now as what its arguments build."""
     object.__setattr__(program, "_built", Parts.of(program))
 
 
@@ -88,20 +88,20 @@ class Program(PyroModule, metaclass=_Noting):
       ``SVI`` would train only the first.
     - Every parameter is registered when the program is called, not when it is first used. Path sites
       reach their networks after the call has returned, which is too late for ``SVI`` to see them.
-    - The arguments it was built with, as they were then, so that a checkpoint can build it again, and what it was then,
-      so that a checkpoint knows what has been changed.
-    - Pyro's parameter store holds the parameters of programs that are alive. They leave with their program, and an
+    - It records the arguments that it was built with, so that a checkpoint can build it again, and what they built, so
+      that a checkpoint knows what has been changed since.
+    - Pyro's parameter store holds the parameters of programs that are alive. They leave it with their program, and an
       entry is always the module's own parameter: nothing is read from the store.
     - Errors of one sentence, under SVI too: see :class:`Plain`.
     """
 
     # Defaults of arguments that the constructor takes without a place in its signature, for plans of runs.
     option_defaults: ClassVar[Mapping[str, object]] = {}
-    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    _arguments: tuple[tuple[object, ...], dict[str, object]]
     _built: Parts
     _entries: Entries
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Program:
+    def __new__(cls, *args: object, **kwargs: object) -> Program:
         self = super().__new__(cls)
         object.__setattr__(self, "_arguments", (frozen_copy(args), frozen_copy(kwargs)))
         # Copies come by here too.
@@ -119,18 +119,18 @@ class Program(PyroModule, metaclass=_Noting):
         return f"{cls.__name__}_{next(_serial)}"
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of the constructor, by name: a copy, whose lists and dictionaries are the caller's."""
+    def arguments(self) -> dict[str, object]:
+        """The arguments of the constructor, by name: a copy, whose lists and dictionaries may be changed."""
         return named_arguments(self, *self._arguments)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         for parameter in self.parameters():
             # Pyro leaves weak references on what it has trained, and they cannot be pickled.
             vars(parameter).pop("unconstrained", None)
         at_hand = self._modules.keys()
         return {k: v for k, v in self.__dict__.items() if k != "_entries" and k not in at_hand}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         # A copy (deepcopy, unpickling) must not answer to the name of its original.
         super().__setstate__(state)
         self.keep_parts_at_hand()
@@ -152,7 +152,7 @@ class Program(PyroModule, metaclass=_Noting):
             else:
                 self.__dict__[name] = child
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name in self.__dict__.get("_modules", ()):
             self.__dict__.pop(name, None)
         super().__setattr__(name, value)
@@ -172,11 +172,12 @@ class Program(PyroModule, metaclass=_Noting):
             return own
         return super().__getattr__(name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Tensor:
         try:
             with self._pyro_context:
                 self._register()
-                return super().__call__(*args, **kwargs)
+                z: Tensor = super().__call__(*args, **kwargs)
+                return z
         except (ValueError, NotImplementedError) as error:
             plain = _PLAIN.get(type(error))  # others have arguments of their own
             if plain is None:
@@ -203,7 +204,8 @@ class Program(PyroModule, metaclass=_Noting):
                         pyro.param(full, parameter)
 
     def _register_own(self, module: PyroModule) -> None:
-        """What a module holds itself, and not a part of it."""
+        """The parameters that a module holds itself, rather than a part of it."""
+        store = pyro.get_param_store()
         for name in _declared_by(type(module)):
             if name not in module._pyro_params:
                 getattr(module, name)
@@ -213,14 +215,16 @@ class Program(PyroModule, metaclass=_Noting):
             name = key.removesuffix("_unconstrained")
             constrained = name != key and name in module._pyro_params
             name = name if constrained else key
-            if parameter.requires_grad:
+            full = module._pyro_get_fullname(name)
+            held = store._params.get(full) is parameter and self._entries.get(full) is parameter
+            if parameter.requires_grad and not held:
                 limits = (module._pyro_params[name][0],) if constrained else ()
-                claim(self._entries, module._pyro_get_fullname(name), parameter, *limits)
+                claim(self._entries, full, parameter, *limits)
             getattr(module, name)
 
 
 def _declared_by(cls: type) -> tuple[str, ...]:
-    """The parameters that come into being when they are first looked at, which may be too late: see above."""
+    """The parameters that are created at their first access, which may be too late (see :class:`Program`)."""
     found = _declared.get(cls)
     if found is None:
         found = _declared[cls] = tuple(
@@ -241,7 +245,7 @@ class Modes(Protocol):
 
 @contextmanager
 def evaluating(*modules: Modes) -> Iterator[None]:
-    """Switches dropout off for a while."""
+    """Switches dropout off within a ``with`` block."""
     with modes_kept(*modules):
         for m in modules:
             m.eval()

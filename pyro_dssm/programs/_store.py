@@ -1,4 +1,4 @@
-"""Pyro's parameter store as a register of the programs that are alive: what it holds of one leaves with it."""
+"""Pyro's parameter store as a register of the programs that are alive: their entries leave the store with them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Entries", "claim", "release", "when_released"]
 
 
 class Entries(dict[str, Tensor]):
-    """The parameters that one program has put into the store, by name, without what they are constrained to."""
+    """The unconstrained parameters that one program has put into the store, by name."""
 
 
-# Whose an entry is. Like `_watchers`, it holds nothing longer than the programs and optimisers live.
+# The owner of each entry. Like `_watchers`, it keeps nothing alive longer than the programs and optimisers.
 _owners: dict[str, Entries] = {}
 _watchers: weakref.WeakKeyDictionary[PyroOptim, Callable[[PyroOptim, Sequence[Tensor]], None]] = (
     weakref.WeakKeyDictionary()
@@ -28,26 +28,26 @@ _watchers: weakref.WeakKeyDictionary[PyroOptim, Callable[[PyroOptim, Sequence[Te
 def claim(
     entries: Entries, name: str, parameter: Tensor, constraint: constraints.Constraint = constraints.real
 ) -> None:
-    """Makes a parameter the store's entry of its name, whatever the store has held there.
+    """Makes a parameter the store's entry of its name, whatever the store held under that name.
 
-    Pyro itself lets the store win: a module whose parameter is another one than the store's (since it has been
-    replaced, or since another module had that name before) would compute with its own, and SVI would train the other.
+    In Pyro, the store's entry wins: a module with another parameter than the store's (because it has been replaced, or
+    because another module had that name before) would compute with its own, while SVI would train the other.
 
     Args:
         entries: What the program has in the store already.
         name: Full name in the store.
-        parameter: The parameter, in the space without a constraint.
+        parameter: The parameter, unconstrained.
         constraint: What it is constrained to.
 
     Warns:
-        UserWarning: If somebody has put another value there, which does not count.
+        UserWarning: If another value has been put there, which is ignored.
     """
     store = pyro.get_param_store()
     held, before = store._params.get(name), entries.get(name)
     if held is parameter and before is parameter:
         return
     if held is not parameter:
-        # Not by Pyro's own way, which makes a copy of what is not contiguous, and SVI would train that.
+        # Not by Pyro's own function, which copies what is not contiguous: SVI would train the copy.
         store._params[name] = parameter
         store._constraints[name] = constraint
         store._param_to_name[parameter] = name
@@ -69,13 +69,13 @@ def claim(
 
 
 def release(entries: Entries) -> None:
-    """Takes what a program has put there out of the store, and out of the optimisers that look out for it.
+    """Removes a program's entries from the store, and from the optimisers that watch it.
 
-    The garbage collector calls it, in whatever thread and in the middle of whatever: each step is one that no other
-    thread sees half done, and what is gone already is no error.
+    The garbage collector calls it, in any thread and at any time: each step is atomic, and it is no error if an entry
+    is gone already.
 
     Args:
-        entries: What the program has put there; empty afterwards.
+        entries: The program's entries; empty afterwards.
     """
     store = pyro.get_param_store()
     mine = entries.copy()
@@ -86,7 +86,7 @@ def release(entries: Entries) -> None:
             store._constraints.pop(name, None)
         if _owners.get(name) is entries:
             _owners.pop(name, None)
-    # Not by the parameters alone: where Pyro puts another tensor in an entry's place, it keeps the first one here.
+    # Not by the parameters alone: where Pyro replaces an entry's tensor, it keeps the first one in this table.
     for held, name in store._param_to_name.copy().items():
         if name in mine and store._params.get(name) is not held:
             store._param_to_name.pop(held, None)
@@ -94,7 +94,7 @@ def release(entries: Entries) -> None:
 
 
 def _held_by_nobody(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Those that are no entry of another program, as of one that shares a network; these get back their names."""
+    """Those that are in no other entry; one that is, of a program that shares a network, gets its name back."""
     store = pyro.get_param_store()
     others = {id(p): name for name, p in store._params.copy().items()}
     for p in parameters:
@@ -104,11 +104,11 @@ def _held_by_nobody(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def when_released(optimizer: PyroOptim, forget: Callable[[PyroOptim, Sequence[Tensor]], None]) -> None:
-    """Lets an optimiser know when the parameters of a program are gone, so that it does not keep them alive.
+    """Has an optimiser notified when the parameters of a program are gone, so that it does not keep them alive.
 
     Args:
-        optimizer: The optimiser, which this does not keep alive.
-        forget: Is called with the optimiser and the parameters, in whatever thread and in the middle of whatever.
+        optimizer: The optimiser; it is not kept alive.
+        forget: Is called with the optimiser and the parameters, in any thread and at any time.
     """
     _watchers[optimizer] = forget
 

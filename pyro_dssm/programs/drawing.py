@@ -14,7 +14,7 @@ from .steps import density_to_keep, normal_of, stacked
 
 __all__ = ["Seen", "State", "Stepwise", "Unasked", "draw_at_once", "draw_in_turn"]
 
-# What a path keeps of the past between two steps: each class of paths has something else, which only it looks into.
+# What a path keeps of the past between two steps. It is of another type for each class of paths, which alone reads it.
 State: TypeAlias = Any
 
 
@@ -62,8 +62,8 @@ class Stepwise(Protocol):
     def along(self, z: Tensor) -> Distribution:
         """The distributions of all steps given the path."""
 
-    def finish(self, state: State) -> None:
-        """Receives the last state."""
+    def finish(self, state: State, z: Tensor) -> None:
+        """Receives the last state and the path."""
 
     def kinds(self) -> Distribution:
         """The distributions of all steps along some path."""
@@ -73,8 +73,8 @@ class Stepwise(Protocol):
 class Unasked:
     """Whether a path that has not been drawn is reparameterised: a truth value that is looked up when it is needed.
 
-    Pyro's plates compare that of a path with that of its expansion before each draw. They are equal, and to ask would
-    take a run through all networks.
+    Pyro's plates compare the value for a path with that for its expansion before each draw. The two are equal, and to
+    look them up would take a pass through all networks.
     """
 
     path: Stepwise
@@ -101,7 +101,7 @@ def draw_in_turn(path: Stepwise, shape: torch.Size) -> Seen:
     """Draws by a loop over time.
 
     Args:
-        path: The path; finds out whether it is reparameterised. Where a step is not, its value has no gradient.
+        path: The path, which is marked as reparameterised or not. Where a step is not, the values have no gradient.
         shape: The batch shape to draw, ``(*, B)``.
 
     Returns:
@@ -132,10 +132,14 @@ def draw_in_turn(path: Stepwise, shape: torch.Size) -> Seen:
         densities.append(base if isinstance(base, torch.distributions.Normal) else density_to_keep(fn, value))
         if t + 1 < steps or path.carrying:
             state = path.advance(state, value, t)
-    if path.carrying:
-        path.finish(state)
     path.reparameterised = not detached
     z = torch.stack(values, dim=-2)
+    if path.carrying:
+        path.finish(state, z)
+    normals = [d for d in densities if isinstance(d, torch.distributions.Normal)]
+    if len(normals) == steps:
+        loc, scale = torch.stack([d.loc for d in normals], -2), torch.stack([d.scale for d in normals], -2)
+        return Seen(z, conditionals=dist.Normal(loc, scale, validate_args=False).to_event(1))
     return _with(z, stacked(densities, z))
 
 

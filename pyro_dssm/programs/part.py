@@ -1,4 +1,4 @@
-"""What a model or a guide is built of and takes as an argument."""
+"""The parts of models and guides, which are arguments of their constructors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Part", "built_as"]
 
 
 def _noting(init: Callable[..., None]) -> Callable[..., None]:
-    """The same constructor, which in the end notes what it has made, unless it is called by that of a subclass."""
+    """The same constructor, which notes at its end what it has built, unless that of a subclass has called it."""
 
     @wraps(init)
     def noting(self: Part, *args: object, **kwargs: object) -> None:
@@ -28,8 +28,8 @@ def _noting(init: Callable[..., None]) -> Callable[..., None]:
 class Part(nn.Module):
     """A module that can be an argument of a model or a guide: a pair file can build it again.
 
-    It notes the arguments of its constructor, as they were then, and what it was then, as models and guides do. The
-    constructor's arguments must have names, and be plain values, classes, or other parts.
+    As models and guides do, it records the arguments of its constructor, and what the constructor has built. The
+    arguments must have names, and be plain values, classes, or other parts.
 
     Example:
         >>> class Scaled(Part):
@@ -60,7 +60,7 @@ class Part(nn.Module):
 
     @property
     def arguments(self) -> dict[str, object]:
-        """The arguments of the constructor, by name: a copy, whose lists and dictionaries are the caller's."""
+        """The arguments of the constructor, by name: a copy, whose lists and dictionaries may be changed."""
         return named_arguments(self, *self._arguments)
 
 

@@ -11,12 +11,12 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import constraints, register_kl
+from torch.distributions import constraints, kl_divergence, register_kl
 
 from .._utils.devices import generators_kept
 from .._utils.types import Distribution
 from .drawing import Seen, State, Unasked, draw_at_once, draw_in_turn
-from .steps import FirstThen, divergence_of_steps, normal_of
+from .steps import FirstThen, divergence_from_first, normal_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -165,11 +165,8 @@ class Path(PathDistribution):
     def along(self, z: Tensor) -> Distribution:
         """The distributions of all steps given the path, batch shape ``(*, B, T)``."""
 
-    def finish(self, state: State) -> None:
-        """Receives the state after the last step, where the path is a chunk of a longer one."""
-
-    def hand_over(self, z: Tensor) -> None:
-        """Keeps for the model what was computed of the path that has just been drawn, if anything was."""
+    def finish(self, state: State, z: Tensor) -> None:
+        """Receives the state after the last step, and the path that has been drawn."""
 
     def blank(self) -> Tensor:
         """Zeros in the shape of a path, ``(*, B, T, z_dim)``, like those that are drawn."""
@@ -213,7 +210,6 @@ class Path(PathDistribution):
         """
         shape = torch.Size(sample_shape) + self.batch_shape
         self.seen = draw_at_once(self, shape) if self.memoryless else draw_in_turn(self, shape)
-        self.hand_over(self.seen.z)
         return self.seen.z
 
     # Scored.
@@ -238,7 +234,7 @@ class Path(PathDistribution):
         if seen.log_prob is None:
             terms = self.conditionals(z).log_prob(z)
             seen.log_prob = terms.expand(torch.broadcast_shapes(terms.shape, z.shape[:-1]))
-        return self.masked(seen.log_prob)
+        return seen.log_prob if self.valid is None else torch.where(self.valid, seen.log_prob, 0.0)
 
     def _seen(self, z: Tensor) -> Seen:
         """What has been computed of a path, which is the last one from now on."""
@@ -287,7 +283,10 @@ def divergence_per_step(q: Path, p: Path) -> Tensor:
     of_q = None if q.seen is None else q.seen.conditionals
     if of_q is None or (q.has_rsample and normal_of(of_q) is None):
         raise NotImplementedError("no analytic divergence from a path whose steps are neither Gaussian nor discrete")
-    terms = divergence_of_steps(of_q, p.conditionals(z), z.shape[:-1])
+    of_p = p.conditionals(z)
+    if isinstance(of_p, FirstThen) and not of_q.has_rsample:
+        return q.masked(divergence_from_first(of_q, of_p, z.shape[:-1]))
+    terms = kl_divergence(of_q, of_p)
     return q.masked(terms.expand(torch.broadcast_shapes(terms.shape, z.shape[:-1])))
 
 

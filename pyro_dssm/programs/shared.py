@@ -1,4 +1,4 @@
-"""What a guide and a model share while latent paths are drawn and scored: a Pyro handler, and what it holds."""
+"""The Pyro handler through which a guide and its model share what they compute of a batch."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class _Left:
 class Shared(Messenger):
     """Lets the model take over what the guide has computed of the same batch.
 
-    It lives for one particle: guide and model are called once each within it, with the same tensors and weights. What
-    the guide leaves (the checked batch, with the states of the model's RNNs over x and along the path that it has
-    drawn) is taken once. :class:`~pyro_dssm.RecordingELBO` and :func:`~pyro_dssm.evaluate` install it; a step of
-    Pyro's ``SVI`` with any other loss serves as well. Elsewhere, nothing is shared.
+    It lives for one particle: within it, the guide and then the model are called once, with the same tensors and
+    weights. What the guide leaves (the checked batch, with the states of the model's RNNs over x and along the path
+    that it has drawn) is taken once. :class:`~pyro_dssm.RecordingELBO` and :func:`~pyro_dssm.evaluate` install it, and
+    within a step of Pyro's ``SVI``, whatever its loss, there is one as well. Elsewhere, nothing is shared.
 
     Args:
         carry: Of a chunk of long sequences.
@@ -56,7 +56,7 @@ class Shared(Messenger):
         self._left = _Left(model, arguments, batch, torch.is_grad_enabled(), model.training)
 
     def take(self, model: nn.Module, arguments: tuple[object, ...]) -> CheckedBatch | None:
-        """What has been left for a call with these very arguments, once."""
+        """What has been left for a call with the same arguments; only once."""
         left, self._left = self._left, None
         if left is None or left.model is not model:
             return None
@@ -69,7 +69,7 @@ _STEPS: WeakKeyDictionary[TraceMessenger, Shared] = WeakKeyDictionary()
 
 
 def sharing() -> Shared | None:
-    """The innermost handler under which guide and model share, if there is one."""
+    """The innermost handler, or that of the current step of ``SVI``, if there is one."""
     for handler in reversed(_PYRO_STACK):
         if isinstance(handler, Shared):
             return handler
@@ -79,20 +79,20 @@ def sharing() -> Shared | None:
 
 
 def leave(model: nn.Module, arguments: tuple[object, ...], batch: CheckedBatch) -> None:
-    """Leaves a checked batch for the model, where the two share."""
+    """Leaves a checked batch for the model, where there is a handler."""
     handler = sharing()
     if handler is not None:
         handler.leave(model, arguments, batch)
 
 
 def take(model: nn.Module, arguments: tuple[object, ...]) -> CheckedBatch | None:
-    """What the guide has left for a call of the model with these very arguments."""
+    """What the guide has left for a call of the model with the same arguments, if anything."""
     handler = sharing()
     return None if handler is None else handler.take(model, arguments)
 
 
 def carry_of(model: nn.Module) -> Carry | None:
-    """The chunk of long sequences that a model is run over, if it is."""
+    """What is carried between the chunks that a model is run over, if it is run over chunks."""
     for handler in reversed(_PYRO_STACK):
         if isinstance(handler, Shared) and handler.carry is not None:
             return handler.carry if handler.carry.model is model else None

@@ -17,7 +17,7 @@ from .._utils.types import Distribution
 if TYPE_CHECKING:
     pass
 
-__all__ = ["FirstThen", "density_to_keep", "divergence_of_steps", "normal_of", "stacked", "with_first"]
+__all__ = ["FirstThen", "density_to_keep", "divergence_from_first", "normal_of", "stacked", "with_first"]
 
 
 def normal_of(fn: object) -> torch.distributions.Normal | None:
@@ -88,7 +88,7 @@ def density_to_keep(fn: Distribution, value: Tensor) -> Distribution | Tensor:
 
 
 def stacked(densities: Sequence[Distribution | Tensor], z: Tensor) -> Distribution | Tensor:
-    """The distribution of all steps, where they are of one kind; else the log-densities of their values.
+    """The distribution of all steps, where they are discrete of one kind; else the log-densities of their values.
 
     Args:
         densities: Of each step its Gaussian, without an event dimension, or :func:`density_to_keep`.
@@ -97,11 +97,6 @@ def stacked(densities: Sequence[Distribution | Tensor], z: Tensor) -> Distributi
     Returns:
         A distribution of batch shape ``(*, T)``, or a tensor of this shape.
     """
-    normals = [d for d in densities if isinstance(d, torch.distributions.Normal)]
-    if len(normals) == len(densities):
-        loc, scale = (torch.stack(values, -2) for values in zip(*((d.loc, d.scale) for d in normals), strict=True))
-        fn: Distribution = dist.Normal(loc, scale, validate_args=False).to_event(1)
-        return fn
     discrete = [found for d in densities if (found := _Discrete.of(d)) is not None]
     if len(discrete) == len(densities) and all(d.make is discrete[0].make for d in discrete):
         make, _, dim = discrete[0]
@@ -188,22 +183,20 @@ class _FirstThenSupport(constraints.Constraint):
         return within
 
 
-def divergence_of_steps(q: Distribution, p: Distribution, shape: torch.Size) -> Tensor:
-    """The analytic divergence of each step.
+def divergence_from_first(q: Distribution, p: FirstThen, shape: torch.Size) -> Tensor:
+    """The analytic divergence of each step of a discrete kind from steps of which the first is of another kind.
 
     Args:
         q: The distributions of all steps.
-        p: Others.
+        p: The others.
         shape: ``(*, B, T)``.
 
     Returns:
-        A shape that broadcasts to this one.
+        This shape.
 
     Raises:
         NotImplementedError: If there is none.
     """
-    if not isinstance(p, FirstThen) or q.has_rsample:
-        return kl_divergence(q, p)
     found = _Discrete.of(q)
     if found is None:
         raise NotImplementedError(f"no first step of a {type(q).__name__}")

@@ -2296,18 +2296,18 @@ _EXEMPT = {
         build_dynamics build_emission build_initial build_transition built_as by_sequence check_distribution
         check_emission check_initial check_options check_sizes check_transition check_units choose completion
         in_units largest rank_correlation rows somewhere warn Carry CodeFirst CodePath CodedState EmptyPath
-        FlowGuide.adapt FusionGuide.read_context FutureStates GaussianGuide.adapt
-        GuideStates ModelPath ModelStates NoLatents.path NoiseGuide.read_context Shared
-        check_model posterior FlowGuide.path FlowGuide.push FlowPath Guide.path SequenceSet GuidePath InDataUnits
-        Inputs KalmanGuide.path KalmanPath Last.scan Last.step Memories.after_x Memories.after_z Memories.along_x
-        Memories.along_z Memories.dims Memories.first Memories.get Memories.read Memories.start Model Path Paths
-        Proposal Recurrent.scan Recurrent.step Sampled Site StateMemory.scan StateMemory.step Steps backward_chain
-        complete cut deviation divergence_per_step ends_of_gaps expanded fill fix_start forgets
-        in_order key gaussian_log_prob in_own_units innovation_cov join log_likelihood normal_of plates prepare
-        CodesOnly CodingGuide ContextGuide Drawn FilteringPath FirstThen FlowGuide.emit_zeta FlowGuide.future_states
-        FlowGuide.zeta_of Guide.memory_extra PushingGuide Seen SmoothingPath Sources SteppingGuide Stepwise Unasked
-        carry_of check_controls check_lengths check_sources delay density_to_keep divergence_of_steps draw_at_once
-        draw_in_turn leave sharing stacked take CheckedBatch PathDistribution check_batch
+        FlowGuide.adapt FusionGuide.read_context FutureStates GaussianGuide.adapt GuideStates ModelPath ModelStates
+        NoLatents.path NoiseGuide.read_context Shared check_model posterior FlowGuide.path FlowGuide.push FlowPath
+        Guide.path SequenceSet GuidePath InDataUnits Inputs KalmanGuide.path KalmanPath Last.scan Last.step
+        Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
+        Memories.get Memories.read Memories.start Model Path Paths Proposal Recurrent.scan Recurrent.step Sampled
+        Site StateMemory.scan StateMemory.step Steps backward_chain complete cut deviation divergence_per_step
+        ends_of_gaps expanded fill fix_start forgets in_order key gaussian_log_prob in_own_units innovation_cov join
+        log_likelihood normal_of plates prepare CodesOnly CodingGuide ContextGuide Drawn FilteringPath FirstThen
+        FlowGuide.emit_zeta FlowGuide.future_states FlowGuide.zeta_of Guide.memory_extra PushingGuide Seen
+        SmoothingPath Sources SteppingGuide Stepwise Unasked carry_of check_controls check_lengths check_sources
+        delay density_to_keep draw_at_once draw_in_turn leave sharing stacked take CheckedBatch
+        PathDistribution check_batch coded divergence_from_first
         r_hat read_run reads_frames root_log_likelihood smoothed sweep with_first
     """,
     "written in subclasses, and called by the program at every step with what it has checked": """
@@ -2335,7 +2335,7 @@ _EXEMPT = {
         MaskedConditioner.sample Network.forward NormalHead.forward PowerEmission.forward RecordingELBO
     """,
     "a dictionary of arguments, which are checked one by one": """
-        FrameOptions GaussianOptions ReadingOptions
+        CombinerOptions FrameOptions GaussianOptions ReadingOptions
     """,
     "a plain tuple: whoever takes it looks at it": """
         Arrow Linearised MusicSet PairFile Posterior Recording RootFiltered RootSmoothed

@@ -1,4 +1,4 @@
-"""The two orders in which a guide with a Kalman filter draws states and codes: smoothed, or filtered."""
+"""States and codes drawn in the order of time, each given what is known by then."""
 
 from __future__ import annotations
 
@@ -11,80 +11,12 @@ from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
 from .._utils.types import Distribution
-from ..kalman import Filtered, backward_conditionals, backward_log_prob, backward_sample
 from ..models.codes import Sampled, gaussian_log_prob
 from ..nn.layers import normal
 from ..programs.drawing import Seen
 from .kalman_path import KalmanPath, coded
 
-__all__ = ["FilteringPath", "SmoothingPath"]
-
-
-class SmoothingPath(KalmanPath):
-    r"""Codes given their frames, then the states from the last on: :math:`q(z_t \mid z_{t+1}, a_{1:t})`."""
-
-    def emit_steps(self) -> Tensor:
-        """Sites ``a_1``, ``a_2``, ..., then those of the states, from the last on."""
-        if self.hidden is not None:
-            raise ValueError(
-                'sites: expected "path" for a smoothing Kalman guide where whole frames are hidden, got "step".'
-            )
-        steps = range(self.event_shape[0])
-        codes = []
-        for t in pyro.markov(steps):
-            with poutine.mask(mask=self.valid_at(t)):
-                fn = normal(self.codes.loc[..., t, :], self.codes.scale[..., t, :])
-                codes.append(pyro.sample(f"a_{t + 1}", Sampled(fn)))
-        a = torch.stack(torch.broadcast_tensors(*codes), dim=-2)
-        found = backward_conditionals(self.filter(a), valid=self.batch.valid)
-        zs: list[Tensor] = []
-        for t in pyro.markov(reversed(steps)):
-            with poutine.mask(mask=self.valid_at(t)):
-                loc = found.offset[..., t, :]
-                if zs:
-                    loc = loc + torch.matmul(found.gain[..., t, :, :], zs[-1].unsqueeze(-1)).squeeze(-1)
-                fn = MultivariateNormal(loc, scale_tril=found.root[..., t, :, :])
-                zs.append(pyro.sample(f"z_{t + 1}", Sampled(fn)))
-        return torch.cat([torch.stack(zs[::-1], dim=-2), a], dim=-1)
-
-    def filter(self, codes: Tensor) -> Filtered:
-        """What the filter finds, given codes."""
-        observed = None if self.model.fills or self.shown is None else self.shown.expand(codes.shape[:-1])
-        return self.model.filter(codes, self.batch, self.zeta, observed)
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws codes, then states given all of them."""
-        shape = torch.Size(sample_shape) + self.batch_shape
-        codes = self.fill_codes(self.draw_codes(shape))
-        z, of_states = backward_sample(self.filter(codes), valid=self.batch.valid)
-        if self.hidden is not None and not self.model.fills:
-            drawn = z[..., : self.model.code_dim] + self.model.code_noise.sqrt() * torch.randn_like(codes)
-            codes = torch.where(self.hidden.unsqueeze(-1), drawn, codes)
-        value = torch.cat([z, codes], dim=-1)
-        self.seen = Seen(value, self._total(value, of_states))
-        return value
-
-    def log_prob_per_step(self, z: Tensor) -> Tensor:
-        """The log-density of each frame's code and state; zero in the padding."""
-        terms = self.seen.log_prob if self.seen is not None and self.seen.z is z else None
-        if terms is None:
-            states, codes = self.model.split(z)
-            terms = self._total(z, backward_log_prob(self.filter(codes), states, valid=self.batch.valid))
-            self.seen = Seen(z, terms)
-        return self.masked(terms)
-
-    def _total(self, value: Tensor, of_states: Tensor) -> Tensor:
-        """The log-densities of states and codes, given those of the states."""
-        states, codes = self.model.split(value)
-        of_codes = self.code_log_prob(codes)
-        if self.hidden is not None:
-            if self.model.fills:
-                of_filled = self.filter(codes).log_likelihood
-            else:
-                loc = states[..., : self.model.code_dim]
-                of_filled = gaussian_log_prob(codes, loc, self.model.code_noise.sqrt())
-            of_codes = torch.where(self.hidden, of_filled, of_codes)
-        return of_codes + of_states
+__all__ = ["FilteringPath"]
 
 
 class FilteringPath(KalmanPath):
