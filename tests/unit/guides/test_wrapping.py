@@ -428,6 +428,33 @@ def test_discrete_steps_are_refused():
         flow(torch.randn(B, T, X))
 
 
+class Walker(BaseGuide):
+    """A guide without a declared step, whose path is one of steps."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.scale = nn.Parameter(torch.ones(Z))
+
+    def path(self, batch):
+        return Walk(self, batch)
+
+    def factorisation(self):
+        return "q(z_t | z_{t-1}, x_1)"
+
+
+def test_guides_without_a_declared_step():
+    """Their paths can be pushed, but there is no context that flows could depend on, and no step to call."""
+    model = zoo("DMM")
+    with pytest.raises(ValueError, match="^guide: expected a Guide, whose steps have a context, got a Walker"):
+        dssm.FlowGuide(Walker(model), conditional=True)
+    flow = shaken(dssm.FlowGuide(Walker(model), 2, 6))
+    check_draws_have_their_density(flow, torch.randn(B, T, X))
+    with pytest.raises(ValueError, match="^guide: expected a Guide, which has a step, got a Walker"):
+        flow.step(None, torch.zeros(B, 1))
+    with pytest.raises(AttributeError, match="encode"):
+        flow.encode(torch.zeros(B, 1))
+
+
 @pytest.mark.parametrize("name", ["encode", "read_context", "zeta_posterior", "step"])
 def test_a_subclass_that_overrides_what_is_asked_of_the_base_is_refused(name):
     mine = type("Mine", (dssm.FlowGuide,), {name: lambda self, *args: None})
