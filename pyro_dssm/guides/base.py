@@ -204,7 +204,7 @@ class BaseGuide(Program):
             >>> q.mean.shape, q.sample(7).shape, q.log_prob(q.mean).shape
             (torch.Size([4, 5, 2]), torch.Size([7, 4, 5, 2]), torch.Size([4]))
         """
-        return posterior(self, self.model.observe(x, lengths, mask, controls), num_samples)
+        return posterior(self, self.model.check(x, lengths, mask, controls), num_samples)
 
     @property
     def draws_its_path(self) -> bool:

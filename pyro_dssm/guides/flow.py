@@ -117,7 +117,7 @@ class FlowGuide(BaseGuide):
     def _build(
         self, z_dim: int, hidden_dim: int, layer: int, *, conditional: bool
     ) -> AffineAutoregressive | ConditionalAffineAutoregressive:
-        like = next(self.base.parameters(), self.base.model._like)
+        like = next(self.base.parameters(), self.base.model.like)
         order: Any = torch.arange(z_dim) if layer % 2 == 0 else torch.arange(z_dim).flip(0)
         hidden = [hidden_dim, hidden_dim]
         if conditional:

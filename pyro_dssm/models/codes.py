@@ -68,7 +68,7 @@ class CodedState(TorchDistribution):
             return z[..., : self.code_scale.shape[-1]]
         return torch.matmul(self.matrix, z.unsqueeze(-1)).squeeze(-1)
 
-    def code_law(self) -> tuple[Tensor, Tensor]:
+    def code_marginal(self) -> tuple[Tensor, Tensor]:
         r"""The law of the code alone, :math:`\int p(z)\, p(a \mid z)\, dz`.
 
         Returns:

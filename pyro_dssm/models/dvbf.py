@@ -49,8 +49,8 @@ class StateMemory(Memory):
     def step(self, value: Tensor, state: Tensor) -> Tensor:
         """The state after one more value of the noise (and of the control)."""
         z, started = state[..., :-1], state[..., -1:]
-        batch = torch.broadcast_shapes(value.shape[:-1], state.shape[:-1])
-        value, z = value.expand(*batch, -1), z.expand(*batch, -1)
+        shape = torch.broadcast_shapes(value.shape[:-1], state.shape[:-1])
+        value, z = value.expand(*shape, -1), z.expand(*shape, -1)
         following = self.dynamics(z, value)
         if not started.all():
             following = torch.where(started > 0, following, self.first(value[..., : self.noise_dim]))

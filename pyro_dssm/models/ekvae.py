@@ -12,7 +12,7 @@ from .._utils.checks import one_of
 from .._utils.types import check_types
 from ..kalman import Filtered, Linearised, extended_filter
 from ..nn.memories import States
-from ..programs.batch import Inputs
+from ..programs.batch import Inputs as CheckedBatch
 from ..structure.structure import Structure
 from .codes import CodedState
 from .dynamics import DynamicsLike, build_dynamics
@@ -98,9 +98,9 @@ class EKVAE(KalmanVAE):
         """The dynamics' matrix."""
         return self.dynamics.linearise(before["z"][..., : self.state_dim], u)[1]
 
-    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
+    def filter(self, codes: Tensor, batch: CheckedBatch, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
         """The extended Kalman filter, linearised at the filtered means."""
-        controls = None if inputs.controls is None else inputs.controls.unbind(-2)
+        controls = None if batch.controls is None else batch.controls.unbind(-2)
         constant = torch.diag(self.noise)
 
         def linearise(z: Tensor, t: int) -> Linearised:
@@ -110,7 +110,7 @@ class EKVAE(KalmanVAE):
             noise = constant if self.noise_net is None else torch.diag_embed(self.noise_at(z, u))
             return Linearised(mean, jacobian, noise)
 
-        start = self.start(inputs, zeta, codes.shape[:-2])
+        start = self.start(batch, zeta, codes.shape[:-2])
         return extended_filter(
             codes,
             start,
@@ -118,6 +118,6 @@ class EKVAE(KalmanVAE):
             self.code_dim,
             torch.diag(self.code_noise),
             mask=observed,
-            valid=inputs.valid,
+            valid=batch.valid,
             square_root=self.square_root,
         )

@@ -24,7 +24,7 @@ from ..emissions.choice import EmissionLike
 from ..kalman import Filtered, Gaussian
 from ..nn.layers import normal
 from ..nn.memories import States
-from ..programs.batch import Inputs
+from ..programs.batch import Inputs as CheckedBatch
 from ..programs.path import PathLaw, normal_of
 from ..structure.structure import Structure
 from .codes import CodedState
@@ -131,7 +131,7 @@ class KalmanVAE(DSSM):
         state, code = z.split([self.state_dim, self.code_dim], dim=-1)
         return state, code
 
-    def states(self, z: Tensor, inputs: Inputs) -> Tensor:
+    def states(self, z: Tensor, batch: CheckedBatch) -> Tensor:
         """The states alone, without the codes."""
         return z[..., : self.state_dim]
 
@@ -176,27 +176,27 @@ class KalmanVAE(DSSM):
         """The law of a frame given its code."""
         return self.emission_net(z[..., self.state_dim :])
 
-    def path(self, inputs: Inputs) -> StateAndCodePath:
+    def path(self, batch: CheckedBatch) -> StateAndCodePath:
         """The distribution of states, codes and frames of a checked batch."""
-        return StateAndCodePath(self, inputs)
+        return StateAndCodePath(self, batch)
 
     # The filter.
 
-    def start(self, inputs: Inputs, zeta: Tensor | None, batch: torch.Size) -> Gaussian:
+    def start(self, batch: CheckedBatch, zeta: Tensor | None, shape: torch.Size) -> Gaussian:
         """Where the filter starts, for a batch of paths of a shape."""
-        first = inputs.first
+        first = batch.first
         if first is not None:
-            fn = self.transition_from(first.memories, inputs.controls_at(0))
+            fn = self.transition_from(first.memories, batch.controls_at(0))
             assert isinstance(fn, CodedState)
             loc, scale = fn.loc, fn.scale
         else:
             start = self.start_of_state(zeta)
             loc, scale = start.loc, start.scale
-        loc = loc.expand(*batch, self.state_dim)
+        loc = loc.expand(*shape, self.state_dim)
         cov = torch.diag_embed(scale.square().expand(loc.shape))
         if first is not None and first.covariance is not None:
             # A chunk of a collapsed program resumes from the distribution of the last state, not from a value.
-            slope = self.slope(first.memories, inputs.controls_at(0))
+            slope = self.slope(first.memories, batch.controls_at(0))
             cov = cov + slope @ first.covariance @ slope.mT
         return Gaussian(loc, cov)
 
@@ -212,24 +212,24 @@ class KalmanVAE(DSSM):
         """
         raise NotImplementedError
 
-    def carry(self, codes: Tensor, found: Filtered, inputs: Inputs) -> None:
+    def carry(self, codes: Tensor, found: Filtered, batch: CheckedBatch) -> None:
         """Keeps what the next chunk of a long sequence starts from, where the states are integrated out.
 
         Args:
             codes: Shape ``(*, B, T, code_dim)``.
             found: What the filter found.
-            inputs: The checked batch of the chunk.
+            batch: The checked batch of the chunk.
         """
-        assert inputs.carry is not None
-        inputs.hand_on("z", torch.cat([found.mean[..., -1, :], codes[..., -1, :]], dim=-1))
-        inputs.carry.last.covariance = found.cov[..., -1, :, :]
+        assert batch.carry is not None
+        batch.hand_on("z", torch.cat([found.mean[..., -1, :], codes[..., -1, :]], dim=-1))
+        batch.carry.last.covariance = found.cov[..., -1, :, :]
 
-    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
+    def filter(self, codes: Tensor, batch: CheckedBatch, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
         """Filters the states given codes.
 
         Args:
             codes: Shape ``(*, B, T, code_dim)``.
-            inputs: The checked batch they belong to.
+            batch: The checked batch they belong to.
             zeta: The hierarchical start's latent variable.
             observed: Shape ``(*, B, T)``, True where the filter takes a code for observed; ``None`` for everywhere but
                 the padding.
@@ -240,13 +240,13 @@ class KalmanVAE(DSSM):
         raise NotImplementedError
 
     def fill(
-        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor, *, noise: bool = True
+        self, codes: Tensor, batch: CheckedBatch, zeta: Tensor | None, observed: Tensor, *, noise: bool = True
     ) -> Tensor | None:
         """Draws the codes of hidden frames given those before, where :attr:`fills` says that this is needed.
 
         Args:
             codes: Shape ``(*, B, T, code_dim)``.
-            inputs: The checked batch they belong to.
+            batch: The checked batch they belong to.
             zeta: The hierarchical start's latent variable.
             observed: Shape ``(*, B, T)``, True where a code is there already.
             noise: ``False`` takes the means, and does not take them for observed.
@@ -271,12 +271,12 @@ class StateAndCodePath(ModelPath):
 
     def emit_path(self) -> Tensor:
         """The sites ``z`` and ``x``; or ``a`` and ``x``, where the states are integrated out."""
-        model, inputs = self.model, self.inputs
+        model, batch = self.model, self.batch
         if not model.collapses:
             return super().emit_path()
-        a = pyro.sample("a", CodePath(model, inputs, self.zeta))
+        a = pyro.sample("a", CodePath(model, batch, self.zeta))
         fn = model.frames_from(model.emission_net(a))
-        pyro.sample("x", of_pyro(hide(fn, inputs.observed)).to_event(1), obs=inputs.x)
+        pyro.sample("x", of_pyro(hide(fn, batch.observed)).to_event(1), obs=batch.x)
         return a
 
     def emit_latent(self, fn: Any, t: int) -> Tensor:
@@ -295,9 +295,9 @@ class CodePath(PathLaw):
     For a linear transition this is exact; otherwise it is the evidence of the linearised model.
     """
 
-    def __init__(self, model: KalmanVAE, inputs: Inputs, zeta: Tensor | None) -> None:
-        self.model, self.inputs, self.zeta = model, inputs, zeta
-        super().__init__(inputs.batch_shape, inputs.num_steps, model.code_dim, inputs.valid)
+    def __init__(self, model: KalmanVAE, batch: CheckedBatch, zeta: Tensor | None) -> None:
+        self.model, self.batch, self.zeta = model, batch, zeta
+        super().__init__(batch.batch_shape, batch.num_steps, model.code_dim, batch.valid)
 
     def log_prob_per_step(self, z: Tensor) -> Tensor:
         """The innovations' log-densities; zero where a frame is hidden.
@@ -305,11 +305,11 @@ class CodePath(PathLaw):
         Where the transition depends on the codes of hidden frames, they have been drawn from this law, and the filter
         takes them for observed; that their densities are left out here as in the guide changes no ratio.
         """
-        model, inputs, shown = self.model, self.inputs, frames_seen(self.inputs)
+        model, batch, shown = self.model, self.batch, frames_seen(self.batch)
         observed = None if model.fills or shown is None else shown.expand(z.shape[:-1])
-        found = model.filter(z, inputs, self.zeta, observed)
-        if inputs.carry is not None:
-            model.carry(z, found, inputs)
+        found = model.filter(z, batch, self.zeta, observed)
+        if batch.carry is not None:
+            model.carry(z, found, batch)
         return found.log_likelihood if shown is None else torch.where(shown, found.log_likelihood, 0.0)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -317,6 +317,6 @@ class CodePath(PathLaw):
         raise NotImplementedError('bound: the collapsed program can only be scored; use bound="joint" to draw from it.')
 
 
-def frames_seen(inputs: Inputs) -> Tensor | None:
+def frames_seen(batch: CheckedBatch) -> Tensor | None:
     """Which frames show anything, shape ``(*, B, T)``; ``None`` where all do."""
-    return None if inputs.observed is None else inputs.observed.any(-1)
+    return None if batch.observed is None else batch.observed.any(-1)

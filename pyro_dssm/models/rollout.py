@@ -20,7 +20,8 @@ from ..particles.gaps import bridges_gaps, cut
 from ..particles.interfaces import InferringGuide
 from ..particles.proposal import expanded
 from ..programs._program import evaluating
-from ..programs.batch import Inputs, check_controls, check_lengths, delay
+from ..programs.batch import Inputs as CheckedBatch
+from ..programs.batch import check_controls, check_lengths, delay
 from .latents import LatentModel
 
 __all__ = ["Rollout"]
@@ -112,10 +113,10 @@ class Rollout:
                 if lengths is not None:
                     check_lengths(lengths, x)
         with self._running():
-            inputs = self.model.check(x, lengths, mask, known)
-            known_part, z = self._infer(inputs)
+            batch = self.model.check(x, lengths, mask, known)
+            known_part, z = self._infer(batch)
             _, _, states = self._follow(known_part, z, means=False)
-            late = _lengths(inputs) - _lengths(known_part)
+            late = _lengths(batch) - _lengths(known_part)
             steps = int(late.max()) + horizon
             future = None if delayed is None else _from(delayed, _lengths(known_part), steps)
             paths = self.steps(states, z.shape[:-2], steps, future, means=means, noise=noise)
@@ -128,12 +129,12 @@ class Rollout:
     ) -> Tensor:
         """Draws what is hidden given what is observed."""
         with self._running():
-            inputs = self.model.check(x, lengths, mask, controls)
-            if inputs.hidden is None:
-                return inputs.without_padding(inputs.x).repeat(self.num_samples, *[1] * inputs.x.dim())
-            known, z = self._infer(inputs)
-            frames = self._frames(inputs, known, z, means=means)
-        filled = inputs.without_padding(torch.where(inputs.hidden, frames, inputs.x))
+            batch = self.model.check(x, lengths, mask, controls)
+            if batch.hidden is None:
+                return batch.without_padding(batch.x).repeat(self.num_samples, *[1] * batch.x.dim())
+            known, z = self._infer(batch)
+            frames = self._frames(batch, known, z, means=means)
+        filled = batch.without_padding(torch.where(batch.hidden, frames, batch.x))
         check_finite(filled, "draws", self.on_divergence)
         return filled
 
@@ -142,18 +143,18 @@ class Rollout:
     ) -> Tensor:
         """The expected frames given latent paths."""
         with self._running():
-            inputs = self.model.check(x, lengths, mask, controls)
-            if inputs.hidden is not None:
+            batch = self.model.check(x, lengths, mask, controls)
+            if batch.hidden is not None:
                 if not teacher_forcing:
                     raise ValueError("teacher_forcing: expected True where mask hides something, got False.")
-                known, z = self._infer(inputs, all_chains=True)
-                out = self._frames(inputs, known, z, means=True).mean(0)
+                known, z = self._infer(batch, all_chains=True)
+                out = self._frames(batch, known, z, means=True).mean(0)
             else:
-                z = self._draw(inputs)
-                at_once = max(1, ENTRIES_AT_ONCE // inputs.x.numel())
+                z = self._draw(batch)
+                at_once = max(1, ENTRIES_AT_ONCE // batch.x.numel())
                 along = self._means if teacher_forcing else self._free_means
-                out = torch.stack([along(inputs, part) for part in z.split(at_once)]).sum(0) / self.num_samples
-        out = inputs.without_padding(out)
+                out = torch.stack([along(batch, part) for part in z.split(at_once)]).sum(0) / self.num_samples
+        out = batch.without_padding(out)
         check_finite(out, "sequences", self.on_divergence)
         return out
 
@@ -183,24 +184,24 @@ class Rollout:
             states = model.memories.after_x(after, model.read(x))
             yield z, x, of_x
 
-    def _means(self, inputs: Inputs, z: Tensor) -> Tensor:
+    def _means(self, batch: CheckedBatch, z: Tensor) -> Tensor:
         """The expected frames along latent paths given the frames before each, summed over the paths."""
         memories = self.model.memories
-        mean = expected(self.model.emission_from(memories.along_x(inputs)[0], memories.along_z(z, inputs)[1]))
+        mean = expected(self.model.emission_from(memories.along_x(batch)[0], memories.along_z(z, batch)[1]))
         # An emission of one's own need not read the latents, and then has no dimension of paths.
         return mean.expand(*z.shape[:-1], -1).sum(0)
 
-    def _free_means(self, inputs: Inputs, z: Tensor) -> Tensor:
+    def _free_means(self, batch: CheckedBatch, z: Tensor) -> Tensor:
         """The expected frames along latent paths given those expected before each, summed over the paths."""
-        return torch.stack(self._follow(inputs, z, freely=True)[0], dim=-2).sum(0)
+        return torch.stack(self._follow(batch, z, freely=True)[0], dim=-2).sum(0)
 
-    def _draw(self, inputs: Inputs) -> Tensor:
+    def _draw(self, batch: CheckedBatch) -> Tensor:
         assert self.guide is not None
-        return self.guide.draw(inputs, self.num_samples)
+        return self.guide.draw(batch, self.num_samples)
 
-    def _infer(self, inputs: Inputs, *, all_chains: bool = False) -> tuple[Inputs, Tensor]:
+    def _infer(self, batch: CheckedBatch, *, all_chains: bool = False) -> tuple[CheckedBatch, Tensor]:
         """The part up to the last observed frames, with draws of what is hidden in it, and latent paths of it."""
-        known = cut(inputs)
+        known = cut(batch)
         assert self.guide is not None
         if known.hidden is None or bridges_gaps(self.guide, known):
             return known, self._draw(known)
@@ -209,37 +210,37 @@ class Rollout:
         assert paths.x is not None
         return replace(known, x=paths.x[:count]), paths.z[:count]
 
-    def _frames(self, inputs: Inputs, known: Inputs, z: Tensor, *, means: bool) -> Tensor:
+    def _frames(self, batch: CheckedBatch, known: CheckedBatch, z: Tensor, *, means: bool) -> Tensor:
         """The frames along latent paths, drawn or expected, and those that follow to the end of each sequence."""
         expectations, xs, states = self._follow(known, z, means=means)
         frames = torch.stack(expectations if means else xs, dim=-2)
         ends = _lengths(known)
-        more = int((_lengths(inputs) - ends).max())
+        more = int((_lengths(batch) - ends).max())
         if more == 0:
             return frames
-        controls = None if inputs.controls is None else _from(inputs.controls, ends, more)
+        controls = None if batch.controls is None else _from(batch.controls, ends, more)
         following = [expected(fn) if means else x for _, x, fn in self.steps(states, z.shape[:-2], more, controls)]
         joined = torch.cat([frames, torch.stack(following, dim=-2)], dim=-2)
-        t, ends = torch.arange(inputs.num_steps, device=ends.device), ends.unsqueeze(-1)
+        t, ends = torch.arange(batch.num_steps, device=ends.device), ends.unsqueeze(-1)
         after = frames.shape[-2] + (t - ends).clamp(max=more - 1)
         return _at(joined, torch.where(t < ends, t, after))
 
     def _follow(
-        self, inputs: Inputs, z: Tensor, *, freely: bool = False, means: bool = True
+        self, batch: CheckedBatch, z: Tensor, *, freely: bool = False, means: bool = True
     ) -> tuple[list[Tensor], list[Tensor], States]:
         """Runs the memories along latent paths and x, drawing x where it is hidden; or freely, without looking at x.
 
         Frames that have a dimension of paths like ``z`` have been filled already.
         """
         model, shape = self.model, z.shape[:-2]
-        filled = inputs.x.dim() == z.dim()
+        filled = batch.x.dim() == z.dim()
         states = model.memories.start(shape)
         expectations, xs = [], []
         for t, z_t in enumerate(z.unbind(-2)):
-            after = model.memories.after_z(states, z_t, inputs.controls_at(t))
+            after = model.memories.after_z(states, z_t, batch.controls_at(t))
             fn = model.emission_from(states, after)
-            x = inputs.x[..., t, :].expand(*shape, -1)
-            hidden = None if inputs.hidden is None else inputs.hidden[..., t, :]
+            x = batch.x[..., t, :].expand(*shape, -1)
+            hidden = None if batch.hidden is None else batch.hidden[..., t, :]
             if hidden is not None and not filled:
                 x = complete(fn, x, hidden)
             if means:
@@ -249,9 +250,9 @@ class Rollout:
                 expectations.append(mean)
             xs.append(x)
             new = model.memories.after_x(after, model.read_mean(fn) if freely else model.read(x))
-            if inputs.valid is not None:
+            if batch.valid is not None:
                 # A sequence that has ended keeps the state of its own last frame.
-                valid = inputs.valid[..., t].unsqueeze(-1)
+                valid = batch.valid[..., t].unsqueeze(-1)
                 new = {k: torch.where(valid, v, states[k]) if k in states else v for k, v in new.items()}
             states = new
         return expectations, xs, states
@@ -266,11 +267,11 @@ def check_guide(model: LatentModel, guide: object) -> None:
         raise ValueError(f"guide: expected a guide of this model, got {got}.")
 
 
-def _lengths(inputs: Inputs) -> Tensor:
+def _lengths(batch: CheckedBatch) -> Tensor:
     """The length of each sequence, shape ``(B,)``."""
-    if inputs.lengths is not None:
-        return inputs.lengths
-    return torch.full(inputs.batch_shape[-1:], inputs.num_steps, device=inputs.x.device)
+    if batch.lengths is not None:
+        return batch.lengths
+    return torch.full(batch.batch_shape[-1:], batch.num_steps, device=batch.x.device)
 
 
 def _from(values: Tensor, starts: Tensor, count: int) -> Tensor:

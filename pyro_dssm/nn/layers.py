@@ -43,8 +43,8 @@ def join(*features: Tensor | None) -> Tensor:
         raise ValueError("features: expected at least one tensor, and nothing but tensors and None.")
     if len(present) == 1:
         return present[0]
-    batch = torch.broadcast_shapes(*(f.shape[:-1] for f in present))
-    return torch.cat([f.expand(*batch, f.shape[-1]) for f in present], dim=-1)
+    shape = torch.broadcast_shapes(*(f.shape[:-1] for f in present))
+    return torch.cat([f.expand(*shape, f.shape[-1]) for f in present], dim=-1)
 
 
 def _check_rows(name: str, value: object, dims: int = 1) -> None:

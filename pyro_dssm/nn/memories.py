@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import MOST, is_count, kind_of, natural, one_of, positive, shown
 from .._utils.types import check_types
-from ..programs.batch import Inputs
+from ..programs.batch import Inputs as CheckedBatch
 from ..programs.shared import States
 from ..structure.structure import Order, Structure
 from .layers import join
@@ -188,9 +188,9 @@ class Memories(nn.ModuleDict):
 
     # One step at a time.
 
-    def start(self, batch: torch.Size | tuple[int, ...]) -> States:
+    def start(self, shape: torch.Size | tuple[int, ...]) -> States:
         """The learned states before the first step."""
-        return {name: self.get(name).start(batch) for name in self}
+        return {name: self.get(name).start(shape) for name in self}
 
     def after_z(self, states: States, z: Tensor, u: Tensor | None) -> States:
         """The states after :math:`z_t`."""
@@ -210,35 +210,35 @@ class Memories(nn.ModuleDict):
 
     # Whole sequences.
 
-    def first(self, inputs: Inputs) -> States:
+    def first(self, batch: CheckedBatch) -> States:
         """The states before the first step of a batch."""
-        states = inputs.before
+        states = batch.before
         if states is None:
-            states = self.start(inputs.batch_shape) if inputs.first is None else inputs.first.memories
+            states = self.start(batch.batch_shape) if batch.first is None else batch.first.memories
             if torch.is_grad_enabled():
                 # What has no gradients must not be found by those who need them.
-                inputs.before = states
+                batch.before = states
         return states
 
-    def along_x(self, inputs: Inputs) -> tuple[States, States]:
+    def along_x(self, batch: CheckedBatch) -> tuple[States, States]:
         """What is kept of x before and after every step, computed once for each batch."""
-        if inputs.along_x is None:
-            before, after, start = {}, {}, self.first(inputs)
+        if batch.along_x is None:
+            before, after, start = {}, {}, self.first(batch)
             for name in ("x", "hx"):
                 if name in self:
                     memory = self.get(name)
-                    after[name], last = memory.scan(inputs.frames, start[name])
-                    if inputs.carry is not None:
-                        inputs.carry.last.memories[name] = last
+                    after[name], last = memory.scan(batch.frames, start[name])
+                    if batch.carry is not None:
+                        batch.carry.last.memories[name] = last
                     before[name] = memory.past(after[name], start[name])
-            inputs.along_x = before, after
-        return inputs.along_x
+            batch.along_x = before, after
+        return batch.along_x
 
-    def along_z(self, z: Tensor, inputs: Inputs) -> tuple[States, States]:
+    def along_z(self, z: Tensor, batch: CheckedBatch) -> tuple[States, States]:
         """What is kept of z before and after every step of a path; that of the last path is remembered."""
-        if inputs.along_z is not None and inputs.along_z[0] is z:
-            return inputs.along_z[1:]
-        start, drawn = self.first(inputs), inputs.drawn
+        if batch.along_z is not None and batch.along_z[0] is z:
+            return batch.along_z[1:]
+        start, drawn = self.first(batch), batch.drawn
         before: States = {}
         after: States = {"z": z}
         last_states = {"z": z[..., -1, :]}
@@ -250,11 +250,11 @@ class Memories(nn.ModuleDict):
                 if drawn is not None and drawn.z is z and name == self.of_latents:
                     after[name], last = drawn.read, drawn.last
                 else:
-                    x_past = self.along_x(inputs)[0]["x"] if name == "h" else None
-                    after[name], last = memory.scan(join(z, x_past, inputs.controls), start[name])
+                    x_past = self.along_x(batch)[0]["x"] if name == "h" else None
+                    after[name], last = memory.scan(join(z, x_past, batch.controls), start[name])
                 last_states[name] = last
                 before[name] = memory.past(after[name], start[name])
-        if inputs.carry is not None:
-            inputs.carry.last.memories.update(last_states)
-        inputs.along_z = z, before, after
+        if batch.carry is not None:
+            batch.carry.last.memories.update(last_states)
+        batch.along_z = z, before, after
         return before, after

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._utils.devices import wide
-from ..programs.batch import Inputs
+from ..programs.batch import Inputs as CheckedBatch
 
 __all__ = ["ConvergenceWarning", "Limits", "NUM_GROUPS", "rank_correlation", "largest", "r_hat", "warn"]
 
@@ -131,9 +131,9 @@ def warn(r: Tensor, correlations: Tensor, limits: Limits, num_rounds: int) -> No
         )
 
 
-def largest(found: Tensor, inputs: Inputs) -> Tensor:
+def largest(found: Tensor, batch: CheckedBatch) -> Tensor:
     """The largest value of each sequence's hidden frames, as the mean over the entries of each."""
-    hidden = inputs.hidden
+    hidden = batch.hidden
     assert hidden is not None
     hidden = hidden.expand(found.shape)
     of_frames = torch.where(hidden, found, 0.0).sum(-1) / hidden.sum(-1).clamp(min=1)

@@ -5,6 +5,7 @@
 
 import math
 import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,6 +204,17 @@ def _entered(function):
             return
 
     return enter
+
+
+def _old(function):
+    """Calls something by its old name, which warns."""
+
+    def call(**arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return function(**arguments)
+
+    return call
 
 
 # Kinds that come again and again.
@@ -417,6 +429,7 @@ def programs(w):
         "RecordingELBO.loss_and_grads", _loss(dssm.RecordingELBO().loss_and_grads, w.driven, w.driven_guide), given(w)
     )
     yield Call("FrameModel.check", w.driven.check, given(w))
+    yield Call("FrameModel.observe", _old(w.driven.observe), given(w))
     divergence = {"on_divergence": on_divergence()}
     drawn = {"num_samples": count(3), **divergence}
     rounds = {"num_rounds": count(1, low=0, big=False)}
@@ -464,15 +477,15 @@ def programs(w):
                 "noise": flag(True),
             },
         )
-    batch = w.model.observe(w.x, w.lengths)
+    batch = w.model.check(w.x, w.lengths)
     checked = instance(batch, w.batch, w.x)
     paths = w.guide.draw(batch, 2)
-    yield Call("LatentModel.states", w.model.states, {"z": instance(paths, [paths]), "inputs": checked})
+    yield Call("LatentModel.states", w.model.states, {"z": instance(paths, [paths]), "batch": checked})
     yield Call("BaseGuide.draw", w.guide.draw, {"inputs": checked, "num_samples": count(2)})
     yield Call("BaseGuide.posterior", w.guide.posterior, {**undriven(given(w)), "num_samples": count(3, low=2)})
     yield Call("BaseGuide.states", w.guide.states, {"inputs": checked, "num_samples": count(2)})
     yield Call("FrameGuide.first_frames", w.guide.first_frames, {"inputs": checked})
-    steered = instance(w.steered.observe(torch.randn(B, T, 4), controls=w.controls), w.batch, w.x)
+    steered = instance(w.steered.check(torch.randn(B, T, 4), controls=w.controls), w.batch, w.x)
     yield Call("KalmanGuide.draw", w.kalman_guide.draw, {"inputs": steered, "num_samples": count(2)})
     yield Call("KalmanGuide.states", w.kalman_guide.states, {"inputs": steered, "num_samples": count(2)})
     yield Call("KalmanGuide.filtered", w.kalman_guide.filtered, {"inputs": steered})

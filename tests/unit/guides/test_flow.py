@@ -136,7 +136,7 @@ def test_entropy_gradient(conditional):
 def test_the_same_path_is_scored_anew_with_new_weights(conditional):
     """What a transform remembers of its last pass is never the answer for another law."""
     model, flow = make(conditional=conditional)
-    inputs, z = model.observe(torch.randn(B, T, D)), torch.randn(B, T, 3)
+    inputs, z = model.check(torch.randn(B, T, D)), torch.randn(B, T, 3)
     before = flow.path(inputs).log_prob(z).detach()
     with torch.no_grad():
         for p in flow.flows.parameters():
@@ -155,7 +155,7 @@ def test_a_flow_that_does_nothing_is_its_base():
                 p.zero_()
     x = torch.randn(B, T, D)
     z = torch.randn(B, T, 3)
-    inputs = model.observe(x)
+    inputs = model.check(x)
     torch.testing.assert_close(flow.path(inputs).log_prob(z), flow.base.path(inputs).log_prob(z))
 
 

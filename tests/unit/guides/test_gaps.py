@@ -78,7 +78,7 @@ PAIRS["flow around noise"] = flows_around(PAIRS["noise"])
 def first_steps(guide, mask, x=None, lengths=None, controls=None):
     """What each step is given of the frames, encoded."""
     x = torch.zeros(1, T, X) if x is None else x
-    batch = guide.model.observe(x, lengths, mask, controls)
+    batch = guide.model.check(x, lengths, mask, controls)
     return guide.read_frames(batch) if isinstance(guide, dssm.KalmanGuide) else guide.encode(guide.read_context(batch))
 
 
@@ -134,7 +134,7 @@ def test_what_is_put_in_the_place_of_hidden_frames_is_not_read(name, emission):
     model, guide = PAIRS[name](emission=emission)
     mask = torch.rand(B, T) > 0.4
     x, own = torch.randn(B, T, X).exp(), torch.randn(B, T, X).exp()
-    inputs = model.observe(x, None, mask)
+    inputs = model.check(x, None, mask)
     filled = replace(inputs, x=torch.where(mask.unsqueeze(-1), inputs.x, own))
     same = torch.equal(guide.read_context(inputs), guide.read_context(filled))
     # The model's RNN over the frames reads what is put there.

@@ -49,7 +49,7 @@ def test_a_sweep_leaves_the_posterior_as_it_is(sizes):
     model, chains = Walk(), 4000
     x, lengths = torch.zeros(2, 6, 1), torch.tensor([3, 6])
     mask = torch.tensor([[1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 1]], dtype=torch.bool)
-    inputs = model.observe(x, lengths, mask)
+    inputs = model.check(x, lengths, mask)
     covs = [posterior([1.0, 0.0, 1.0]), posterior([1.0, 1.0, 1.0, 1.0, 0.0, 1.0])]
     z = 3.0 + NOISE * torch.randn(chains, 2, 6, 1)
     for i, cov in enumerate(covs):

@@ -174,8 +174,8 @@ def test_a_start_of_ones_own_is_given_the_whole_sequences(flow):
     for length in (1, 3):
         total, given = weights_of_chunks(model, guide, batch, length)
         assert (total - weights_at(model, guide, batch, given)).abs().max() < 1e-12
-    alone = guide.zeta_posterior(model.observe(batch.x[1:2, :3])).mean
-    torch.testing.assert_close(guide.zeta_posterior(model.observe(batch.x, LENGTHS)).mean[1:2], alone)
+    alone = guide.zeta_posterior(model.check(batch.x[1:2, :3])).mean
+    torch.testing.assert_close(guide.zeta_posterior(model.check(batch.x, LENGTHS)).mean[1:2], alone)
     # Nothing of a batch is kept.
     assert not _PYRO_STACK
 
@@ -272,7 +272,7 @@ def test_how_many_frames_is_an_argument():
 
     model = dssm.DMM(X, Z, emission="gaussian", initial="hierarchical")
     guide = Mine(model, 3)
-    assert guide.first_frames(model.observe(torch.randn(B, 2, X))).shape == (B, 3, X)
+    assert guide.first_frames(model.check(torch.randn(B, 2, X))).shape == (B, 3, X)
     assert reacts(guide, "gaussian", "path")[1].tolist() == [True] * 3 + [False] * (T - 3)
     for wrong in (0, 2.0, True, "3"):
         with pytest.raises(ValueError, match="^start_frames: expected a positive integer"):
@@ -286,7 +286,7 @@ def test_what_the_first_frames_are(emission, reads_mask):
     model = dssm.DMM(X, Z, emission=emission, initial="hierarchical")
     guide = dssm.PartialAlignment(model, reads_mask=reads_mask, **SIZES)
     x, mask = torch.randn(1, 4, X).exp(), torch.tensor([[True, False, True, True]])
-    inputs = model.observe(x, torch.tensor([3]), mask)
+    inputs = model.check(x, torch.tensor([3]), mask)
     found = guide.first_frames(inputs)
     assert found.shape == (1, 5, X * (1 + reads_mask))
     read = model.read(torch.where(mask.unsqueeze(-1), x, 0.0))

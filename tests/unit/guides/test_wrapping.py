@@ -88,7 +88,7 @@ def parents(guide, x, controls):
         value = torch.randn(len(x), guide.model.zeta_dim)
 
         def of_zeta(z, x):
-            return guide.zeta_posterior(guide.model.observe(x, controls=controls)).log_prob(value).unsqueeze(-1)
+            return guide.zeta_posterior(guide.model.check(x, controls=controls)).log_prob(value).unsqueeze(-1)
 
         found.append(parents_by_jacobian(of_zeta, z, x)[1])
     return found
@@ -219,7 +219,7 @@ class OwnPath(Own):
 
     def path(self, inputs):
         later = torch.cat([inputs.x[..., 1:, :], torch.zeros_like(inputs.x[..., :1, :])], dim=-2)
-        return super().path(self.model.observe(later, controls=inputs.controls))
+        return super().path(self.model.check(later, controls=inputs.controls))
 
 
 class WalkLaw(Path):
@@ -287,7 +287,7 @@ def test_what_is_overridden_matters(name):
         # The same frames, but not the same entries of them.
         guide = OVERRIDES[name](**options)[1]
         x.requires_grad_()
-        guide.path(guide.model.observe(x, controls=controls)).log_prob(torch.randn(8, T, Z)).sum().backward()
+        guide.path(guide.model.check(x, controls=controls)).log_prob(torch.randn(8, T, Z)).sum().backward()
         assert x.grad[..., 0].any()
         assert not x.grad[..., 1:].any()
         return
@@ -436,7 +436,7 @@ def test_a_subclass_may_change_how_steps_are_pushed():
     flow = dssm.FlowGuide(dssm.MeanField(model, **SIZES), 1, 4)
     torch.manual_seed(0)
     other = Shifted(dssm.MeanField(model, **SIZES), 1, 4)
-    inputs, z = model.observe(torch.randn(B, T, X)), torch.randn(B, T, Z)
+    inputs, z = model.check(torch.randn(B, T, X)), torch.randn(B, T, Z)
     assert not torch.allclose(flow.path(inputs).log_prob(z), other.path(inputs).log_prob(z))
 
 
@@ -504,6 +504,6 @@ def test_the_models_state_is_run_once():
 def test_scores_in_double_precision_by_single_default():
     model = zoo("DMM").double()
     flow = dssm.FlowGuide(dssm.PartialAlignment(model, **SIZES).double(), conditional=True)
-    inputs, z = model.observe(torch.randn(B, T, X)), torch.randn(B, T, Z)
+    inputs, z = model.check(torch.randn(B, T, X)), torch.randn(B, T, Z)
     torch.set_default_dtype(torch.float32)
     assert flow.path(inputs).log_prob(z).dtype == torch.float64

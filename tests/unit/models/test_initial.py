@@ -238,7 +238,7 @@ def test_zeta_is_inferred_from_the_first_frames():
     x = torch.randn(1, 9, X)
 
     def loc(x, lengths=None):
-        return guide.zeta_posterior(model.observe(x, lengths)).base_dist.loc
+        return guide.zeta_posterior(model.check(x, lengths)).base_dist.loc
 
     later = x.clone()
     later[:, 5:] += 1
@@ -257,7 +257,8 @@ def test_laws():
         HierarchicalInitial(3, zeta_dim=0)
     with pytest.raises(
         ValueError,
-        match="^initial: expected 'transition', 'gaussian', 'hierarchical', an Initial, or a function that makes one, got 'normal'",
+        match="^initial: expected 'transition', 'gaussian', 'hierarchical', an Initial, or a function that makes one, "
+        "got 'normal'",
     ):
         dssm.DMM(X, Z, initial="normal")
 
