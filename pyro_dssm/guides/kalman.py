@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from .._utils.checks import event, one_of, positive
 from .._utils.types import check_types
 from ..kalman import Filtered, Smoothed, backward_conditionals, backward_log_prob, backward_sample, rts_smoother
+from ..models.code_path import frames_seen
 from ..models.codes import CodeFirst, Sampled, gaussian_log_prob
-from ..models.kalman_vae import KalmanVAE, frames_seen
+from ..models.kalman_vae import KalmanVAE
 from ..nn.layers import normal
 from ..nn.memories import States
 from ..programs.batch import Inputs

@@ -18,7 +18,8 @@ from ..programs.batch import Inputs as CheckedBatch
 from ..programs.batch import prepare
 from ..programs.path import normal_of
 from ..programs.shared import carry_of
-from .standardise import Standardise, in_own_units
+from .affine import in_own_units
+from .standardise import Standardise
 
 __all__ = ["FrameModel"]
 
@@ -160,7 +161,7 @@ class FrameModel(Program):
     def frames_from(self, fn: Distribution) -> Distribution:
         """The distribution of frames, in the data's units, from what :meth:`DSSM.emission` has returned."""
         fn = event("emission", fn, self.x_dim)
-        if self.calibration is not None and self._draws_calibrated:
+        if self._draws_calibrated and self.calibration is not None:
             base = normal_of(fn)
             if base is None:
                 raise ValueError(f"emission: expected independent Gaussian entries as calibrated, got {fn!r}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from ..programs.batch import Inputs as CheckedBatch
 from ..structure.structure import Structure
 from .codes import CodedState
 from .kalman_vae import KalmanVAE
+from .options import KalmanOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["KVAE"]
 
@@ -80,7 +84,7 @@ class KVAE(KalmanVAE):
         *,
         num_matrices: int = 16,
         rnn_dim: int = 50,
-        **options: Any,
+        **options: Unpack[KalmanOptions],
     ) -> None:
         positive("num_matrices", num_matrices)
         positive("rnn_dim", rnn_dim)
@@ -99,7 +103,8 @@ class KVAE(KalmanVAE):
 
     def mix(self, weights: Tensor, base: Tensor, rows: int) -> Tensor:
         """The mixed matrices, shape ``(*, rows, columns)``."""
-        return linear(weights, base.mT).unflatten(-1, (rows, base.shape[-1] // rows))
+        mixed: Tensor = linear(weights, base.mT).unflatten(-1, (rows, base.shape[-1] // rows))
+        return mixed
 
     def matrix(self, z_past: Tensor | None) -> Tensor | None:
         """The matrix ``C_t``."""
@@ -107,29 +112,29 @@ class KVAE(KalmanVAE):
         h = read(self.memories.get("hz").initial) if z_past is None else z_past[..., : self.weights.in_features]
         return self.mix(torch.softmax(self.weights(h), dim=-1), self.base_emission, self.code_dim)
 
-    def _law(self, h: Tensor, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _move(self, h: Tensor, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mean of the next state, and the matrix ``A`` that leads there."""
         weights = torch.softmax(self.weights(h), dim=-1)
         a = self.mix(weights, self.base_transition, self.state_dim)
         mean = torch.matmul(a, z.unsqueeze(-1)).squeeze(-1)
         if u is None:
-            return mean, a, None
+            return mean, a
         b = self.mix(weights, self.base_control, self.state_dim)
-        offset = torch.matmul(b, u.unsqueeze(-1)).squeeze(-1)
-        return mean + offset, a, offset
+        return mean + torch.matmul(b, u.unsqueeze(-1)).squeeze(-1), a
 
-    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Any:
-        """The law of the next state and its code."""
+    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> CodedState:
+        """The distribution of the next state and its code."""
         assert z_past is not None
         h, last = z_past.split([self.weights.in_features, self.z_dim], dim=-1)
-        mean, _, _ = self._law(h, last[..., : self.state_dim], u)
+        mean, _ = self._move(h, last[..., : self.state_dim], u)
         return CodedState(mean, self.noise.sqrt(), self.code_noise.sqrt(), self.matrix(z_past))
 
     def slope(self, before: States, u: Tensor | None) -> Tensor:
         """The mixed matrix ``A``."""
-        return self._law(self.memories.get("hz").read(before["hz"]), before["z"][..., : self.state_dim], u)[1]
+        return self._move(self.memories.get("hz").read(before["hz"]), before["z"][..., : self.state_dim], u)[1]
 
     def carry(self, codes: Tensor, found: Filtered, batch: CheckedBatch) -> None:
-        """The law of the last state, and the LSTM's state."""
+        """The distribution of the last state, and the LSTM's state."""
         super().carry(codes, found, batch)
         batch.hand_on("hz", self._along(codes, batch)[1])
 
@@ -176,7 +181,7 @@ class KVAE(KalmanVAE):
         for t, a in enumerate(codes.unbind(-2)):
             u = batch.controls_at(t)
             if t > 0:
-                moved, f, _ = self._law(memory.read(h), m, None if u is None else u.expand(*shape, -1))
+                moved, f = self._move(memory.read(h), m, None if u is None else u.expand(*shape, -1))
                 m, f = hold(None if batch.valid is None else batch.valid[..., t], m, moved, f)
                 f = f.reshape(-1, n, n)
             c = self.mix(torch.softmax(self.weights(memory.read(h)), dim=-1), self.base_emission, d).expand(

@@ -26,15 +26,6 @@ from .path import ModelPath
 __all__ = ["LatentModel"]
 
 
-def aligned(*features: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Features with the same leading dimensions, whatever they had: those of particles, of sequences, or of neither."""
-    shapes = {f.shape[:-1] for f in features if f is not None}
-    if len(shapes) < 2:
-        return features
-    shape = torch.broadcast_shapes(*shapes)
-    return tuple(None if f is None else f.expand(*shape, f.shape[-1]) for f in features)
-
-
 class LatentModel(FrameModel):
     """The abstract base of models, as far as it concerns their latents and the program.
 
@@ -101,14 +92,11 @@ class LatentModel(FrameModel):
 
     def transition_from(self, before: States, u: Tensor | None) -> Distribution:
         """The distribution of :math:`z_t`, or of all steps, from the states before it."""
-        of_z, of_x = self.memories.transition_reads
-        fn = self.transition(*aligned(self.memories.read(before, of_z), self.memories.read(before, of_x), u))
-        return event("transition", fn, self.z_dim)
+        return event("transition", self.transition(*self.memories.for_transition(before, u)), self.z_dim)
 
     def emission_from(self, before: States, after: States) -> Distribution:
         """The distribution of :math:`x_t`, or of all steps, from the states before ``t`` and after :math:`z_t`."""
-        of_z, of_x = self.memories.emission_reads
-        z, x_past = aligned(self.memories.read(after, of_z), self.memories.read(before, of_x))
+        z, x_past = self.memories.for_emission(before, after)
         assert z is not None
         return self.frames_from(self.emission(z, x_past))
 

@@ -171,7 +171,7 @@ class ConvDecoder(nn.Module):
         self.sizes = sizes[::-1]
         self.smallest = (widths[0], *smallest)
         self.features = MLP(in_dim, hidden_dims, math.prod(self.smallest), dropout=dropout)
-        # The last one needs no bias beside that of each pixel.
+        # Each pixel has a bias of its own, so the last one needs none.
         self.convolutions = nn.ModuleList(
             nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=i < len(widths) - 2)
             for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True))

@@ -54,6 +54,46 @@ def two_sizes(name: str, value: object) -> tuple[int, int]:
     raise ValueError(f"{name}: expected a positive integer or two of them, got {shown(value)}.")
 
 
+Names = tuple[str, ...]
+
+
+def what_is_read(structure: Structure, *, shared: bool, skip: bool) -> tuple[tuple[Names, Names], tuple[Names, Names]]:
+    """The names of the memories that the transition reads of z and of x, and those that the emission reads.
+
+    Args:
+        structure: The four edges.
+        shared: Whether one RNN over ``(x_{t-1}, z_t)`` serves the emission.
+        skip: Whether a full edge offers the last value in addition to the RNN state.
+
+    Returns:
+        Two pairs of names.
+    """
+    s, full = structure, Order.FULL
+    joint_prior = shared and s.z_from_z is full and s.z_from_x is full
+
+    def reads(edge: Order, last: str, state: str) -> Names:
+        if edge is Order.NONE:
+            return ()
+        if edge is Order.MARKOV:
+            return (last,)
+        return (state, last) if skip else (state,)
+
+    of_past = reads(s.z_from_z, "z", "h" if joint_prior else "hz")
+    # The shared RNN before step t knows the frames up to t - 2: the transition reads x_{t-1} in addition.
+    transition = of_past, ("x",) if joint_prior else reads(s.z_from_x, "x", "hx")
+    of_x = (("x",) if skip else ()) if shared else reads(s.x_from_x, "x", "hx")
+    return transition, (reads(s.x_from_z, "z", "h" if shared else "hz"), of_x)
+
+
+def _aligned(*features: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Features with the same leading dimensions, whatever they had: those of particles, of sequences, or of neither."""
+    shapes = {f.shape[:-1] for f in features if f is not None}
+    if len(shapes) < 2:
+        return features
+    shape = torch.broadcast_shapes(*shapes)
+    return tuple(None if f is None else f.expand(*shape, f.shape[-1]) for f in features)
+
+
 class Memories(nn.ModuleDict):
     r"""The memories of a structure: at most five, each with a name.
 
@@ -112,30 +152,14 @@ class Memories(nn.ModuleDict):
         for name, value in (("z_dim", z_dim), ("control_dim", control_dim)):
             natural(name, value)
         super().__init__()
-        s, full = structure, Order.FULL
-        if shared and not (s.x_from_z is full and s.x_from_x is full):
+        if shared and not structure.x_from_z is structure.x_from_x is Order.FULL:
             raise ValueError(
                 "shared: one RNN over (x_{t-1}, z_t) needs a structure with x_from_z and x_from_x full, "
                 f"got {structure!r}."
             )
         self.z_dim = z_dim
         self.of_latents = "h" if shared else "hz"
-        joint_prior = shared and s.z_from_z is full and s.z_from_x is full
-
-        def reads(edge: Order, last: str, state: str) -> tuple[str, ...]:
-            if edge is Order.NONE:
-                return ()
-            if edge is Order.MARKOV:
-                return (last,)
-            return (state, last) if skip else (state,)
-
-        # The shared RNN before step t knows the frames up to t - 2: the transition reads x_{t-1} in addition.
-        self.transition_reads = (
-            reads(s.z_from_z, "z", "h" if joint_prior else "hz"),
-            ("x",) if joint_prior else reads(s.z_from_x, "x", "hx"),
-        )
-        of_x = (("x",) if skip else ()) if shared else reads(s.x_from_x, "x", "hx")
-        self.emission_reads = (reads(s.x_from_z, "z", self.of_latents), of_x)
+        self.transition_reads, self.emission_reads = what_is_read(structure, shared=shared, skip=skip)
 
         of_past = {*self.transition_reads[0], *self.transition_reads[1], *self.emission_reads[1]}
         needed = of_past | ({*self.emission_reads[0]} - {"z"}) | ({"x"} if shared else set())
@@ -185,6 +209,16 @@ class Memories(nn.ModuleDict):
         if len(features) < 2:
             return features[0] if features else None
         return join(*features)
+
+    def for_transition(self, before: States, u: Tensor | None) -> tuple[Tensor | None, ...]:
+        """What the transition reads: of z, of x, and the control, all with the same leading dimensions."""
+        of_z, of_x = self.transition_reads
+        return _aligned(self.read(before, of_z), self.read(before, of_x), u)
+
+    def for_emission(self, before: States, after: States) -> tuple[Tensor | None, ...]:
+        """What the emission reads: of z after :math:`z_t`, and of x, both with the same leading dimensions."""
+        of_z, of_x = self.emission_reads
+        return _aligned(self.read(after, of_z), self.read(before, of_x))
 
     # One step at a time.
 

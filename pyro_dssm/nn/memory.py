@@ -25,14 +25,14 @@ CELLS = ("gru", "lstm", "rnn")
 class Memory(Part):
     """What an edge keeps of a variable: a state, updated by every value, whose first entries are what it offers.
 
-    A memory of one's own, an argument of a model, writes ``step`` and ``scan``, which must agree.
+    A memory of your own overrides ``step`` and ``scan``, which must agree; models take it as an argument.
 
     Attributes:
         out_dim: Size of what is read from the state: its first entries.
     """
 
     out_dim: int
-    initial: nn.Parameter
+    initial: Tensor
 
     def start(self, shape: torch.Size | tuple[int, ...]) -> Tensor:
         """The learned state before the first value, shape ``(*shape, state_dim)``."""
@@ -66,7 +66,7 @@ class Memory(Part):
 
 
 def offers(memory: Memory) -> int | None:
-    """How many entries of its state a memory offers; ``None`` where it reads them in a way of its own."""
+    """How many entries of its state a memory offers; ``None`` where its class overrides :meth:`Memory.read`."""
     return memory.out_dim if getattr(type(memory), "read", None) is Memory.read else None
 
 

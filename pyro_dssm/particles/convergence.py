@@ -66,12 +66,13 @@ def r_hat(draws: Tensor, num_groups: int = NUM_GROUPS) -> Tensor:
 
 
 def _scores(draws: Tensor) -> Tensor:
-    """Normal scores of the ranks of draws of shape ``(C, *)``; equal values share the mean of their ranks."""
+    """Normal scores of the ranks of draws of shape ``(C, *)``; equal values all have the mean of their ranks."""
     values = draws.flatten(1).T.contiguous()
     ordered = values.sort(-1).values
     low, high = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
     position = (0.5 * wide(low + high + 1) - 0.375) / (values.shape[-1] + 0.25)
-    return torch.special.ndtri(position).to(draws).T.view(draws.shape)
+    scores: Tensor = torch.special.ndtri(position)
+    return scores.to(draws).T.view(draws.shape)
 
 
 def rank_correlation(before: Tensor, after: Tensor) -> Tensor:

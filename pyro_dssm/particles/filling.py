@@ -47,12 +47,17 @@ def fill(
 
     Particles are drawn from a mixture of the transition and the guide's step. The guide reads the frames that another
     chain has drawn in the place of hidden ones, and in later rounds always the same ones, so that what is proposed to
-    a chain does not depend on its own state. A guide that has no density of a step (one that overrides ``draw``) is
-    taken at its word instead: its paths given all frames, and particle filters through the gaps, take turns.
+    a chain does not depend on its own state. With a guide that has no density of a step (one that overrides ``draw``),
+    draws of its paths given all frames alternate with particle filters through the gaps.
 
     In frames of hundreds of entries, one particle has all the weight, and nothing moves. Such chains are given up
     after two rounds; what is returned then, with the warning, is what ``num_rounds = 0`` gives: a small particle
     filter for each draw.
+
+    References:
+        Andrieu, Doucet, Holenstein. Particle Markov Chain Monte Carlo Methods. 2010.
+        Rezende, Mohamed, Wierstra. Stochastic Backpropagation and Approximate Inference in Deep Generative Models.
+        2014. arXiv:1401.4082 (Appendix F, on alternating).
 
     Args:
         model: The model.
@@ -163,7 +168,7 @@ def _rough(model: GenerativeModel, guide: InferringGuide, batch: CheckedBatch, n
 
 
 def _moved(before: Tensor, after: Tensor, batch: CheckedBatch) -> Tensor:
-    """The share of the latents of hidden frames that are others than before, over all chains of each sequence."""
+    """The fraction of latents of hidden frames that have changed, over all chains of each sequence."""
     assert batch.hidden is not None
     hidden = batch.hidden.any(-1).expand(before.shape[:-1])
     others = (before != after).any(-1) & hidden

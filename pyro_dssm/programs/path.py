@@ -346,15 +346,15 @@ class Path(PathLaw):
         return self.rsample(torch.Size(sample_shape))
 
     @abstractmethod
-    def start(self, batch: torch.Size) -> Tensor:
+    def start(self, batch: torch.Size) -> Any:
         """The state before the first step, shape ``(*batch, state_dim)``."""
 
     @abstractmethod
-    def at(self, state: Tensor, t: int) -> Any:
+    def at(self, state: Any, t: int) -> Any:
         """The law of step ``t`` (from 0)."""
 
     @abstractmethod
-    def advance(self, state: Tensor, z: Tensor, t: int) -> Tensor:
+    def advance(self, state: Any, z: Tensor, t: int) -> Any:
         """The state after step ``t`` (from 0)."""
 
     @abstractmethod

@@ -40,7 +40,7 @@ from wrong_calls import (
 
 import pyro_dssm as dssm
 import pyro_dssm.saving as checkpoints
-from pyro_dssm import emissions, kalman, plots, saving, speech, testing
+from pyro_dssm import emissions, kalman, nn, plots, saving, speech, testing
 from pyro_dssm import evaluation as measures
 from pyro_dssm import training as runs
 from pyro_dssm.data import (
@@ -59,12 +59,11 @@ from pyro_dssm.data import (
 )
 from pyro_dssm.data import pendulum as pendulums
 from pyro_dssm.evaluation import likelihood as evaluation
+from pyro_dssm.models.affine import Affine, AffineNormal
 from pyro_dssm.models.dvbf import StateMemory
 from pyro_dssm.models.dynamics import LocallyLinear, Network
 from pyro_dssm.models.initial import GaussianInitial, HierarchicalInitial
-from pyro_dssm.models.standardise import Affine, AffineNormal
 from pyro_dssm.nn import images
-from pyro_dssm.nn import layers as nn
 from pyro_dssm.nn.memories import Memories
 from pyro_dssm.nn.memory import Last, Recurrent
 from pyro_dssm.training import optim

@@ -9,7 +9,7 @@ from linear_gaussian import ExactGuide, LinearGaussian
 
 import pyro_dssm as dssm
 from pyro_dssm.models import rollout
-from pyro_dssm.models.rollout import Rollout
+from pyro_dssm.models.running import run_along
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import random_batch
 
@@ -306,7 +306,7 @@ def by_steps(model, guide, x, lengths=None, controls=None, num_samples=3):
     torch.manual_seed(1)
     with torch.no_grad():
         inputs = model.check(x, lengths, None, controls)
-        means = torch.stack(Rollout(model)._follow(inputs, guide.draw(inputs, num_samples))[0], -2).mean(0)
+        means = torch.stack(run_along(model, inputs, guide.draw(inputs, num_samples))[0], -2).mean(0)
     return means if lengths is None else torch.where(inputs.valid.unsqueeze(-1), means, 0.0)
 
 

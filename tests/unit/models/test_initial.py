@@ -13,7 +13,7 @@ from pyro_dssm import testing
 from pyro_dssm.data.sequences import Batch
 from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.models.initial import INITIALS, GaussianInitial, HierarchicalInitial
-from pyro_dssm.models.rollout import Rollout
+from pyro_dssm.models.running import run_on
 from pyro_dssm.nn.layers import normal
 
 X, Z, B, T = 2, 4, 4, 5
@@ -104,7 +104,7 @@ def test_generation_starts_from_the_law(name, initial):
     assert future.shape == (6, B, 3, X)
     # The future is no start.
     assert torch.isfinite(future).all()
-    ((z, _, _),) = Rollout(model).steps(model.memories.start((9,)), torch.Size((9,)), 1, None)
+    ((z, _, _),) = run_on(model, model.memories.start((9,)), torch.Size((9,)), 1, None)
     assert (z - 7).abs().max() > 0.01
     mask = torch.rand(B, T) > 0.3
     assert model.reconstruct(guide, x, LENGTHS, mask, num_rounds=2).shape == (B, T, X)
