@@ -90,7 +90,7 @@ class Divergences:
 
 @contextmanager
 def nan_allowed() -> Iterator[None]:
-    """Lets a distribution be made of parameters that are NaN, as of paths that have diverged, which are told later.
+    """Lets a distribution be made of parameters that are NaN, as of paths that have diverged, which are reported later.
 
     Example:
         >>> with nan_allowed():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -17,7 +18,7 @@ from .base import Emission, check_sizes
 __all__ = ["BernoulliEmission", "GreyBernoulli"]
 
 
-class GreyBernoulli(dist.Bernoulli):
+class GreyBernoulli(torch.distributions.Bernoulli, TorchDistributionMixin):
     r"""Grey values between 0 and 1, scored by the cross entropy :math:`x \log p + (1 - x) \log(1 - p)`.
 
     That is no likelihood: over the values from 0 to 1 its exponential does not integrate to one. So there is no
@@ -32,7 +33,7 @@ class GreyBernoulli(dist.Bernoulli):
         tensor(0.2500)
     """
 
-    support = constraints.unit_interval
+    support = constraints.unit_interval  # type: ignore[assignment]
     has_enumerate_support = False
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from .._utils.checks import shown
-from .._utils.types import Distribution, check_types
+from .._utils.types import Distribution
 from .values import check_distribution, drawn
 
 __all__ = ["complete", "completion", "hide"]
@@ -70,11 +70,10 @@ def hide(fn: Distribution, observed: Tensor | None) -> Distribution:
         >>> hide(fn, torch.tensor([[True], [True], [False]])).log_prob(torch.zeros(3, 2))
         tensor([-1.8379, -1.8379,  0.0000])
     """
-    check_types(hide, locals())
+    check_distribution("fn", fn)
     if observed is None:
         return fn
-    check_distribution("fn", fn)
-    if observed.dtype != torch.bool:
+    if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
         raise ValueError(f"observed: expected booleans, got {shown(observed)}.")
     if not observed.dim() or observed.shape[-1] not in (1, *fn.event_shape[-1:]):
         raise ValueError(f"observed: expected shape (*, 1) or (*, {fn.event_shape[-1]}), got {tuple(observed.shape)}.")

@@ -24,7 +24,7 @@ def check_data(name: str, data: object, model: DSSM) -> SequenceDataset:
         raise ValueError(f"{name}: expected a SequenceDataset, got {kind_of(data)}.")
     if data.dim != model.x_dim:
         raise ValueError(f"{name}: expected frames of size {model.x_dim} like the model, got {data.dim}.")
-    data.check_dtype(model._like.dtype)
+    data.check_dtype(model.dtype)
     return data
 
 

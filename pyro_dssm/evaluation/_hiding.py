@@ -59,7 +59,7 @@ def with_hidden(
     Yields:
         Batches and their masks.
     """
-    for group, batch in grouped(data, batch_size, model._like):
+    for group, batch in grouped(data, batch_size, model.like):
         shown = torch.nn.utils.rnn.pad_sequence([visible[i] for i in group], batch_first=True).to(batch.x.device)
         if ends_shown:
             shown = shown | (torch.arange(shown.shape[1], device=shown.device) == batch.lengths.unsqueeze(-1) - 1)

@@ -74,8 +74,8 @@ def latent_states(
     positive("num_samples", num_samples)
     with measuring(model, guide, seed):
         found: list[Tensor] = [torch.empty(0)] * len(check_data("data", data, model))
-        for group, batch in grouped(data, batch_size, model._like):
-            inputs = model.observe(batch.x, batch.lengths, batch.mask, batch.controls)
+        for group, batch in grouped(data, batch_size, model.like):
+            inputs = model.check(batch.x, batch.lengths, batch.mask, batch.controls)
             for i, states in zip(group, guide.states(inputs, num_samples), strict=True):
                 found[i] = states[: data.lengths[i]].cpu()
     return found

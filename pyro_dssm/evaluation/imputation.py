@@ -204,4 +204,4 @@ def _mean_frame(model: DSSM, data: SequenceDataset, visible: Sequence[Tensor], g
     if tuple(mean.shape) != (model.x_dim,):
         raise ValueError(f"mean_frame: expected shape ({model.x_dim},), got {tuple(mean.shape)}.")
     floats("mean_frame", mean, model.x_dim)
-    return mean.to(model._like)
+    return mean.to(model.like)

@@ -138,7 +138,7 @@ def bounds(
         )
     elbos, iwaes, lengths, observed, groups = [], [], [], [], []
     with measuring(model, guide, seed, calibrated=calibrated):
-        for group, batch in grouped(check_data("data", data, model), batch_size, model._like):
+        for group, batch in grouped(check_data("data", data, model), batch_size, model.like):
             at_once = max(1, FRAMES_AT_ONCE // batch.x[..., 0].numel())
             parts = [
                 log_weights(model, guide, batch, min(at_once, num_particles - k)).cpu().double()

@@ -66,7 +66,7 @@ def measuring(
     if guide is not None:
         check_pair(model, guide)
     check_seed(seed)
-    device = model._like.device
+    device = model.device
     with generators_kept(device), evaluating(*programs), model.calibrated_frames(calibrated), torch.no_grad():
         torch.manual_seed(seed)
         yield

@@ -211,8 +211,8 @@ def open_loop(
                 f"data: expected {expected}, got {len(short)} of {len(data)} shorter, down to {min(short)}."
             )
         with data_named("data"):
-            otherwise = _mean_of_beginnings(data, known).to(model._like)
-        for group, batch in grouped(data, batch_size, model._like):
+            otherwise = _mean_of_beginnings(data, known).to(model.like)
+        for group, batch in grouped(data, batch_size, model.like):
             seen = observed_entries(batch)
             past, future = slice(None, known), slice(known, known + horizon)
             predicted = _predict(model, guide, batch, known, horizon, num_samples, diverged, noise=noise)

@@ -35,7 +35,7 @@ class FilteringPath(KalmanPath):
                 fn: Distribution = normal(loc, scale)
                 if self.hidden is not None:
                     # The code of a hidden frame comes from the prediction; the state given both is the same as ever.
-                    hidden, (expected, root) = self.hidden[..., t].unsqueeze(-1), pair.code_law()
+                    hidden, (expected, root) = self.hidden[..., t].unsqueeze(-1), pair.code_marginal()
                     loc = torch.where(hidden, expected, loc)
                     root = torch.where(hidden.unsqueeze(-1), root, torch.diag_embed(scale))
                     fn = MultivariateNormal(loc, scale_tril=root, validate_args=False)

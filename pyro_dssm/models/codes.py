@@ -1,9 +1,9 @@
-"""The law of a state and its code, and laws whose divergence has to be sampled."""
+"""The distribution of a state and its code, and distributions whose divergence has to be sampled."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import pad
 
+from .._utils.types import Distribution
 from ..kalman._roots import triangular
 
 __all__ = ["CodeFirst", "CodedState", "Sampled", "gaussian_log_prob"]
@@ -33,7 +34,7 @@ def gaussian_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 
 class CodedState(TorchDistribution):
-    r"""The joint law of a state and its code: :math:`p(z)\, p(a \mid z)` with :math:`a = H z + r`.
+    r"""The joint distribution of a state and its code: :math:`p(z)\, p(a \mid z)` with :math:`a = H z + r`.
 
     A value is the concatenation of ``z`` and ``a``.
 
@@ -41,7 +42,7 @@ class CodedState(TorchDistribution):
         loc: Mean of the state, shape ``(*, n)``.
         scale: Its standard deviations, shape ``(*, n)`` or ``(n,)``.
         code_scale: Standard deviations of ``r``, shape ``(d,)``.
-        matrix: ``H``, shape ``(*, d, n)``; ``None`` for ``[I 0]``, so that the code shows the first ``d`` components.
+        matrix: ``H``, shape ``(*, d, n)``; ``None`` for ``[I 0]``: the code is the first ``d`` components and noise.
 
     Example:
         >>> CodedState(torch.zeros(5, 3), torch.ones(3), torch.ones(2)).sample().shape
@@ -57,8 +58,8 @@ class CodedState(TorchDistribution):
         event = torch.Size((loc.shape[-1] + code_scale.shape[-1],))
         super().__init__(loc.shape[:-1], event, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> CodedState:
-        """The same law with another batch shape."""
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> CodedState:
+        """The same distribution with another batch shape."""
         matrix = None if self.matrix is None else self.matrix.expand(*batch_shape, *self.matrix.shape[-2:])
         return CodedState(self.loc.expand(*batch_shape, -1), self.scale, self.code_scale, matrix)
 
@@ -68,8 +69,8 @@ class CodedState(TorchDistribution):
             return z[..., : self.code_scale.shape[-1]]
         return torch.matmul(self.matrix, z.unsqueeze(-1)).squeeze(-1)
 
-    def code_law(self) -> tuple[Tensor, Tensor]:
-        r"""The law of the code alone, :math:`\int p(z)\, p(a \mid z)\, dz`.
+    def code_marginal(self) -> tuple[Tensor, Tensor]:
+        r"""The distribution of the code alone, :math:`\int p(z)\, p(a \mid z)\, dz`.
 
         Returns:
             The mean, shape ``(*, d)``, and the lower Cholesky factor of the covariance, shape ``(*, d, d)``.
@@ -82,11 +83,11 @@ class CodedState(TorchDistribution):
         return loc, triangular(torch.cat([torch.diag_embed(noise).expand(*shown.shape[:-1], d), shown], dim=-1))
 
     def given_code(self, a: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        r"""The law of the state given its code, :math:`p(z \mid a) \propto p(z)\, p(a \mid z)`.
+        r"""The distribution of the state given its code, :math:`p(z \mid a) \propto p(z)\, p(a \mid z)`.
 
         Args:
             a: The code, shape ``(*, d)``.
-            hidden: True where there is no code to go by, shape ``(*,)``.
+            hidden: True where there is no code to condition on, shape ``(*,)``.
 
         Returns:
             The mean, shape ``(*, n)``, and the lower Cholesky factor of the covariance, shape ``(*, n, n)``.
@@ -97,10 +98,11 @@ class CodedState(TorchDistribution):
         if self.matrix is None:
             # P (1 - P / (P + R)) is P R / (P + R), where nothing cancels, however sharp the code is.
             total = torch.hypot(scale[..., :d], noise)
-            share, rest = scale[..., :d] / total, noise / total
+            fraction, rest = scale[..., :d] / total, noise / total
             if hidden is not None:
-                share, rest = (torch.where(hidden.unsqueeze(-1), x, y) for x, y in ((0.0, share), (1.0, rest)))
-            step, seen = share.square() * error, scale[..., :d] * rest
+                fraction = torch.where(hidden.unsqueeze(-1), 0.0, fraction)
+                rest = torch.where(hidden.unsqueeze(-1), 1.0, rest)
+            step, seen = fraction.square() * error, scale[..., :d] * rest
             loc = self.loc + torch.cat([step, step.new_zeros(*step.shape[:-1], n - d)], dim=-1)
             return loc, torch.diag_embed(torch.cat([seen, scale[..., d:].expand(*seen.shape[:-1], n - d)], dim=-1))
         h = self.matrix if hidden is None else torch.where(hidden[..., None, None], 0.0, self.matrix)
@@ -112,7 +114,7 @@ class CodedState(TorchDistribution):
         white = torch.linalg.solve_triangular(root[..., :d, :d], error.unsqueeze(-1), upper=False)
         return self.loc + torch.matmul(root[..., d:, :d], white).squeeze(-1), root[..., d:, d:]
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws a state, then its code."""
         shape = torch.Size(sample_shape) + self.batch_shape
         noise = torch.randn(*shape, *self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -153,7 +155,7 @@ class CodeFirst(TorchDistribution):
         self.pair, self.loc, self.scale = pair, loc, scale
         super().__init__(pair.batch_shape, pair.event_shape, validate_args=False)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws a code, then its state."""
         shape = torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad():
@@ -167,17 +169,17 @@ class CodeFirst(TorchDistribution):
         """The log-density of state and code together."""
         z, a = value.split([self.pair.loc.shape[-1], self.loc.shape[-1]], dim=-1)
         loc, root = self.pair.given_code(a)
-        of_state = dist.MultivariateNormal(loc, scale_tril=root, validate_args=False).log_prob(z)
+        of_state: Tensor = dist.MultivariateNormal(loc, scale_tril=root, validate_args=False).log_prob(z)
         return of_state + gaussian_log_prob(a, self.loc, self.scale)
 
 
 class Sampled(TorchDistribution):
-    """A law that hides what it is, so that its divergence from another is sampled rather than computed.
+    """A distribution that hides its kind, so that its divergence from another is sampled rather than computed.
 
     Where latents that are drawn later depend on a value, an analytic divergence at that value's site would be wrong.
 
     Args:
-        fn: The law.
+        fn: The distribution.
 
     Example:
         >>> import pyro.distributions as dist
@@ -187,28 +189,29 @@ class Sampled(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, fn: Any) -> None:
+    def __init__(self, fn: Distribution) -> None:
         self.fn = fn
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """That of the law itself."""
+        """That of the distribution itself."""
         return self.fn.has_rsample
 
     @property
-    def support(self) -> Any:
-        """That of the law itself."""
-        return self.fn.support
+    def support(self) -> constraints.Constraint | None:
+        """That of the distribution itself."""
+        support: constraints.Constraint | None = self.fn.support
+        return support
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Sampled:
-        """The same law with another batch shape."""
-        return Sampled(self.fn.expand(batch_shape))
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Sampled:
+        """The same distribution with another batch shape."""
+        return Sampled(self.fn.expand(torch.Size(batch_shape)))
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """A draw of the law itself."""
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """A draw from the distribution itself."""
         return self.fn.rsample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log-density of the law itself."""
+        """The log-density of the distribution itself."""
         return self.fn.log_prob(value)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .._utils.checks import is_number, natural, positive, shown
-from .._utils.types import check_types
+from .._utils.types import Distribution, check_types
 from ..nn.layers import MLP, SCALE_FLOOR, join, normal
 from ..nn.memory import Memory
 from ..structure.structure import Structure
 from .dssm import DSSM
 from .dynamics import LocallyLinear
+from .options import LayerOptions, PartOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["DVBF", "LocallyLinearSSM", "StateMemory"]
 
@@ -29,15 +33,14 @@ class StateMemory(Memory):
         hidden_dim: Width of the hidden layer of the first state's network.
     """
 
-    initial: Any
-
     def __init__(self, dynamics: LocallyLinear, noise_dim: int, hidden_dim: int = 64) -> None:
         check_types(StateMemory.__init__, locals())
         positive("noise_dim", noise_dim)
         positive("hidden_dim", hidden_dim)
         if noise_dim > dynamics.control_dim:
             raise ValueError(
-                f"noise_dim: expected at most the {dynamics.control_dim} that dynamics are driven by, got {noise_dim}."
+                f"noise_dim: expected at most {dynamics.control_dim}, the size of what drives the dynamics, got "
+                f"{noise_dim}."
             )
         super().__init__()
         self.out_dim, self.noise_dim = dynamics.z_dim, noise_dim
@@ -49,15 +52,15 @@ class StateMemory(Memory):
     def step(self, value: Tensor, state: Tensor) -> Tensor:
         """The state after one more value of the noise (and of the control)."""
         z, started = state[..., :-1], state[..., -1:]
-        batch = torch.broadcast_shapes(value.shape[:-1], state.shape[:-1])
-        value, z = value.expand(*batch, -1), z.expand(*batch, -1)
+        shape = torch.broadcast_shapes(value.shape[:-1], state.shape[:-1])
+        value, z = value.expand(*shape, -1), z.expand(*shape, -1)
         following = self.dynamics(z, value)
         if not started.all():
             following = torch.where(started > 0, following, self.first(value[..., : self.noise_dim]))
         return join(following, torch.ones_like(following[..., :1]))
 
     def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One step after the other: torch has no call for all of them."""
+        """A loop over the steps: torch has no call for all of them at once."""
         states = []
         for value in values.unbind(-2):
             state = self.step(value, state)
@@ -104,7 +107,7 @@ class DVBF(DSSM):
         num_matrices: int = 16,
         hidden_dim: int = 64,
         mlp_dims: Sequence[int] = (128, 128),
-        **options: Any,
+        **options: Unpack[PartOptions],
     ) -> None:
         positive("state_dim", state_dim)
         natural("control_dim", control_dim)
@@ -112,7 +115,7 @@ class DVBF(DSSM):
         positive("noise_dim", noise_dim)
         structure = Structure("none", "none", "full", "none")
 
-        def remembering(size: int) -> StateMemory:
+        def driven_state(size: int) -> StateMemory:
             dynamics = LocallyLinear(
                 state_dim, size, num_matrices=num_matrices, hidden_dim=hidden_dim, by_controls=False
             )
@@ -124,12 +127,12 @@ class DVBF(DSSM):
             noise_dim,
             control_dim=control_dim,
             mlp_dims=mlp_dims,
-            memories={"hz": remembering},
+            memories={"hz": driven_state},
             **options,
         )
         self.state_dim = state_dim
 
-    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Any:
+    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Distribution:
         """The noise: standard normal, whatever the control."""
         return super().transition(None, None, None)
 
@@ -167,18 +170,18 @@ class LocallyLinearSSM(DSSM):
         noise: float = 1e-2,
         num_matrices: int = 16,
         hidden_dim: int = 64,
-        **options: Any,
+        **options: Unpack[LayerOptions],
     ) -> None:
         positive("z_dim", z_dim)
         if not (is_number(noise) and noise > 0):
             raise ValueError(f"noise: expected a positive variance, got {shown(noise)}.")
         structure = Structure("markov", "none", "markov", "none")
-        options = {"initial": "gaussian", "mlp_dims": (128, 128), **options}
-        super().__init__(structure, x_dim, z_dim, control_dim=control_dim, **options)
+        given: LayerOptions = {"initial": "gaussian", "mlp_dims": (128, 128), **options}
+        super().__init__(structure, x_dim, z_dim, control_dim=control_dim, **given)
         self.dynamics = LocallyLinear(z_dim, control_dim, num_matrices=num_matrices, hidden_dim=hidden_dim)
         self.log_noise = nn.Parameter(torch.full((z_dim,), math.log(noise)))
 
-    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Any:
+    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Distribution:
         """A Gaussian around the locally linear step."""
         assert z_past is not None
         loc = self.dynamics(z_past, u)

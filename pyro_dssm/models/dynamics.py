@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import kind_of, natural, positive, positive_integers, shown
 from .._utils.types import check_types
-from ..kalman import by_jacobian
+from ..kalman import Linearised, by_jacobian
 from ..nn.layers import MLP, join
 from ..programs.part import Part
 
@@ -57,6 +57,31 @@ class Dynamics(Part):
             Shapes ``(*, z_dim)`` and ``(*, z_dim, z_dim)``.
         """
         raise NotImplementedError
+
+    def for_filter(
+        self, controls: Tensor | None, noise: Tensor | Callable[[Tensor, Tensor | None], Tensor]
+    ) -> Callable[[Tensor, int], Linearised]:
+        """The transition in the form that an extended Kalman filter calls at every step.
+
+        Args:
+            controls: The control that drives each step, shape ``(*, T, control_dim)``, or ``None``.
+            noise: Variances of the transition, shape ``(z_dim,)``; or a function that returns them, given the last
+                state and the last control.
+
+        Returns:
+            A function of the states before a step, shape ``(*, z_dim)``, and the number of the step.
+        """
+        by_step = None if controls is None else controls.unbind(-2)
+        covariance = torch.diag(noise) if isinstance(noise, Tensor) else noise
+
+        def transition(z: Tensor, t: int) -> Linearised:
+            u = None if by_step is None else by_step[t].expand(*z.shape[:-1], -1)
+            mean, jacobian = self.linearise(z, u)
+            return Linearised(
+                mean, jacobian, covariance if isinstance(covariance, Tensor) else torch.diag_embed(covariance(z, u))
+            )
+
+        return transition
 
 
 class LocallyLinear(Dynamics):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .._utils.checks import one_of
 from .._utils.types import check_types
-from ..kalman import Filtered, Linearised, extended_filter
+from ..kalman import Filtered, extended_filter
 from ..nn.memories import States
-from ..programs.batch import Inputs
+from ..programs.batch import CheckedBatch
 from ..structure.structure import Structure
 from .codes import CodedState
 from .dynamics import DynamicsLike, build_dynamics
 from .kalman_vae import KalmanVAE
+from .options import KalmanOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["EKVAE"]
 
@@ -66,7 +70,7 @@ class EKVAE(KalmanVAE):
         dynamics: DynamicsLike = "locally-linear",
         dynamics_options: Mapping[str, object] | None = None,
         state_noise: Literal["constant", "network"] = "constant",
-        **options: Any,
+        **options: Unpack[KalmanOptions],
     ) -> None:
         one_of("state_noise", state_noise, ("constant", "network"))
         check_types(EKVAE.__init__, locals())
@@ -88,8 +92,8 @@ class EKVAE(KalmanVAE):
         change = torch.tanh(self.noise_net(z if u is None else torch.cat([z, u.expand(*z.shape[:-1], -1)], dim=-1)))
         return self.noise * torch.exp(2 * change)
 
-    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Any:
-        """The law of the next state and its code."""
+    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> CodedState:
+        """The distribution of the next state and its code."""
         assert z_past is not None
         z = z_past[..., : self.state_dim]
         return CodedState(self.dynamics(z, u), self.noise_at(z, u).sqrt(), self.code_noise.sqrt())
@@ -98,26 +102,15 @@ class EKVAE(KalmanVAE):
         """The dynamics' matrix."""
         return self.dynamics.linearise(before["z"][..., : self.state_dim], u)[1]
 
-    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
+    def filter(self, codes: Tensor, batch: CheckedBatch, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
         """The extended Kalman filter, linearised at the filtered means."""
-        controls = None if inputs.controls is None else inputs.controls.unbind(-2)
-        constant = torch.diag(self.noise)
-
-        def linearise(z: Tensor, t: int) -> Linearised:
-            u = None if controls is None else controls[t]
-            u = None if u is None else u.expand(*z.shape[:-1], -1)
-            mean, jacobian = self.dynamics.linearise(z, u)
-            noise = constant if self.noise_net is None else torch.diag_embed(self.noise_at(z, u))
-            return Linearised(mean, jacobian, noise)
-
-        start = self.start(inputs, zeta, codes.shape[:-2])
         return extended_filter(
             codes,
-            start,
-            linearise,
+            self.start(batch, zeta, codes.shape[:-2]),
+            self.dynamics.for_filter(batch.controls, self.noise if self.noise_net is None else self.noise_at),
             self.code_dim,
             torch.diag(self.code_noise),
             mask=observed,
-            valid=inputs.valid,
+            valid=batch.valid,
             square_root=self.square_root,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,10 +14,11 @@ from .._utils.types import Distribution, check_types
 from ..emissions import Emission, expected
 from ..nn.layers import normal
 from ..programs._program import Program
-from ..programs.batch import Inputs, check_batch
+from ..programs.batch import CheckedBatch, check_batch
 from ..programs.shared import carry_of
 from ..programs.steps import normal_of
-from .standardise import Standardise, in_own_units
+from .affine import in_own_units
+from .standardise import Standardise
 
 __all__ = ["FrameModel"]
 
@@ -53,13 +55,6 @@ class FrameModel(Program):
         return next(self.parameters(), torch.empty(0))
 
     @property
-    def _like(self) -> Tensor:
-        return self.like
-
-    def observe(self, *args, **kwargs):
-        return self.check(*args, **kwargs)
-
-    @property
     def device(self) -> torch.device:
         """Where its parameters are."""
         return self.like.device
@@ -93,7 +88,7 @@ class FrameModel(Program):
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
         controls: Tensor | None = None,
-    ) -> Inputs:
+    ) -> CheckedBatch:
         """Checks a call's arguments, and brings them into one form.
 
         Args:
@@ -110,7 +105,7 @@ class FrameModel(Program):
         """
         if self.standardise is not None:
             self.standardise.need_fitted()
-        inputs = check_batch(
+        batch = check_batch(
             x,
             lengths,
             mask,
@@ -121,9 +116,33 @@ class FrameModel(Program):
             carry=carry_of(self),
             neutral=self.neutral,
         )
-        self.frame_part.check(inputs.x if self.standardise is None else self.standardise(inputs.x), inputs.observed)
-        inputs.read = self.read
-        return inputs
+        self.frame_part.check(batch.x if self.standardise is None else self.standardise(batch.x), batch.observed)
+        batch.read = self.read
+        return batch
+
+    def observe(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+    ) -> CheckedBatch:
+        """Deprecated: the old name of :meth:`check`, to which it forwards.
+
+        Args:
+            x: As in :meth:`check`.
+            lengths: As there.
+            mask: As there.
+            controls: As there.
+
+        Returns:
+            The checked batch.
+
+        Warns:
+            DeprecationWarning: Always.
+        """
+        warnings.warn("observe is an old name, call check instead.", DeprecationWarning, stacklevel=2)
+        return self.check(x, lengths, mask, controls)
 
     def read(self, x: Tensor) -> Tensor:
         """Frames as all networks read them, shape ``(*, x_dim)``: standardised, and in the form of the emission."""
@@ -141,7 +160,7 @@ class FrameModel(Program):
     def frames_from(self, fn: Distribution) -> Distribution:
         """The distribution of frames, in the data's units, from what :meth:`DSSM.emission` has returned."""
         fn = event("emission", fn, self.x_dim)
-        if self.calibration is not None and self._draws_calibrated:
+        if self._draws_calibrated and self.calibration is not None:
             base = normal_of(fn)
             if base is None:
                 raise ValueError(f"emission: expected independent Gaussian entries as calibrated, got {fn!r}.")

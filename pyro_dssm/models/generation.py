@@ -99,21 +99,17 @@ class Generation(LatentModel):
             num_samples: Number of futures of each sequence, ``S``.
             lengths: Shape ``(B,)``; each future starts after its own sequence's end.
             mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``.
-            controls: Shape ``(B, T + H, control_dim)``; the future of a sequence takes the controls that follow
-                its own end.
+            controls: Shape ``(B, T + H, control_dim)``; each future takes those after its own sequence's end.
             num_rounds: As in :meth:`reconstruct`, where ``mask`` hides something.
-            means: Returns the mean of each frame given the latents, which is also what later frames read of it,
-                instead of a draw.
-            noise: Draws the latents of the future; ``False`` follows the means of the transitions, or the most
-                probable values where latents are discrete.
+            means: Returns the mean of each frame given the latents instead of a draw; later frames read it too.
+            noise: ``False`` follows the means of the transitions (the modes, where discrete), without drawing latents.
             on_divergence: What to do about futures that are not finite: ``"warn"``, ``"raise"`` or ``"ignore"``.
 
         Returns:
             Shape ``(S, B, H, x_dim)``.
 
         Raises:
-            ValueError: If an argument has a wrong type, dtype, device, shape or value, or if a mean is asked for that
-                does not exist.
+            ValueError: If an argument is wrong, or a mean is asked for that does not exist.
             FloatingPointError: If a future is not finite and ``on_divergence="raise"``.
 
         Warns:
@@ -138,9 +134,7 @@ class Generation(LatentModel):
         means: bool = False,
         on_divergence: OnDivergence = "warn",
     ) -> Tensor:
-        r"""Draws what ``mask`` hides: from :math:`p(x_\mathrm{hidden} \mid x_\mathrm{observed})`.
-
-        :meth:`reconstruct` says how, and how well.
+        r"""Draws what ``mask`` hides from :math:`p(x_h \mid x_o)`, given what is observed, as :meth:`reconstruct` does.
 
         Args:
             guide: Infers the latents.
@@ -185,20 +179,13 @@ class Generation(LatentModel):
         r"""The expected frames given latent paths; also where ``mask`` hides them: imputation.
 
         Without hidden frames, the paths are the guide's. Frames that are hidden at the end of a sequence are a
-        forecast: the model runs on from paths of the rest. Where frames (or entries of them) are hidden before that,
-        paths and hidden entries are drawn from :math:`p(z, x_\mathrm{hidden} \mid x_\mathrm{observed})`, the
-        *model's* posterior: chains of conditional particle filters start by running the model through the gaps, with
-        proposals from the guide, and move until groups of them that have started apart agree
-        (:mod:`pyro_dssm.particles.filling` says how). If they do not after ``num_rounds``, a
-        :class:`~pyro_dssm.ConvergenceWarning` says so. Two kinds of
-        guides are taken at their word: those that leave hidden frames out (a :class:`~pyro_dssm.KalmanGuide`, where
-        whole frames are hidden) are drawn from once; of those without a density of each step, draws given all frames
-        alternate with particle filters through the gaps.
-
-        References:
-            Andrieu, Doucet, Holenstein. Particle Markov Chain Monte Carlo Methods. 2010.
-            Rezende, Mohamed, Wierstra. Stochastic Backpropagation and Approximate Inference in Deep Generative
-            Models. 2014. arXiv:1401.4082 (Appendix F, on alternating).
+        forecast: the model runs on from paths of the rest. Where frames or entries are hidden before that, paths and
+        hidden entries are drawn from the *model's* posterior :math:`p(z, x_\mathrm{hidden} \mid x_\mathrm{observed})`
+        by chains of conditional particle filters with proposals from the guide, which move until groups that have
+        started apart agree. If they do not within ``num_rounds``, a :class:`~pyro_dssm.ConvergenceWarning` says so
+        (:mod:`pyro_dssm.particles.filling` has the method and its references). A guide that leaves hidden frames out
+        (a :class:`~pyro_dssm.KalmanGuide`, where whole frames are hidden) is drawn from once; draws from a guide
+        without a density of each step alternate with particle filters through the gaps.
 
         Args:
             guide: Infers the latents.
@@ -207,11 +194,10 @@ class Generation(LatentModel):
             mask: True where observed, shape ``(B, T)`` or ``(B, T, x_dim)``.
             controls: Shape ``(B, T, control_dim)``.
             num_samples: Number of latent paths to average over (at least 32 in sequences with gaps).
-            num_rounds: The largest number of rounds of the chains; 0 for a small particle filter for each path
-                instead, an approximation that is never checked.
-            teacher_forcing: Whether edges from x come from the given frames. ``False`` lets the model run freely along
-                the latent paths: it reads its own expected frames instead, so that all there is of x has come through
-                the latents. Without edges from x, both are the same.
+            num_rounds: The largest number of rounds of the chains; with 0, each path comes from a small particle
+                filter instead, an approximation that is never checked.
+            teacher_forcing: Whether edges from x read the given frames. ``False`` lets the model run freely along the
+                latent paths: it reads its own expected frames, so that all it knows of x comes from the latents.
             on_divergence: What to do about frames that are not finite: ``"warn"``, ``"raise"`` or ``"ignore"``.
 
         Returns:

@@ -10,39 +10,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from .._utils.checks import is_number, natural, one_of, positive, positive_integers, shown
-from .._utils.types import check_types, of_pyro
-from ..emissions import build_emission, check_emission, hide
+from .._utils.types import Distribution, check_types
+from ..emissions import build_emission, check_emission
 from ..emissions.choice import EmissionLike
-from ..kalman import Filtered, Gaussian
-from ..nn.layers import normal
-from ..nn.memories import States
-from ..programs.batch import Inputs
-from ..programs.path import PathDistribution
-from ..programs.steps import normal_of
+from ..programs.batch import CheckedBatch
 from ..structure.structure import Structure
+from .code_path import StateAndCodePath
 from .codes import CodedState
-from .dssm import DSSM
+from .filterable import Filterable
 from .initial import INITIALS, Initial, InitialLike, build_initial, check_initial
-from .path import ModelPath
+from .options import RunOptions
 from .units import check_options, in_units
 
-__all__ = ["CodePath", "KalmanVAE"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["KalmanVAE"]
 
 VARIANCE_FLOOR = 1e-6
 
 
-class KalmanVAE(DSSM):
+class KalmanVAE(Filterable):
     r"""The common part of :class:`KVAE` and :class:`EKVAE`.
 
-    A subclass writes :meth:`transition`, the law of a state and its code given what came before; :meth:`filter` and
+    A subclass writes :meth:`transition`, the distribution of a state and its code given the past; :meth:`filter` and
     :meth:`slope`, the same for the filter; and, where :math:`H` is not :math:`[I\; 0]`, :meth:`matrix`.
 
     Args:
@@ -50,10 +47,10 @@ class KalmanVAE(DSSM):
         x_dim: Size of a frame.
         state_dim: Size of the state :math:`z_t`.
         code_dim: Size of the code :math:`a_t`.
-        emission: Law of a frame given its code.
+        emission: The distribution of a frame given its code.
         emission_options: Its options; a fixed ``scale`` by default.
         mlp_dims: Widths of the emission's hidden layers.
-        initial: Law of :math:`z_1`.
+        initial: The distribution of :math:`z_1`.
         noise: Variances that the learned noise of state and code starts with.
         bound: ``"joint"`` scores the state under the nonlinear transition, a bound for the model itself;
             ``"collapsed"`` integrates the state out with the filter: the evidence of the linearised model, with less
@@ -67,9 +64,6 @@ class KalmanVAE(DSSM):
     Raises:
         ValueError: If an argument is out of its range.
     """
-
-    # Whether hidden codes must be drawn before the filter runs, since the transition depends on them.
-    fills = False
 
     def __init__(
         self,
@@ -86,7 +80,7 @@ class KalmanVAE(DSSM):
         bound: Literal["joint", "collapsed"] = "joint",
         square_root: bool = False,
         control_dim: int = 0,
-        **options: Any,
+        **options: Unpack[RunOptions],
     ) -> None:
         positive("state_dim", state_dim)
         positive("code_dim", code_dim)
@@ -132,7 +126,7 @@ class KalmanVAE(DSSM):
         state, code = z.split([self.state_dim, self.code_dim], dim=-1)
         return state, code
 
-    def states(self, z: Tensor, inputs: Inputs) -> Tensor:
+    def states(self, z: Tensor, batch: CheckedBatch) -> Tensor:
         """The states alone, without the codes."""
         return z[..., : self.state_dim]
 
@@ -156,106 +150,19 @@ class KalmanVAE(DSSM):
 
     # The program.
 
-    def matrix(self, z_past: Tensor | None) -> Tensor | None:
-        """The matrix ``H`` of a step, ``None`` for ``[I 0]``; at the first step ``z_past`` is ``None``."""
-        return None
-
-    def initial(self, zeta: Tensor | None) -> Any:
-        """The law of the first state and its code."""
+    def initial(self, zeta: Tensor | None) -> CodedState:
+        """The distribution of the first state and its code."""
         fn = self.start_of_state(zeta)
         return CodedState(fn.loc, fn.scale, self.code_noise.sqrt(), self.matrix(None))
 
-    def start_of_state(self, zeta: Tensor | None) -> dist.Normal:
-        """The Gaussian of the first state, without its event dimension."""
-        assert self.initial_net is not None
-        base = normal_of(self.initial_net(zeta))
-        if base is None:
-            raise ValueError("initial: expected a diagonal Gaussian for the state that a filter starts from.")
-        return base
+    def emission(self, z: Tensor, x_past: Tensor | None) -> Distribution:
+        """The distribution of a frame given its code."""
+        fn: Distribution = self.emission_net(z[..., self.state_dim :])
+        return fn
 
-    def emission(self, z: Tensor, x_past: Tensor | None) -> Any:
-        """The law of a frame given its code."""
-        return self.emission_net(z[..., self.state_dim :])
-
-    def path(self, inputs: Inputs) -> StateAndCodePath:
+    def path(self, batch: CheckedBatch) -> StateAndCodePath:
         """The distribution of states, codes and frames of a checked batch."""
-        return StateAndCodePath(self, inputs)
-
-    # The filter.
-
-    def start(self, inputs: Inputs, zeta: Tensor | None, batch: torch.Size) -> Gaussian:
-        """Where the filter starts, for a batch of paths of a shape."""
-        first = inputs.first
-        if first is not None:
-            fn = self.transition_from(first.memories, inputs.controls_at(0))
-            assert isinstance(fn, CodedState)
-            loc, scale = fn.loc, fn.scale
-        else:
-            start = self.start_of_state(zeta)
-            loc, scale = start.loc, start.scale
-        loc = loc.expand(*batch, self.state_dim)
-        cov = torch.diag_embed(scale.square().expand(loc.shape))
-        if first is not None and first.covariance is not None:
-            # A chunk of a collapsed program resumes from the distribution of the last state, not from a value.
-            slope = self.slope(first.memories, inputs.controls_at(0))
-            cov = cov + slope @ first.covariance @ slope.mT
-        return Gaussian(loc, cov)
-
-    def slope(self, before: States, u: Tensor | None) -> Tensor:
-        """The matrix that the filter multiplies the covariance with, at the state that memories hold.
-
-        Args:
-            before: The states of the memories.
-            u: The control, shape ``(*, control_dim)``, or ``None``.
-
-        Returns:
-            Shape ``(*, state_dim, state_dim)``.
-        """
-        raise NotImplementedError
-
-    def carry(self, codes: Tensor, found: Filtered, inputs: Inputs) -> None:
-        """Keeps what the next chunk of a long sequence starts from, where the states are integrated out.
-
-        Args:
-            codes: Shape ``(*, B, T, code_dim)``.
-            found: What the filter found.
-            inputs: The checked batch of the chunk.
-        """
-        assert inputs.carry is not None
-        inputs.hand_on("z", torch.cat([found.mean[..., -1, :], codes[..., -1, :]], dim=-1))
-        inputs.carry.last.covariance = found.cov[..., -1, :, :]
-
-    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
-        """Filters the states given codes.
-
-        Args:
-            codes: Shape ``(*, B, T, code_dim)``.
-            inputs: The checked batch they belong to.
-            zeta: The hierarchical start's latent variable.
-            observed: Shape ``(*, B, T)``, True where the filter takes a code for observed; ``None`` for everywhere but
-                the padding.
-
-        Returns:
-            What the filter found.
-        """
-        raise NotImplementedError
-
-    def fill(
-        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor, *, noise: bool = True
-    ) -> Tensor | None:
-        """Draws the codes of hidden frames given those before, where :attr:`fills` says that this is needed.
-
-        Args:
-            codes: Shape ``(*, B, T, code_dim)``.
-            inputs: The checked batch they belong to.
-            zeta: The hierarchical start's latent variable.
-            observed: Shape ``(*, B, T)``, True where a code is there already.
-            noise: ``False`` takes the means, and does not take them for observed.
-
-        Returns:
-            Shape ``(*, B, T, code_dim)``, or ``None`` where there is no need.
-        """
-        return None
+        return StateAndCodePath(self, batch)
 
 
 def start_of_state(initial: InitialLike, state_dim: int) -> Initial:
@@ -263,61 +170,3 @@ def start_of_state(initial: InitialLike, state_dim: int) -> Initial:
     built = build_initial(initial, state_dim)
     assert built is not None
     return built
-
-
-class StateAndCodePath(ModelPath):
-    """The distribution of states and codes under a :class:`KalmanVAE`; with path sites, maybe of the codes alone."""
-
-    model: KalmanVAE
-
-    def emit_path(self) -> Tensor:
-        """The sites ``z`` and ``x``; or ``a`` and ``x``, where the states are integrated out."""
-        model, inputs = self.model, self.inputs
-        if not model.collapses:
-            return super().emit_path()
-        a = pyro.sample("a", CodePath(model, inputs, self.zeta))
-        fn = model.frames_from(model.emission_net(a))
-        pyro.sample("x", of_pyro(hide(fn, inputs.observed)).to_event(1), obs=inputs.x)
-        return a
-
-    def emit_latent(self, fn: Any, t: int) -> Tensor:
-        """State and code, a site each."""
-        state: Any = normal(fn.loc, fn.scale.expand(fn.loc.shape))
-        z = pyro.sample(f"z_{t + 1}", state)
-        loc = fn.code_loc(z)
-        code: Any = normal(loc, fn.code_scale.expand(loc.shape))
-        a = pyro.sample(f"a_{t + 1}", code)
-        return torch.cat([z, a.expand(*z.shape[:-1], -1)], dim=-1)
-
-
-class CodePath(PathDistribution):
-    r"""The law of the codes of a sequence with the states integrated out by the filter, :math:`p(a_{1:T})`.
-
-    For a linear transition this is exact; otherwise it is the evidence of the linearised model.
-    """
-
-    def __init__(self, model: KalmanVAE, inputs: Inputs, zeta: Tensor | None) -> None:
-        self.model, self.inputs, self.zeta = model, inputs, zeta
-        super().__init__(inputs.batch_shape, inputs.num_steps, model.code_dim, inputs.valid)
-
-    def log_prob_per_step(self, z: Tensor) -> Tensor:
-        """The innovations' log-densities; zero where a frame is hidden.
-
-        Where the transition depends on the codes of hidden frames, they have been drawn from this law, and the filter
-        takes them for observed; that their densities are left out here as in the guide changes no ratio.
-        """
-        model, inputs, shown = self.model, self.inputs, frames_seen(self.inputs)
-        observed = None if model.fills or shown is None else shown.expand(z.shape[:-1])
-        found = model.filter(z, inputs, self.zeta, observed)
-        if inputs.carry is not None:
-            model.carry(z, found, inputs)
-        return found.log_likelihood if shown is None else torch.where(shown, found.log_likelihood, 0.0)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Not available: the states are needed to draw codes."""
-        raise NotImplementedError('bound: the collapsed program can only be scored; use bound="joint" to draw from it.')
-
-
-def frames_seen(inputs: Inputs) -> Tensor | None:
-    """Which frames show anything, shape ``(*, B, T)``; ``None`` where all do."""
-    return None if inputs.observed is None else inputs.observed.any(-1)

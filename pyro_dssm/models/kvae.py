@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,14 @@ from ..kalman._masks import hold
 from ..kalman._online import Online
 from ..nn.memories import States
 from ..nn.memory import Recurrent
-from ..programs.batch import Inputs
+from ..programs.batch import CheckedBatch
 from ..structure.structure import Structure
 from .codes import CodedState
 from .kalman_vae import KalmanVAE
+from .options import KalmanOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["KVAE"]
 
@@ -80,7 +84,7 @@ class KVAE(KalmanVAE):
         *,
         num_matrices: int = 16,
         rnn_dim: int = 50,
-        **options: Any,
+        **options: Unpack[KalmanOptions],
     ) -> None:
         positive("num_matrices", num_matrices)
         positive("rnn_dim", rnn_dim)
@@ -99,7 +103,8 @@ class KVAE(KalmanVAE):
 
     def mix(self, weights: Tensor, base: Tensor, rows: int) -> Tensor:
         """The mixed matrices, shape ``(*, rows, columns)``."""
-        return linear(weights, base.mT).unflatten(-1, (rows, base.shape[-1] // rows))
+        mixed: Tensor = linear(weights, base.mT).unflatten(-1, (rows, base.shape[-1] // rows))
+        return mixed
 
     def matrix(self, z_past: Tensor | None) -> Tensor | None:
         """The matrix ``C_t``."""
@@ -107,90 +112,90 @@ class KVAE(KalmanVAE):
         h = read(self.memories.get("hz").initial) if z_past is None else z_past[..., : self.weights.in_features]
         return self.mix(torch.softmax(self.weights(h), dim=-1), self.base_emission, self.code_dim)
 
-    def _law(self, h: Tensor, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _move(self, h: Tensor, z: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mean of the next state, and the matrix ``A`` that leads there."""
         weights = torch.softmax(self.weights(h), dim=-1)
         a = self.mix(weights, self.base_transition, self.state_dim)
         mean = torch.matmul(a, z.unsqueeze(-1)).squeeze(-1)
         if u is None:
-            return mean, a, None
+            return mean, a
         b = self.mix(weights, self.base_control, self.state_dim)
-        offset = torch.matmul(b, u.unsqueeze(-1)).squeeze(-1)
-        return mean + offset, a, offset
+        return mean + torch.matmul(b, u.unsqueeze(-1)).squeeze(-1), a
 
-    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> Any:
-        """The law of the next state and its code."""
+    def transition(self, z_past: Tensor | None, x_past: Tensor | None, u: Tensor | None) -> CodedState:
+        """The distribution of the next state and its code."""
         assert z_past is not None
         h, last = z_past.split([self.weights.in_features, self.z_dim], dim=-1)
-        mean, _, _ = self._law(h, last[..., : self.state_dim], u)
+        mean, _ = self._move(h, last[..., : self.state_dim], u)
         return CodedState(mean, self.noise.sqrt(), self.code_noise.sqrt(), self.matrix(z_past))
 
     def slope(self, before: States, u: Tensor | None) -> Tensor:
         """The mixed matrix ``A``."""
-        return self._law(self.memories.get("hz").read(before["hz"]), before["z"][..., : self.state_dim], u)[1]
+        return self._move(self.memories.get("hz").read(before["hz"]), before["z"][..., : self.state_dim], u)[1]
 
-    def carry(self, codes: Tensor, found: Filtered, inputs: Inputs) -> None:
-        """The law of the last state, and the LSTM's state."""
-        super().carry(codes, found, inputs)
-        inputs.hand_on("hz", self._along(codes, inputs)[1])
+    def carry(self, codes: Tensor, found: Filtered, batch: CheckedBatch) -> None:
+        """The distribution of the last state, and the LSTM's state."""
+        super().carry(codes, found, batch)
+        batch.hand_on("hz", self._along(codes, batch)[1])
 
-    def _along(self, codes: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def _along(self, codes: Tensor, batch: CheckedBatch) -> tuple[Tensor, Tensor]:
         """What is read of the LSTM before every step, and its last state."""
         memory = self.memories.get("hz")
-        first = self.memories.first(inputs)["hz"].expand(*codes.shape[:-2], -1)
+        first = self.memories.first(batch)["hz"].expand(*codes.shape[:-2], -1)
         after, last = memory.scan(pad(codes, (self.state_dim, 0)), first)
         return memory.past(after, first), last
 
-    def filter(self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
+    def filter(self, codes: Tensor, batch: CheckedBatch, zeta: Tensor | None, observed: Tensor | None) -> Filtered:
         """The Kalman filter with the matrices that the codes call for."""
-        batch = codes.shape[:-2]
-        weights = torch.softmax(self.weights(self._along(codes, inputs)[0]), dim=-1)
+        shape = codes.shape[:-2]
+        weights = torch.softmax(self.weights(self._along(codes, batch)[0]), dim=-1)
         transition, offset = self.mix(weights, self.base_transition, self.state_dim), None
-        if inputs.controls is not None:
+        if batch.controls is not None:
             b = self.mix(weights, self.base_control, self.state_dim)
-            u = inputs.controls.expand(*batch, *inputs.controls.shape[-2:])
+            u = batch.controls.expand(*shape, *batch.controls.shape[-2:])
             offset = torch.matmul(b, u.unsqueeze(-1)).squeeze(-1)
         return kalman_filter(
             codes,
-            self.start(inputs, zeta, batch),
+            self.start(batch, zeta, shape),
             transition,
             torch.diag(self.noise),
             self.mix(weights, self.base_emission, self.code_dim),
             torch.diag(self.code_noise),
             offset=offset,
             mask=observed,
-            valid=inputs.valid,
+            valid=batch.valid,
             square_root=self.square_root,
         )
 
     def fill(
-        self, codes: Tensor, inputs: Inputs, zeta: Tensor | None, observed: Tensor, *, noise: bool = True
+        self, codes: Tensor, batch: CheckedBatch, zeta: Tensor | None, observed: Tensor, *, noise: bool = True
     ) -> Tensor | None:
         """Draws hidden codes from the filter's predictions, one step after the other."""
-        batch, memory = codes.shape[:-2], self.memories.get("hz")
-        h = self.memories.first(inputs)["hz"].expand(*batch, -1)
-        m, p = self.start(inputs, zeta, batch)
+        shape, memory = codes.shape[:-2], self.memories.get("hz")
+        h = self.memories.first(batch)["hz"].expand(*shape, -1)
+        m, p = self.start(batch, zeta, shape)
         n, d = self.state_dim, self.code_dim
         online = Online(torch.diag(self.noise), torch.diag(self.code_noise), square_root=self.square_root)
         belief, f = online.first(p.reshape(-1, n, n)), None
         filled = []
         for t, a in enumerate(codes.unbind(-2)):
-            u = inputs.controls_at(t)
+            u = batch.controls_at(t)
             if t > 0:
-                moved, f, _ = self._law(memory.read(h), m, None if u is None else u.expand(*batch, -1))
-                m, f = hold(None if inputs.valid is None else inputs.valid[..., t], m, moved, f)
+                moved, f = self._move(memory.read(h), m, None if u is None else u.expand(*shape, -1))
+                m, f = hold(None if batch.valid is None else batch.valid[..., t], m, moved, f)
                 f = f.reshape(-1, n, n)
             c = self.mix(torch.softmax(self.weights(memory.read(h)), dim=-1), self.base_emission, d).expand(
-                *batch, d, n
+                *shape, d, n
             )
             foreseen = online.foresee(belief, f, c.reshape(-1, d, n))
-            root, gain = foreseen.root.view(*batch, d, d), foreseen.gain.view(*batch, n, d)
+            root, gain = foreseen.root.view(*shape, d, d), foreseen.gain.view(*shape, n, d)
             expected = torch.matmul(c, m.unsqueeze(-1)).squeeze(-1)
             shown, drawn, belief = observed[..., t].unsqueeze(-1), expected, foreseen.given
             if noise:
                 drawn = expected + torch.matmul(root, torch.randn_like(a).unsqueeze(-1)).squeeze(-1)
             else:
                 gain = torch.where(shown.unsqueeze(-1), gain, 0.0)
-                belief = belief.where(observed[..., t].expand(batch).reshape(-1), foreseen.without)
+                belief = belief.where(observed[..., t].expand(shape).reshape(-1), foreseen.without)
             a = torch.where(shown, a, drawn)
             m = m + torch.matmul(gain, (a - expected).unsqueeze(-1)).squeeze(-1)
             h = memory.step(pad(a, (self.state_dim, 0)), h)

@@ -15,7 +15,7 @@ from .._utils.types import Distribution, check_types
 from ..nn.layers import normal
 from ..nn.memories import Memories, States
 from ..programs._program import evaluating
-from ..programs.batch import Inputs, plates
+from ..programs.batch import CheckedBatch, plates
 from ..programs.shared import take
 from ..structure.structure import Structure
 from .frames import FrameModel
@@ -23,15 +23,6 @@ from .initial import Initial
 from .path import ModelPath
 
 __all__ = ["LatentModel"]
-
-
-def aligned(*features: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Features with the same leading dimensions, whatever they had: those of particles, of sequences, or of neither."""
-    shapes = {f.shape[:-1] for f in features if f is not None}
-    if len(shapes) < 2:
-        return features
-    shape = torch.broadcast_shapes(*shapes)
-    return tuple(None if f is None else f.expand(*shape, f.shape[-1]) for f in features)
 
 
 class LatentModel(FrameModel):
@@ -83,47 +74,44 @@ class LatentModel(FrameModel):
         zero = self.like.new_zeros(*shape, self.zeta_dim)
         return normal(zero, torch.ones_like(zero))
 
-    def first_step(self, zeta: Tensor | None, inputs: Inputs | None = None) -> Distribution | None:
+    def first_step(self, zeta: Tensor | None, batch: CheckedBatch | None = None) -> Distribution | None:
         """The distribution of the first latent variable, or ``None`` where a transition leads to it.
 
         Args:
             zeta: As in :meth:`initial`.
-            inputs: A checked batch; the first frame of a chunk that continues a sequence is no start.
+            batch: A checked batch; the first frame of a chunk that continues a sequence is no start.
 
         Returns:
             A distribution with event shape ``(z_dim,)``, or ``None``.
         """
-        if inputs is not None and not inputs.starts:
+        if batch is not None and not batch.starts:
             return None
         fn = self.initial(zeta)
         return None if fn is None else event("initial", fn, self.z_dim)
 
     def transition_from(self, before: States, u: Tensor | None) -> Distribution:
         """The distribution of :math:`z_t`, or of all steps, from the states before it."""
-        of_z, of_x = self.memories.transition_reads
-        fn = self.transition(*aligned(self.memories.read(before, of_z), self.memories.read(before, of_x), u))
-        return event("transition", fn, self.z_dim)
+        return event("transition", self.transition(*self.memories.for_transition(before, u)), self.z_dim)
 
     def emission_from(self, before: States, after: States) -> Distribution:
         """The distribution of :math:`x_t`, or of all steps, from the states before ``t`` and after :math:`z_t`."""
-        of_z, of_x = self.memories.emission_reads
-        z, x_past = aligned(self.memories.read(after, of_z), self.memories.read(before, of_x))
+        z, x_past = self.memories.for_emission(before, after)
         assert z is not None
         return self.frames_from(self.emission(z, x_past))
 
-    def states(self, z: Tensor, inputs: Inputs) -> Tensor:
+    def states(self, z: Tensor, batch: CheckedBatch) -> Tensor:
         """What the frame and the future read of the latents, along a path: the state of the system.
 
         Args:
             z: Latent paths, shape ``(*, B, T, z_dim)``.
-            inputs: The checked batch they belong to.
+            batch: The checked batch they belong to.
 
         Returns:
             Shape ``(*, B, T, S)``: the latent variable, the state of an RNN over it, or both.
         """
         check_types(LatentModel.states, locals())
         names = dict.fromkeys((*self.memories.transition_reads[0], *self.memories.emission_reads[0]))
-        read = self.memories.read(self.memories.along_z(z, inputs)[1], tuple(names))
+        read = self.memories.read(self.memories.along_z(z, batch)[1], tuple(names))
         assert read is not None
         return read
 
@@ -139,21 +127,21 @@ class LatentModel(FrameModel):
         one_of("sites", form, ("path", "step"))
         self._sites: Literal["path", "step"] = form
 
-    def receive(self, x: Tensor, lengths: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> Inputs:
+    def receive(self, x: Tensor, lengths: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> CheckedBatch:
         """The checked batch of a call: what the guide has left of it (:class:`Shared`), or else from scratch."""
         left = take(self, (x, lengths, mask, controls))
         return self.check(x, lengths, mask, controls) if left is None else left
 
-    def path(self, inputs: Inputs) -> ModelPath:
+    def path(self, batch: CheckedBatch) -> ModelPath:
         """The distribution of latents and frames of a checked batch.
 
         Args:
-            inputs: From :meth:`check`.
+            batch: From :meth:`check`.
 
         Returns:
             The path, which draws, scores, and runs the Pyro program.
         """
-        return ModelPath(self, inputs)
+        return ModelPath(self, batch)
 
     def forward(
         self,
@@ -179,21 +167,21 @@ class LatentModel(FrameModel):
             ValueError: If an argument has a wrong type, dtype, device, shape or value, or a handler draws or replaces
                 x where path sites condition on it.
         """
-        inputs = self.receive(x, lengths, mask, controls)
-        with plates(inputs.batch_shape):
-            return self.path(inputs).emit(self.sites)
+        batch = self.receive(x, lengths, mask, controls)
+        with plates(batch.batch_shape):
+            return self.path(batch).emit(self.sites)
 
-    def try_transition(self, inputs: Inputs) -> None:
+    def try_transition(self, batch: CheckedBatch) -> None:
         """Calls the transition once in the life of a model, for its errors.
 
         A path that the guide has drawn is scored after the program has ended, where Pyro would bury an error.
 
         Args:
-            inputs: A checked batch.
+            batch: A checked batch.
         """
         if not self._tried:
-            with poutine.block(), torch.no_grad(), generators_kept(inputs.x.device), evaluating(self):
-                self.transition_from(self.memories.first(inputs), inputs.controls_at(0))
+            with poutine.block(), torch.no_grad(), generators_kept(batch.x.device), evaluating(self):
+                self.transition_from(self.memories.first(batch), batch.controls_at(0))
             self._tried = True
 
     def values_by_step(self, z: Tensor) -> list[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Running a model on: from its start, from the end of what is known, or along latent paths."""
+"""What a trained model generates: from its start, from the end of what is known, or along latent paths."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from torch import Tensor
 
 from .._utils.checks import guide_kind, positive, whole
 from .._utils.divergence import OnDivergence, check_choice, check_finite, nan_allowed
-from .._utils.types import Distribution
-from ..emissions import complete, completion, drawn, expected, followed
-from ..nn.memories import States
+from ..emissions import expected
 from ..particles.filling import fill
 from ..particles.gaps import bridges_gaps, cut
 from ..particles.interfaces import InferringGuide
-from ..particles.proposal import expanded
 from ..programs._program import evaluating
-from ..programs.batch import Inputs, check_controls, check_lengths, delay
+from ..programs.batch import CheckedBatch, check_controls, check_lengths, delay
 from .latents import LatentModel
+from .running import run_along, run_on
 
 __all__ = ["Rollout"]
 
 ENTRIES_AT_ONCE = 10_000_000
-Step = tuple[Tensor, Tensor, Distribution]
 
 
 class Rollout:
@@ -82,7 +79,7 @@ class Rollout:
         u = self._controls(controls, (num_sequences, length))
         with self._running():
             zeta = model.zeta_prior(shape).sample() if model.zeta_dim else None
-            steps = self.steps(model.memories.start(shape), shape, length, u, first=model.first_step(zeta))
+            steps = run_on(model, model.memories.start(shape), shape, length, u, first=model.first_step(zeta))
             z, x = (torch.stack(values, dim=-2) for values in zip(*((z, x) for z, x, _ in steps), strict=True))
         check_finite(x, "sequences", self.on_divergence, z)
         return x, z
@@ -112,13 +109,13 @@ class Rollout:
                 if lengths is not None:
                     check_lengths(lengths, x)
         with self._running():
-            inputs = self.model.check(x, lengths, mask, known)
-            known_part, z = self._infer(inputs)
-            _, _, states = self._follow(known_part, z, means=False)
-            late = _lengths(inputs) - _lengths(known_part)
+            batch = self.model.check(x, lengths, mask, known)
+            known_part, z = self._infer(batch)
+            _, _, states = run_along(self.model, known_part, z, means=False)
+            late = _lengths(batch) - _lengths(known_part)
             steps = int(late.max()) + horizon
             future = None if delayed is None else _from(delayed, _lengths(known_part), steps)
-            paths = self.steps(states, z.shape[:-2], steps, future, means=means, noise=noise)
+            paths = run_on(self.model, states, z.shape[:-2], steps, future, means=means, noise=noise)
             ahead = _from(torch.stack([x for _, x, _ in paths], dim=-2), late, horizon)
         check_finite(ahead, "futures", self.on_divergence)
         return ahead
@@ -128,12 +125,12 @@ class Rollout:
     ) -> Tensor:
         """Draws what is hidden given what is observed."""
         with self._running():
-            inputs = self.model.check(x, lengths, mask, controls)
-            if inputs.hidden is None:
-                return inputs.without_padding(inputs.x).repeat(self.num_samples, *[1] * inputs.x.dim())
-            known, z = self._infer(inputs)
-            frames = self._frames(inputs, known, z, means=means)
-        filled = inputs.without_padding(torch.where(inputs.hidden, frames, inputs.x))
+            batch = self.model.check(x, lengths, mask, controls)
+            if batch.hidden is None:
+                return batch.without_padding(batch.x).repeat(self.num_samples, *[1] * batch.x.dim())
+            known, z = self._infer(batch)
+            frames = self._frames(batch, known, z, means=means)
+        filled = batch.without_padding(torch.where(batch.hidden, frames, batch.x))
         check_finite(filled, "draws", self.on_divergence)
         return filled
 
@@ -142,65 +139,41 @@ class Rollout:
     ) -> Tensor:
         """The expected frames given latent paths."""
         with self._running():
-            inputs = self.model.check(x, lengths, mask, controls)
-            if inputs.hidden is not None:
+            batch = self.model.check(x, lengths, mask, controls)
+            if batch.hidden is not None:
                 if not teacher_forcing:
                     raise ValueError("teacher_forcing: expected True where mask hides something, got False.")
-                known, z = self._infer(inputs, all_chains=True)
-                out = self._frames(inputs, known, z, means=True).mean(0)
+                known, z = self._infer(batch, all_chains=True)
+                out = self._frames(batch, known, z, means=True).mean(0)
             else:
-                z = self._draw(inputs)
-                at_once = max(1, ENTRIES_AT_ONCE // inputs.x.numel())
+                z = self._draw(batch)
+                at_once = max(1, ENTRIES_AT_ONCE // batch.x.numel())
                 along = self._means if teacher_forcing else self._free_means
-                out = torch.stack([along(inputs, part) for part in z.split(at_once)]).sum(0) / self.num_samples
-        out = inputs.without_padding(out)
+                out = torch.stack([along(batch, part) for part in z.split(at_once)]).sum(0) / self.num_samples
+        out = batch.without_padding(out)
         check_finite(out, "sequences", self.on_divergence)
         return out
 
-    # How it runs.
+    # Along latent paths.
 
-    def steps(
-        self,
-        states: States,
-        shape: torch.Size,
-        num_steps: int,
-        controls: Tensor | None,
-        *,
-        first: Distribution | None = None,
-        means: bool = False,
-        noise: bool = True,
-    ) -> Iterator[Step]:
-        """Runs the model on: latents, frame and the frame's distribution of each step."""
-        model = self.model
-        for t in range(num_steps):
-            u = None if controls is None else controls[..., t, :]
-            fn = first if t == 0 and first is not None else model.transition_from(states, u)
-            fn = expanded(fn, shape)
-            z = drawn(fn) if noise else followed(fn)
-            after = model.memories.after_z(states, z, u)
-            of_x = expanded(model.emission_from(states, after), shape)
-            x = expected(of_x) if means else drawn(of_x)
-            states = model.memories.after_x(after, model.read(x))
-            yield z, x, of_x
-
-    def _means(self, inputs: Inputs, z: Tensor) -> Tensor:
+    def _means(self, batch: CheckedBatch, z: Tensor) -> Tensor:
         """The expected frames along latent paths given the frames before each, summed over the paths."""
         memories = self.model.memories
-        mean = expected(self.model.emission_from(memories.along_x(inputs)[0], memories.along_z(z, inputs)[1]))
+        mean = expected(self.model.emission_from(memories.along_x(batch)[0], memories.along_z(z, batch)[1]))
         # An emission of one's own need not read the latents, and then has no dimension of paths.
         return mean.expand(*z.shape[:-1], -1).sum(0)
 
-    def _free_means(self, inputs: Inputs, z: Tensor) -> Tensor:
+    def _free_means(self, batch: CheckedBatch, z: Tensor) -> Tensor:
         """The expected frames along latent paths given those expected before each, summed over the paths."""
-        return torch.stack(self._follow(inputs, z, freely=True)[0], dim=-2).sum(0)
+        return torch.stack(run_along(self.model, batch, z, freely=True)[0], dim=-2).sum(0)
 
-    def _draw(self, inputs: Inputs) -> Tensor:
+    def _draw(self, batch: CheckedBatch) -> Tensor:
         assert self.guide is not None
-        return self.guide.draw(inputs, self.num_samples)
+        return self.guide.draw(batch, self.num_samples)
 
-    def _infer(self, inputs: Inputs, *, all_chains: bool = False) -> tuple[Inputs, Tensor]:
+    def _infer(self, batch: CheckedBatch, *, all_chains: bool = False) -> tuple[CheckedBatch, Tensor]:
         """The part up to the last observed frames, with draws of what is hidden in it, and latent paths of it."""
-        known = cut(inputs)
+        known = cut(batch)
         assert self.guide is not None
         if known.hidden is None or bridges_gaps(self.guide, known):
             return known, self._draw(known)
@@ -209,52 +182,22 @@ class Rollout:
         assert paths.x is not None
         return replace(known, x=paths.x[:count]), paths.z[:count]
 
-    def _frames(self, inputs: Inputs, known: Inputs, z: Tensor, *, means: bool) -> Tensor:
+    def _frames(self, batch: CheckedBatch, known: CheckedBatch, z: Tensor, *, means: bool) -> Tensor:
         """The frames along latent paths, drawn or expected, and those that follow to the end of each sequence."""
-        expectations, xs, states = self._follow(known, z, means=means)
+        expectations, xs, states = run_along(self.model, known, z, means=means)
         frames = torch.stack(expectations if means else xs, dim=-2)
         ends = _lengths(known)
-        more = int((_lengths(inputs) - ends).max())
+        more = int((_lengths(batch) - ends).max())
         if more == 0:
             return frames
-        controls = None if inputs.controls is None else _from(inputs.controls, ends, more)
-        following = [expected(fn) if means else x for _, x, fn in self.steps(states, z.shape[:-2], more, controls)]
+        controls = None if batch.controls is None else _from(batch.controls, ends, more)
+        following = [
+            expected(fn) if means else x for _, x, fn in run_on(self.model, states, z.shape[:-2], more, controls)
+        ]
         joined = torch.cat([frames, torch.stack(following, dim=-2)], dim=-2)
-        t, ends = torch.arange(inputs.num_steps, device=ends.device), ends.unsqueeze(-1)
+        t, ends = torch.arange(batch.num_steps, device=ends.device), ends.unsqueeze(-1)
         after = frames.shape[-2] + (t - ends).clamp(max=more - 1)
         return _at(joined, torch.where(t < ends, t, after))
-
-    def _follow(
-        self, inputs: Inputs, z: Tensor, *, freely: bool = False, means: bool = True
-    ) -> tuple[list[Tensor], list[Tensor], States]:
-        """Runs the memories along latent paths and x, drawing x where it is hidden; or freely, without looking at x.
-
-        Frames that have a dimension of paths like ``z`` have been filled already.
-        """
-        model, shape = self.model, z.shape[:-2]
-        filled = inputs.x.dim() == z.dim()
-        states = model.memories.start(shape)
-        expectations, xs = [], []
-        for t, z_t in enumerate(z.unbind(-2)):
-            after = model.memories.after_z(states, z_t, inputs.controls_at(t))
-            fn = model.emission_from(states, after)
-            x = inputs.x[..., t, :].expand(*shape, -1)
-            hidden = None if inputs.hidden is None else inputs.hidden[..., t, :]
-            if hidden is not None and not filled:
-                x = complete(fn, x, hidden)
-            if means:
-                mean = expected(fn)
-                if hidden is not None and completion(fn) is not None:
-                    mean = torch.where(hidden, x, mean)
-                expectations.append(mean)
-            xs.append(x)
-            new = model.memories.after_x(after, model.read_mean(fn) if freely else model.read(x))
-            if inputs.valid is not None:
-                # A sequence that has ended keeps the state of its own last frame.
-                valid = inputs.valid[..., t].unsqueeze(-1)
-                new = {k: torch.where(valid, v, states[k]) if k in states else v for k, v in new.items()}
-            states = new
-        return expectations, xs, states
 
 
 def check_guide(model: LatentModel, guide: object) -> None:
@@ -266,11 +209,11 @@ def check_guide(model: LatentModel, guide: object) -> None:
         raise ValueError(f"guide: expected a guide of this model, got {got}.")
 
 
-def _lengths(inputs: Inputs) -> Tensor:
+def _lengths(batch: CheckedBatch) -> Tensor:
     """The length of each sequence, shape ``(B,)``."""
-    if inputs.lengths is not None:
-        return inputs.lengths
-    return torch.full(inputs.batch_shape[-1:], inputs.num_steps, device=inputs.x.device)
+    if batch.lengths is not None:
+        return batch.lengths
+    return torch.full(batch.batch_shape[-1:], batch.num_steps, device=batch.x.device)
 
 
 def _from(values: Tensor, starts: Tensor, count: int) -> Tensor:

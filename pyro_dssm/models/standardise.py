@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution, Normal
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, constraints
 
 from .._utils.checks import kind_of, positive, shown
 from .._utils.devices import wide
-from .._utils.types import check_types
+from .._utils.types import Distribution, check_types
 from ..data.sequences import SequenceDataset
 from ..emissions.base import Units
+from .affine import in_data_units
 
-__all__ = ["Affine", "AffineNormal", "InDataUnits", "Standardise", "deviation", "in_own_units"]
+__all__ = ["InDataUnits", "Standardise", "moments"]
 
 KINDS = (False, True, "shared")
 
@@ -44,8 +40,8 @@ class Standardise(Units):
     What belongs to the emission itself is in standardised units: ``emission_options={"scale": 0.1}`` is a tenth of each
     entry's standard deviation, and so is the squared error that a constraint bounds (:func:`~pyro_dssm.error_bound`).
 
-    The numbers are buffers, so they are part of the ``state_dict`` and of the pair file. They are NaN until they are
-    fitted, on the training set alone: :func:`~pyro_dssm.fit` does it at its start, :meth:`fit` for everyone else.
+    Means and scales are buffers, so they are part of the ``state_dict`` and of the pair file. They are NaN until they
+    are fitted, on the training set alone: :func:`~pyro_dssm.fit` does it when it starts; without it, call :meth:`fit`.
 
     Args:
         x_dim: Size of a frame.
@@ -152,7 +148,7 @@ class Standardise(Units):
         self._check_rows("y", y)
         return self.loc + self.scale * y
 
-    def undo_distribution(self, fn: Any) -> Any:
+    def undo_distribution(self, fn: Distribution) -> Distribution:
         """The distribution of frames whose standardised form has another one.
 
         Args:
@@ -165,19 +161,13 @@ class Standardise(Units):
             ValueError: If it is no distribution over the whole real line.
 
         Example:
+            >>> import pyro.distributions as dist
             >>> part = Standardise(2).fit(SequenceDataset([torch.tensor([[0.0, 7.0], [20.0, 7.0]])]))
-            >>> fn = part.undo_distribution(Normal(torch.zeros(2), 0.1).to_event(1))
+            >>> fn = part.undo_distribution(dist.Normal(torch.zeros(2), 0.1).to_event(1))
             >>> fn.mean, fn.stddev
             (tensor([10.,  7.]), tensor([1.0000, 0.1000]))
         """
-        if not isinstance(fn, torch.distributions.Distribution):
-            raise ValueError(f"fn: expected a distribution, got {kind_of(fn)}.")
-        if not _over_the_line(fn):
-            raise ValueError(
-                "emission: expected a distribution over the real line, since the model standardises its frames, got "
-                f"{_name(fn)}."
-            )
-        return _mapped(fn, self.loc, self.scale)
+        return in_data_units(fn, self.loc, self.scale)
 
     def extra_repr(self) -> str:
         """The size, and whether the numbers are there."""
@@ -215,208 +205,3 @@ def moments(data: SequenceDataset) -> tuple[Tensor, Tensor, Tensor]:
         mean += (own - mean) * n / total
         count += n
     return count, mean, squares / count.clamp(min=1)
-
-
-# Distributions of frames from those of standardised frames.
-
-
-def _name(fn: Any) -> str:
-    return _name(fn.base_dist) if isinstance(fn, Independent | MaskedDistribution) else type(fn).__name__
-
-
-def _over_the_line(fn: Any) -> bool:
-    try:
-        support = fn.support
-    except (NotImplementedError, AttributeError):
-        return False
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.real))
-
-
-def _mapped(fn: Any, offset: Tensor, factor: Tensor) -> Any:
-    if isinstance(fn, MaskedDistribution):
-        return _mapped(fn.base_dist, offset, factor).mask(fn._mask)
-    if isinstance(fn, ExpandedDistribution):
-        return _mapped(fn.base_dist, offset, factor).expand(fn.batch_shape)
-    if isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1:
-        return _mapped(fn.base_dist, offset, factor).to_event(1)
-    kind = AffineNormal if isinstance(fn, torch.distributions.Normal) else Affine
-    return kind(fn, offset, factor)
-
-
-def _check_affine(base: object, offset: object, factor: object) -> None:
-    """Raises ``ValueError`` unless these are a distribution and two tensors."""
-    if not isinstance(base, torch.distributions.Distribution):
-        raise ValueError(f"base: expected a distribution, got {kind_of(base)}.")
-    for name, value in (("offset", offset), ("factor", factor)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise ValueError(f"{name}: expected a tensor of floats, got {shown(value)}.")
-
-
-class Affine(TorchDistribution):
-    r"""The distribution of :math:`x = m + s y`, of single entries or of whole frames.
-
-    Densities are those of :math:`y` less :math:`\log s`, so nothing is lost in single precision where :math:`m` is
-    large and :math:`s` is not.
-
-    Args:
-        base: The distribution of :math:`y`, over the real line.
-        offset: :math:`m`, shape ``(x_dim,)``.
-        factor: :math:`s > 0`, the same.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> fn = Affine(dist.Laplace(torch.zeros(2), 1.0), torch.tensor([5.0, 0.0]), torch.tensor([2.0, 1.0]))
-        >>> fn.mean, fn.log_prob(torch.tensor([5.0, 0.0]))
-        (tensor([5., 0.]), tensor([-1.3863, -0.6931]))
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-
-    def __init__(self, base: Any, offset: Tensor, factor: Tensor) -> None:
-        _check_affine(base, offset, factor)
-        self.base, self.offset, self.factor = base, offset, factor
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        """That of the base."""
-        return self.base.has_rsample
-
-    @property
-    def support(self) -> Any:
-        """The real line, once for each entry."""
-        return self.base.support
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean."""
-        return self.offset + self.factor * self.base.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """The variance of each entry."""
-        return self.factor.square() * self.base.variance
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Affine:
-        """The same distribution with another batch shape."""
-        return Affine(self.base.expand(torch.Size(batch_shape)), self.offset, self.factor)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws without gradients."""
-        with torch.no_grad():
-            return self.offset + self.factor * self.base.sample(torch.Size(sample_shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients."""
-        return self.offset + self.factor * self.base.rsample(torch.Size(sample_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """The log-density."""
-        return self.base.log_prob((value - self.offset) / self.factor) - self._log_volume
-
-    @property
-    def _log_volume(self) -> Tensor:
-        volume = self.factor.log()
-        observed = self.observed
-        if not self.event_shape:
-            return volume
-        # Of entries that are hidden inside the base, nothing counts.
-        return volume.sum(-1) if observed is None else torch.where(observed, volume, 0.0).sum(-1)
-
-    # What only some distributions of whole frames have.
-
-    @property
-    def observed(self) -> Tensor | None:
-        """Which entries count, where the base hides some itself."""
-        return getattr(self.base, "observed", None)
-
-    @property
-    def hide(self) -> Any:
-        """The base's way of hiding entries, if it has one."""
-        inner = self.base.hide
-        return lambda observed: Affine(inner(observed), self.offset, self.factor)
-
-    @property
-    def complete(self) -> Any:
-        """The base's way of drawing hidden entries given the others, if it has one."""
-        inner = self.base.complete
-        return lambda x, hidden: self.offset + self.factor * inner((x - self.offset) / self.factor, hidden)
-
-
-class AffineNormal(Normal):
-    r"""The same for Gaussian entries: :math:`\mathcal{N}(m + s \mu, (s \sigma)^2)`, scored in standardised units.
-
-    Args:
-        base: The Gaussian of :math:`y`.
-        offset: :math:`m`, shape ``(x_dim,)``.
-        factor: :math:`s > 0`, the same.
-
-    Example:
-        >>> fn = AffineNormal(Normal(torch.zeros(2), 1.0), torch.tensor([5.0, 0.0]), torch.tensor([2.0, 1.0]))
-        >>> fn.loc, fn.scale
-        (tensor([5., 0.]), tensor([2., 1.]))
-    """
-
-    def __init__(self, base: Any, offset: Tensor, factor: Tensor) -> None:
-        _check_affine(base, offset, factor)
-        if not isinstance(base, torch.distributions.Normal):
-            raise ValueError(f"base: expected a Normal, got {kind_of(base)}.")
-        self.base, self.offset, self.factor = base, offset, factor
-        super().__init__(offset + factor * base.loc, factor * base.scale, validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> AffineNormal:
-        """The same distribution with another batch shape."""
-        return AffineNormal(self.base.expand(torch.Size(batch_shape)), self.offset, self.factor)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws without gradients."""
-        with torch.no_grad():
-            return self.offset + self.factor * self.base.sample(torch.Size(sample_shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients."""
-        return self.offset + self.factor * self.base.rsample(torch.Size(sample_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """The log-density."""
-        return self.base.log_prob((value - self.offset) / self.factor) - self.factor.log()
-
-
-def in_own_units(fn: Any) -> Any:
-    """The distribution of standardised frames that one of frames was made of; ``None`` where it was made of none."""
-    if isinstance(fn, Affine | AffineNormal):
-        return fn.base
-    if isinstance(fn, Independent):
-        inner = in_own_units(fn.base_dist)
-        return None if inner is None else inner.to_event(fn.reinterpreted_batch_ndims)
-    if isinstance(fn, MaskedDistribution):
-        inner = in_own_units(fn.base_dist)
-        return None if inner is None else inner.mask(fn._mask)
-    if isinstance(fn, ExpandedDistribution):
-        inner = in_own_units(fn.base_dist)
-        return None if inner is None else inner.expand(fn.batch_shape)
-    return None
-
-
-def deviation(fn: Any, value: Tensor) -> Tensor:
-    """By how much frames differ from the mean of their distribution, in the units that the emission itself has.
-
-    Args:
-        fn: A distribution of frames.
-        value: Frames, shape ``(*, x_dim)``.
-
-    Returns:
-        The same shape.
-
-    Raises:
-        NotImplementedError: If the distribution has no mean in closed form.
-    """
-    check_types(deviation, locals())
-    inner = fn
-    while isinstance(inner, Independent | MaskedDistribution | ExpandedDistribution):
-        inner = inner.base_dist
-    if isinstance(inner, Affine | AffineNormal):
-        return (value - inner.offset) / inner.factor - inner.base.mean
-    return value - fn.mean

@@ -8,7 +8,8 @@ from typing import TypeAlias
 from torch import nn
 
 from .._utils.checks import shown
-from ..nn.layers import MLP, GatedTransition, NormalHead
+from ..nn.gated import GatedTransition
+from ..nn.layers import MLP, NormalHead
 
 __all__ = ["TransitionLike", "build_transition", "check_transition"]
 

@@ -1,4 +1,4 @@
-r"""The named models. Each is a declaration: its edges by name, and what is usual for it.
+r"""The named models. Each is a declaration: its edges by name, and its own defaults.
 
 A new one is a row of :data:`~pyro_dssm.structure.names.MODELS`, a class here (and its name in ``__all__``), which the
 package exports, and a row of the README's table.
@@ -8,11 +8,15 @@ package exports, and a row of the README's table.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..structure.names import MODELS, WITHOUT_LATENTS
 from ..structure.structure import Structure
 from .dssm import DSSM
+from .options import ModelOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "ARHMM",
@@ -45,16 +49,17 @@ class ZooModel(DSSM):
 
     Attributes:
         edges: The four edges: ``z_from_z, z_from_x, x_from_z, x_from_x``, as the table of names has them.
-        usual: Options that this model has unless told otherwise.
+        usual: Its own defaults of these options.
         year: Of the publication.
     """
 
     edges: ClassVar[tuple[str, str, str, str]]
-    usual: ClassVar[dict[str, Any]] = {}
+    usual: ClassVar[ModelOptions] = {}
     year: ClassVar[int]
 
-    def __init__(self, x_dim: int, z_dim: int, **options: Any) -> None:
-        super().__init__(Structure(*self.edges), x_dim, z_dim, **{**self.usual, **options})
+    def __init__(self, x_dim: int, z_dim: int, **options: Unpack[ModelOptions]) -> None:
+        given: ModelOptions = {**self.usual, **options}
+        super().__init__(Structure(*self.edges), x_dim, z_dim, **given)
 
 
 class DMM(ZooModel):
@@ -66,7 +71,7 @@ class DMM(ZooModel):
     """
 
     edges = MODELS["DMM"]
-    usual: ClassVar[dict[str, Any]] = {"transition_net": "gated"}
+    usual: ClassVar[ModelOptions] = {"transition_net": "gated"}
     year = 2017
 
 
@@ -169,7 +174,7 @@ class VRNN(ZooModel):
     """
 
     edges = MODELS["VRNN"]
-    usual: ClassVar[dict[str, Any]] = {"shared": True}
+    usual: ClassVar[ModelOptions] = {"shared": True}
     year = 2015
 
 
@@ -183,7 +188,7 @@ class STORN(ZooModel):
     """
 
     edges = MODELS["STORN"]
-    usual: ClassVar[dict[str, Any]] = {"shared": True, "rnn": "rnn"}
+    usual: ClassVar[ModelOptions] = {"shared": True, "rnn": "rnn"}
     year = 2014
 
 
@@ -210,7 +215,7 @@ class SVGLP(ZooModel):
     """
 
     edges = MODELS["SVG-LP"]
-    usual: ClassVar[dict[str, Any]] = {"shared": True, "rnn": "lstm"}
+    usual: ClassVar[ModelOptions] = {"shared": True, "rnn": "lstm"}
     year = 2018
 
 
@@ -224,7 +229,7 @@ class SVGFP(ZooModel):
     """
 
     edges = MODELS["SVG-FP"]
-    usual: ClassVar[dict[str, Any]] = {"shared": True, "rnn": "lstm"}
+    usual: ClassVar[ModelOptions] = {"shared": True, "rnn": "lstm"}
     year = 2018
 
 
@@ -257,7 +262,7 @@ class RNN(ZooModel):
     edges = WITHOUT_LATENTS["RNN"]
     year = 2012
 
-    def __init__(self, x_dim: int, **options: Any) -> None:
+    def __init__(self, x_dim: int, **options: Unpack[ModelOptions]) -> None:
         super().__init__(x_dim, 0, **options)
 
 

@@ -1,7 +1,8 @@
 """Networks: heads, combiners, memories of the past, encoders and decoders of images."""
 
+from .gated import GatedTransition
 from .images import ConvDecoder, ConvEncoder, check_image_shape, frame_decoder, frame_encoder
-from .layers import MLP, Combiner, GatedTransition, NormalHead, join, reverse, shift
+from .layers import MLP, Combiner, NormalHead, join, reverse, shift
 from .memories import Memories, MemoryOptions, States
 from .memory import CELLS, Cell, Last, Memory, Recurrent
 

@@ -121,10 +121,10 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps frames of shape ``(*, x_dim)`` to features of shape ``(*, out_dim)``."""
-        batch = x.shape[:-1]
-        images = x.reshape(math.prod(batch), *self.image_shape)
+        shape = x.shape[:-1]
+        images = x.reshape(math.prod(shape), *self.image_shape)
         features: Tensor = self.features(self.convolutions(images).flatten(1))
-        return features.reshape(*batch, self.out_dim)
+        return features.reshape(*shape, self.out_dim)
 
 
 class ConvDecoder(nn.Module):
@@ -171,7 +171,7 @@ class ConvDecoder(nn.Module):
         self.sizes = sizes[::-1]
         self.smallest = (widths[0], *smallest)
         self.features = MLP(in_dim, hidden_dims, math.prod(self.smallest), dropout=dropout)
-        # The last one needs no bias beside that of each pixel.
+        # Each pixel has a bias of its own, so the last one needs none.
         self.convolutions = nn.ModuleList(
             nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=i < len(widths) - 2)
             for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True))
@@ -181,11 +181,11 @@ class ConvDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps features of shape ``(*, in_dim)`` to frames of shape ``(*, out_dim)``."""
-        batch = features.shape[:-1]
-        maps: Tensor = self.features(features).reshape(math.prod(batch), *self.smallest)
+        shape = features.shape[:-1]
+        maps: Tensor = self.features(features).reshape(math.prod(shape), *self.smallest)
         for convolution, (height, width) in zip(self.convolutions, self.sizes, strict=True):
             maps = convolution(torch.relu(maps))[..., :height, :width]
-        return maps.reshape(*batch, self.out_dim) + self.bias
+        return maps.reshape(*shape, self.out_dim) + self.bias
 
 
 def frame_encoder(

@@ -15,7 +15,6 @@ from .._utils.types import Distribution, check_types
 __all__ = [
     "MLP",
     "Combiner",
-    "GatedTransition",
     "NormalHead",
     "join",
     "reverse",
@@ -43,8 +42,8 @@ def join(*features: Tensor | None) -> Tensor:
         raise ValueError("features: expected at least one tensor, and nothing but tensors and None.")
     if len(present) == 1:
         return present[0]
-    batch = torch.broadcast_shapes(*(f.shape[:-1] for f in present))
-    return torch.cat([f.expand(*batch, f.shape[-1]) for f in present], dim=-1)
+    shape = torch.broadcast_shapes(*(f.shape[:-1] for f in present))
+    return torch.cat([f.expand(*shape, f.shape[-1]) for f in present], dim=-1)
 
 
 def _check_rows(name: str, value: object, dims: int = 1) -> None:
@@ -178,71 +177,6 @@ class NormalHead(nn.Module):
         return normal(loc, softplus(scale) + SCALE_FLOOR)
 
 
-class GatedTransition(nn.Module):
-    r"""The gated transition of the deep Markov model.
-
-    With the gate :math:`g = \sigma(\mathrm{MLP}(f))` and the proposal :math:`\mathrm{MLP}(f)` of the features
-    :math:`f`, of which the first ``z_dim`` hold :math:`z_{t-1}`,
-
-    .. math:: \mu = (1 - g) \odot (W z_{t-1} + b) + g \odot \mathrm{MLP}(f), \qquad
-              \sigma = \mathrm{softplus}(\mathrm{linear}(\mathrm{relu}(\mathrm{MLP}(f)))),
-
-    where :math:`W = I` and :math:`b = 0` at the start. Where the edge from the past latents is an RNN state,
-    :math:`W` maps that state and starts like any linear layer.
-
-    Args:
-        in_dim: Size of all features.
-        carry_dim: How many of them, the first ones, feed the linear path.
-        z_dim: Size of the latent variable.
-        hidden_dim: Width of the hidden layers.
-        identity: Whether :math:`W` starts as the identity, which needs ``carry_dim == z_dim``.
-        dropout: Probability of dropping a hidden unit.
-
-    Reference:
-        Krishnan, Shalit, Sontag. Structured Inference Networks for Nonlinear State Space Models. 2017.
-        arXiv:1609.09869.
-
-    Example:
-        >>> GatedTransition(6, 2, 2, 8)(torch.zeros(3, 6)).event_shape
-        torch.Size([2])
-    """
-
-    def __init__(
-        self,
-        in_dim: int,
-        carry_dim: int,
-        z_dim: int,
-        hidden_dim: int,
-        *,
-        identity: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
-        check_types(GatedTransition.__init__, locals())
-        super().__init__()
-        for name, size in (("in_dim", in_dim), ("carry_dim", carry_dim), ("z_dim", z_dim), ("hidden_dim", hidden_dim)):
-            natural(name, size)
-        probability("dropout", dropout)
-        if carry_dim > in_dim:
-            raise ValueError(f"carry_dim: expected at most in_dim = {in_dim}, got {carry_dim}.")
-        self.carry_dim = carry_dim
-        self.hidden = MLP(in_dim, (2 * hidden_dim,), dropout=dropout)
-        self.gate = nn.Linear(hidden_dim, z_dim)
-        self.proposal = nn.Linear(hidden_dim, z_dim)
-        self.carry = nn.Linear(carry_dim, z_dim)
-        self.scale = nn.Linear(z_dim, z_dim)
-        if identity:
-            nn.init.eye_(self.carry.weight)
-            nn.init.zeros_(self.carry.bias)
-
-    def forward(self, features: Tensor) -> Distribution:
-        """Returns the law of the next latent variable."""
-        for_gate, for_proposal = self.hidden(features).chunk(2, dim=-1)
-        gate = torch.sigmoid(self.gate(for_gate))
-        proposal = self.proposal(for_proposal)
-        loc = (1 - gate) * self.carry(features[..., : self.carry_dim]) + gate * proposal
-        return normal(loc, softplus(self.scale(torch.relu(proposal))) + SCALE_FLOOR)
-
-
 class Combiner(nn.Module):
     r"""Combines what a guide knows of :math:`z_{t-1}` with what it knows of :math:`x` into one Gaussian.
 
@@ -253,8 +187,8 @@ class Combiner(nn.Module):
     :math:`c_t`, so that what a frame says of :math:`z_t` is the same wherever the state was. With ``joint``, the hidden
     layer is that of a perceptron of both, :math:`h = \tanh(W v_{t-1} + U c_t + b)`.
 
-    :math:`U c_t` does not depend on the latents: :meth:`project` does it for the whole path at once, and only
-    the rest is left in the loop over time. With ``gated`` the loc becomes
+    :math:`U c_t` does not depend on the latents: :meth:`project` computes it for the whole path at once, and only
+    the rest is left for the loop over time. With ``gated`` the loc becomes
     :math:`g \odot m(h) + (1 - g) \odot V v_{t-1}`, with a gate from :math:`h`. What is linear
     in :math:`h` may also be so in features that end the context, without the tanh between.
 
@@ -302,7 +236,7 @@ class Combiner(nn.Module):
         self.sizes = (context_dim, direct_dim) if direct_dim else (context_dim,)
         self.context = nn.Linear(context_dim, hidden_dim)
         self.direct = nn.Linear(direct_dim, 2 * z_dim, bias=False) if direct_dim else None
-        # One bias is enough for a joint layer; by the other one, files with and without it are told apart.
+        # One bias is enough for a joint layer. A second one shows that a file is of an additive layer.
         self.past = nn.Linear(past_dim, hidden_dim, bias=not joint) if past_dim else None
         self.dropout = nn.Dropout(dropout)
         self.head = NormalHead(hidden_dim, z_dim)
@@ -316,7 +250,7 @@ class Combiner(nn.Module):
         self.joint = False
 
     def project(self, context: Tensor) -> Tensor:
-        """What the context says alone: its share of the hidden layer, and of the law where it has a direct one."""
+        """What the context contributes alone: to the hidden layer and, where it is read directly, to the parameters."""
         seen, *direct = self.dropout(context).split(self.sizes, dim=-1)
         hidden = self.context(seen)
         if not self.joint:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import MOST, is_count, kind_of, natural, one_of, positive, shown
 from .._utils.types import check_types
-from ..programs.batch import Inputs
+from ..programs.batch import CheckedBatch
 from ..programs.states import States
 from ..structure.structure import Order, Structure
 from .layers import join
@@ -52,6 +52,46 @@ def two_sizes(name: str, value: object) -> tuple[int, int]:
         if all(isinstance(n, int) and is_count(n, 1, MOST) for n in both):
             return first, second
     raise ValueError(f"{name}: expected a positive integer or two of them, got {shown(value)}.")
+
+
+Names = tuple[str, ...]
+
+
+def what_is_read(structure: Structure, *, shared: bool, skip: bool) -> tuple[tuple[Names, Names], tuple[Names, Names]]:
+    """The names of the memories that the transition reads of z and of x, and those that the emission reads.
+
+    Args:
+        structure: The four edges.
+        shared: Whether one RNN over ``(x_{t-1}, z_t)`` serves the emission.
+        skip: Whether a full edge offers the last value in addition to the RNN state.
+
+    Returns:
+        Two pairs of names.
+    """
+    s, full = structure, Order.FULL
+    joint_prior = shared and s.z_from_z is full and s.z_from_x is full
+
+    def reads(edge: Order, last: str, state: str) -> Names:
+        if edge is Order.NONE:
+            return ()
+        if edge is Order.MARKOV:
+            return (last,)
+        return (state, last) if skip else (state,)
+
+    of_past = reads(s.z_from_z, "z", "h" if joint_prior else "hz")
+    # The shared RNN before step t knows the frames up to t - 2: the transition reads x_{t-1} in addition.
+    transition = of_past, ("x",) if joint_prior else reads(s.z_from_x, "x", "hx")
+    of_x = (("x",) if skip else ()) if shared else reads(s.x_from_x, "x", "hx")
+    return transition, (reads(s.x_from_z, "z", "h" if shared else "hz"), of_x)
+
+
+def _aligned(*features: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Features with the same leading dimensions, whatever they had: those of particles, of sequences, or of neither."""
+    shapes = {f.shape[:-1] for f in features if f is not None}
+    if len(shapes) < 2:
+        return features
+    shape = torch.broadcast_shapes(*shapes)
+    return tuple(None if f is None else f.expand(*shape, f.shape[-1]) for f in features)
 
 
 class Memories(nn.ModuleDict):
@@ -112,30 +152,14 @@ class Memories(nn.ModuleDict):
         for name, value in (("z_dim", z_dim), ("control_dim", control_dim)):
             natural(name, value)
         super().__init__()
-        s, full = structure, Order.FULL
-        if shared and not (s.x_from_z is full and s.x_from_x is full):
+        if shared and not structure.x_from_z is structure.x_from_x is Order.FULL:
             raise ValueError(
                 "shared: one RNN over (x_{t-1}, z_t) needs a structure with x_from_z and x_from_x full, "
                 f"got {structure!r}."
             )
         self.z_dim = z_dim
         self.of_latents = "h" if shared else "hz"
-        joint_prior = shared and s.z_from_z is full and s.z_from_x is full
-
-        def reads(edge: Order, last: str, state: str) -> tuple[str, ...]:
-            if edge is Order.NONE:
-                return ()
-            if edge is Order.MARKOV:
-                return (last,)
-            return (state, last) if skip else (state,)
-
-        # The shared RNN before step t knows the frames up to t - 2: the transition reads x_{t-1} in addition.
-        self.transition_reads = (
-            reads(s.z_from_z, "z", "h" if joint_prior else "hz"),
-            ("x",) if joint_prior else reads(s.z_from_x, "x", "hx"),
-        )
-        of_x = (("x",) if skip else ()) if shared else reads(s.x_from_x, "x", "hx")
-        self.emission_reads = (reads(s.x_from_z, "z", self.of_latents), of_x)
+        self.transition_reads, self.emission_reads = what_is_read(structure, shared=shared, skip=skip)
 
         of_past = {*self.transition_reads[0], *self.transition_reads[1], *self.emission_reads[1]}
         needed = of_past | ({*self.emission_reads[0]} - {"z"}) | ({"x"} if shared else set())
@@ -186,11 +210,21 @@ class Memories(nn.ModuleDict):
             return features[0] if features else None
         return join(*features)
 
+    def for_transition(self, before: States, u: Tensor | None) -> tuple[Tensor | None, ...]:
+        """What the transition reads: of z, of x, and the control, all with the same leading dimensions."""
+        of_z, of_x = self.transition_reads
+        return _aligned(self.read(before, of_z), self.read(before, of_x), u)
+
+    def for_emission(self, before: States, after: States) -> tuple[Tensor | None, ...]:
+        """What the emission reads: of z after :math:`z_t`, and of x, both with the same leading dimensions."""
+        of_z, of_x = self.emission_reads
+        return _aligned(self.read(after, of_z), self.read(before, of_x))
+
     # One step at a time.
 
-    def start(self, batch: torch.Size | tuple[int, ...]) -> States:
+    def start(self, shape: torch.Size | tuple[int, ...]) -> States:
         """The learned states before the first step."""
-        return {name: self.get(name).start(batch) for name in self}
+        return {name: self.get(name).start(shape) for name in self}
 
     def after_z(self, states: States, z: Tensor, u: Tensor | None) -> States:
         """The states after :math:`z_t`."""
@@ -210,35 +244,35 @@ class Memories(nn.ModuleDict):
 
     # Whole sequences.
 
-    def first(self, inputs: Inputs) -> States:
+    def first(self, batch: CheckedBatch) -> States:
         """The states before the first step of a batch."""
-        states = inputs.before
+        states = batch.before
         if states is None:
-            states = self.start(inputs.batch_shape) if inputs.first is None else inputs.first.memories
+            states = self.start(batch.batch_shape) if batch.first is None else batch.first.memories
             if torch.is_grad_enabled():
                 # What has no gradients must not be found by those who need them.
-                inputs.before = states
+                batch.before = states
         return states
 
-    def along_x(self, inputs: Inputs) -> tuple[States, States]:
+    def along_x(self, batch: CheckedBatch) -> tuple[States, States]:
         """What is kept of x before and after every step, computed once for each batch."""
-        if inputs.along_x is None:
-            before, after, start = {}, {}, self.first(inputs)
+        if batch.along_x is None:
+            before, after, start = {}, {}, self.first(batch)
             for name in ("x", "hx"):
                 if name in self:
                     memory = self.get(name)
-                    after[name], last = memory.scan(inputs.frames, start[name])
-                    if inputs.carry is not None:
-                        inputs.carry.last.memories[name] = last
+                    after[name], last = memory.scan(batch.frames, start[name])
+                    if batch.carry is not None:
+                        batch.carry.last.memories[name] = last
                     before[name] = memory.past(after[name], start[name])
-            inputs.along_x = before, after
-        return inputs.along_x
+            batch.along_x = before, after
+        return batch.along_x
 
-    def along_z(self, z: Tensor, inputs: Inputs) -> tuple[States, States]:
+    def along_z(self, z: Tensor, batch: CheckedBatch) -> tuple[States, States]:
         """What is kept of z before and after every step of a path; that of the last path is remembered."""
-        if inputs.along_z is not None and inputs.along_z[0] is z:
-            return inputs.along_z[1:]
-        start, drawn = self.first(inputs), inputs.drawn
+        if batch.along_z is not None and batch.along_z[0] is z:
+            return batch.along_z[1:]
+        start, drawn = self.first(batch), batch.drawn
         before: States = {}
         after: States = {"z": z}
         last_states = {"z": z[..., -1, :]}
@@ -250,11 +284,11 @@ class Memories(nn.ModuleDict):
                 if drawn is not None and drawn.z is z and name == self.of_latents:
                     after[name], last = drawn.read, drawn.last
                 else:
-                    x_past = self.along_x(inputs)[0]["x"] if name == "h" else None
-                    after[name], last = memory.scan(join(z, x_past, inputs.controls), start[name])
+                    x_past = self.along_x(batch)[0]["x"] if name == "h" else None
+                    after[name], last = memory.scan(join(z, x_past, batch.controls), start[name])
                 last_states[name] = last
                 before[name] = memory.past(after[name], start[name])
-        if inputs.carry is not None:
-            inputs.carry.last.memories.update(last_states)
-        inputs.along_z = z, before, after
+        if batch.carry is not None:
+            batch.carry.last.memories.update(last_states)
+        batch.along_z = z, before, after
         return before, after

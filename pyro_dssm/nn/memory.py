@@ -25,18 +25,18 @@ CELLS = ("gru", "lstm", "rnn")
 class Memory(Part):
     """What an edge keeps of a variable: a state, updated by every value, whose first entries are what it offers.
 
-    A memory of one's own, an argument of a model, writes ``step`` and ``scan``, which must agree.
+    A memory of your own overrides ``step`` and ``scan``, which must agree; models take it as an argument.
 
     Attributes:
         out_dim: Size of what is read from the state: its first entries.
     """
 
     out_dim: int
-    initial: nn.Parameter
+    initial: Tensor
 
-    def start(self, batch: torch.Size | tuple[int, ...]) -> Tensor:
-        """The learned state before the first value, shape ``(*batch, state_dim)``."""
-        return self.initial.expand(*batch, -1)
+    def start(self, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """The learned state before the first value, shape ``(*shape, state_dim)``."""
+        return self.initial.expand(*shape, -1)
 
     def read(self, state: Tensor) -> Tensor:
         """The features that a state offers, shape ``(*, out_dim)``."""
@@ -66,7 +66,7 @@ class Memory(Part):
 
 
 def offers(memory: Memory) -> int | None:
-    """How many entries of its state a memory offers; ``None`` where it reads them in a way of its own."""
+    """How many entries of its state a memory offers; ``None`` where its class overrides :meth:`Memory.read`."""
     return memory.out_dim if getattr(type(memory), "read", None) is Memory.read else None
 
 
@@ -125,9 +125,9 @@ class Recurrent(Memory):
 
     def step(self, value: Tensor, state: Tensor) -> Tensor:
         """One step of the cell; leading dimensions are free and broadcast."""
-        batch = torch.broadcast_shapes(value.shape[:-1], state.shape[:-1])
-        v = value.expand(*batch, -1).reshape(-1, value.shape[-1])
-        s = state.expand(*batch, -1).reshape(-1, state.shape[-1])
+        shape = torch.broadcast_shapes(value.shape[:-1], state.shape[:-1])
+        v = value.expand(*shape, -1).reshape(-1, value.shape[-1])
+        s = state.expand(*shape, -1).reshape(-1, state.shape[-1])
         r = self.rnn
         weights = (r.weight_ih_l0, r.weight_hh_l0, r.bias_ih_l0, r.bias_hh_l0)
         if self.cell == "lstm":
@@ -136,17 +136,17 @@ class Recurrent(Memory):
             s = torch.gru_cell(v, s, *weights)
         else:
             s = torch.rnn_tanh_cell(v, s, *weights)
-        return s.reshape(*batch, -1)
+        return s.reshape(*shape, -1)
 
     def scan(self, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One call of torch's RNN over the whole sequence."""
-        batch = values.shape[:-2]
+        shape = values.shape[:-2]
         v = values.reshape(-1, *values.shape[-2:])
-        s = state.expand(*batch, -1).reshape(1, -1, state.shape[-1])
+        s = state.expand(*shape, -1).reshape(1, -1, state.shape[-1])
         if self.cell == "lstm":
             h0, c0 = s.chunk(2, dim=-1)
             after, (h, c) = self.rnn(v, (h0.contiguous(), c0.contiguous()))
             last = torch.cat([h, c], dim=-1)
         else:
             after, last = self.rnn(v, s.contiguous())
-        return after.reshape(*batch, *after.shape[-2:]), last.reshape(*batch, -1)
+        return after.reshape(*shape, *after.shape[-2:]), last.reshape(*shape, -1)

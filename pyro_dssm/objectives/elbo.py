@@ -16,7 +16,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ..models.standardise import deviation
+from ..models.affine import deviation
 from ..programs.path import Path, divergence_per_step
 from ..programs.shared import Shared
 from ._credit import Divergence, closed_sites, score_terms

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._utils.devices import wide
-from ..programs.batch import Inputs
+from ..programs.batch import CheckedBatch
 
 __all__ = ["ConvergenceWarning", "Limits", "NUM_GROUPS", "rank_correlation", "largest", "r_hat", "warn"]
 
@@ -66,12 +66,13 @@ def r_hat(draws: Tensor, num_groups: int = NUM_GROUPS) -> Tensor:
 
 
 def _scores(draws: Tensor) -> Tensor:
-    """Normal scores of the ranks of draws of shape ``(C, *)``; equal values share the mean of their ranks."""
+    """Normal scores of the ranks of draws of shape ``(C, *)``; equal values all have the mean of their ranks."""
     values = draws.flatten(1).T.contiguous()
     ordered = values.sort(-1).values
     low, high = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
     position = (0.5 * wide(low + high + 1) - 0.375) / (values.shape[-1] + 0.25)
-    return torch.special.ndtri(position).to(draws).T.view(draws.shape)
+    scores: Tensor = torch.special.ndtri(position)
+    return scores.to(draws).T.view(draws.shape)
 
 
 def rank_correlation(before: Tensor, after: Tensor) -> Tensor:
@@ -131,9 +132,9 @@ def warn(r: Tensor, correlations: Tensor, limits: Limits, num_rounds: int) -> No
         )
 
 
-def largest(found: Tensor, inputs: Inputs) -> Tensor:
+def largest(found: Tensor, batch: CheckedBatch) -> Tensor:
     """The largest value of each sequence's hidden frames, as the mean over the entries of each."""
-    hidden = inputs.hidden
+    hidden = batch.hidden
     assert hidden is not None
     hidden = hidden.expand(found.shape)
     of_frames = torch.where(hidden, found, 0.0).sum(-1) / hidden.sum(-1).clamp(min=1)

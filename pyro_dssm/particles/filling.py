@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._utils.gaps import interpolate
 from ..emissions import complete, completion, expected
-from ..programs.batch import Inputs
+from ..programs.batch import CheckedBatch
 from .convergence import NUM_GROUPS, Limits, largest, r_hat, rank_correlation, warn
 from .gaps import by_sequence, ends_of_gaps, rows
 from .interfaces import GenerativeModel, InferringGuide
@@ -36,7 +36,9 @@ LEAST_MOVES = 2.0  # of a hidden value, in all the rounds that are left; chains 
 STUCK = 1.5  # above which a chain has hardly moved
 
 
-def fill(model: GenerativeModel, guide: InferringGuide, inputs: Inputs, num_samples: int, num_rounds: int) -> Paths:
+def fill(
+    model: GenerativeModel, guide: InferringGuide, batch: CheckedBatch, num_samples: int, num_rounds: int
+) -> Paths:
     r"""Draws latent paths and what is hidden.
 
     The chains of a sequence are in four groups. Each group starts from a particle filter of its own, which runs the
@@ -45,17 +47,22 @@ def fill(model: GenerativeModel, guide: InferringGuide, inputs: Inputs, num_samp
 
     Particles are drawn from a mixture of the transition and the guide's step. The guide reads the frames that another
     chain has drawn in the place of hidden ones, and in later rounds always the same ones, so that what is proposed to
-    a chain does not depend on its own state. A guide that has no density of a step (one that overrides ``draw``) is
-    taken at its word instead: its paths given all frames, and particle filters through the gaps, take turns.
+    a chain does not depend on its own state. With a guide that has no density of a step (one that overrides ``draw``),
+    draws of its paths given all frames alternate with particle filters through the gaps.
 
     In frames of hundreds of entries, one particle has all the weight, and nothing moves. Such chains are given up
     after two rounds; what is returned then, with the warning, is what ``num_rounds = 0`` gives: a small particle
     filter for each draw.
 
+    References:
+        Andrieu, Doucet, Holenstein. Particle Markov Chain Monte Carlo Methods. 2010.
+        Rezende, Mohamed, Wierstra. Stochastic Backpropagation and Approximate Inference in Deep Generative Models.
+        2014. arXiv:1401.4082 (Appendix F, on alternating).
+
     Args:
         model: The model.
         guide: Its guide.
-        inputs: A checked batch, of which something is hidden.
+        batch: A checked batch, of which something is hidden.
         num_samples: Number of draws, ``S``.
         num_rounds: The largest number of rounds; 0 for particle filters alone.
 
@@ -65,15 +72,15 @@ def fill(model: GenerativeModel, guide: InferringGuide, inputs: Inputs, num_samp
     Warns:
         ConvergenceWarning: If groups of chains still disagree after the last round.
     """
-    assert inputs.hidden is not None
+    assert batch.hidden is not None
     count = max(math.ceil(num_samples / NUM_GROUPS), LEAST_CHAINS)
     chains = count * NUM_GROUPS if num_rounds else num_samples
-    has_gap = by_sequence(inputs.hidden).any(-1).expand(inputs.batch_shape[-1])
+    has_gap = by_sequence(batch.hidden).any(-1).expand(batch.batch_shape[-1])
     gaps, others = has_gap.nonzero().squeeze(-1), (~has_gap).nonzero().squeeze(-1)
-    limits = Limits.of(count, int(by_sequence(inputs.hidden).sum()))
+    limits = Limits.of(count, int(by_sequence(batch.hidden).sum()))
     found, rs, correlations = [], [], []
-    for part in gaps.split(_rows_at_once(model, inputs, chains)):
-        own = rows(inputs, part)
+    for part in gaps.split(_rows_at_once(model, batch, chains)):
+        own = rows(batch, part)
         if num_rounds == 0:
             found.append(_rough(model, guide, own, num_samples))
             continue
@@ -84,34 +91,34 @@ def fill(model: GenerativeModel, guide: InferringGuide, inputs: Inputs, num_samp
     if rs:
         warn(torch.cat(rs), torch.cat(correlations), limits, num_rounds)
     if len(others):
-        rest = rows(inputs, others)
-        zeta = inputs.x.new_zeros(chains, *rest.batch_shape, model.zeta_dim) if model.zeta_dim else None
+        rest = rows(batch, others)
+        zeta = batch.x.new_zeros(chains, *rest.batch_shape, model.zeta_dim) if model.zeta_dim else None
         found.append(Paths(guide.draw(rest, chains), rest.x.expand(chains, *rest.x.shape), zeta))
     order = torch.cat([gaps, others]).argsort()
     z, x = (torch.cat([getattr(p, name) for p in found], dim=-3).index_select(-3, order) for name in ("z", "x"))
     return Paths(z, x)
 
 
-def _rows_at_once(model: GenerativeModel, inputs: Inputs, chains: int) -> int:
-    of_frames = reads_frames(model.memories) or (inputs.hidden is not None and inputs.hidden.shape[-1] > 1)
+def _rows_at_once(model: GenerativeModel, batch: CheckedBatch, chains: int) -> int:
+    of_frames = reads_frames(model.memories) or (batch.hidden is not None and batch.hidden.shape[-1] > 1)
     kept = model.z_dim + (model.x_dim if of_frames else 0)
-    numbers = chains * MOST_PARTICLES * max(inputs.num_steps * kept, 4 * model.x_dim)
-    return max(1, NUMBERS_AT_ONCE // (numbers * inputs.batch_shape[:-1].numel()))
+    numbers = chains * MOST_PARTICLES * max(batch.num_steps * kept, 4 * model.x_dim)
+    return max(1, NUMBERS_AT_ONCE // (numbers * batch.batch_shape[:-1].numel()))
 
 
 def _run(
-    model: GenerativeModel, guide: InferringGuide, inputs: Inputs, count: int, num_rounds: int, limits: Limits
+    model: GenerativeModel, guide: InferringGuide, batch: CheckedBatch, count: int, num_rounds: int, limits: Limits
 ) -> tuple[Paths, Tensor, Tensor]:
     """The chains of sequences all of which have gaps, and how far each sequence has converged."""
-    stepwise, chains = _has_steps(guide, inputs), count * NUM_GROUPS
-    paths, means = _drawn(model, inputs, _start(model, guide, inputs, NUM_GROUPS, count, stepwise=stepwise))
+    stepwise, chains = _has_steps(guide, batch), count * NUM_GROUPS
+    paths, means = _drawn(model, batch, _start(model, guide, batch, NUM_GROUPS, count, stepwise=stepwise))
     history, read = [means], paths.x
-    r = largest(r_hat(means), inputs)
+    r = largest(r_hat(means), batch)
     correlation = torch.ones_like(r)
     moved = torch.zeros_like(r)
     active = torch.arange(len(r), device=r.device)
     for number in range(1, num_rounds + 1):
-        own, before = rows(inputs, active), paths.rows(active)
+        own, before = rows(batch, active), paths.rows(active)
         assert read is not None
         assert before.x is not None
         shift = 2 ** (number - 1)
@@ -146,56 +153,54 @@ def _run(
     stuck = (r > STUCK).nonzero().squeeze(-1)
     if stepwise and len(stuck):
         # Groups of equal paths would look certain: better a small particle filter for each path.
-        paths = paths.put(stuck, _rough(model, guide, rows(inputs, stuck), chains))
+        paths = paths.put(stuck, _rough(model, guide, rows(batch, stuck), chains))
     return paths, r, correlation
 
 
-def _rough(model: GenerativeModel, guide: InferringGuide, inputs: Inputs, num_samples: int) -> Paths:
+def _rough(model: GenerativeModel, guide: InferringGuide, batch: CheckedBatch, num_samples: int) -> Paths:
     """Paths of a small particle filter each, which no round has moved."""
-    if not _has_steps(guide, inputs):
-        return _drawn(model, inputs, _start(model, guide, inputs, num_samples, 1, stepwise=False))[0]
-    x = _line(model, inputs)
-    proposal = _guided(model, guide, inputs, x.expand(num_samples, *x.shape), NUM_PARTICLES)
-    sizes = [NUM_PARTICLES] * inputs.num_steps
-    return _drawn(model, inputs, sweep(model, inputs, proposal, num_particles=sizes, num_chains=num_samples))[0]
+    if not _has_steps(guide, batch):
+        return _drawn(model, batch, _start(model, guide, batch, num_samples, 1, stepwise=False))[0]
+    x = _line(model, batch)
+    proposal = _guided(model, guide, batch, x.expand(num_samples, *x.shape), NUM_PARTICLES)
+    sizes = [NUM_PARTICLES] * batch.num_steps
+    return _drawn(model, batch, sweep(model, batch, proposal, num_particles=sizes, num_chains=num_samples))[0]
 
 
-def _moved(before: Tensor, after: Tensor, inputs: Inputs) -> Tensor:
-    """The share of the latents of hidden frames that are others than before, over all chains of each sequence."""
-    assert inputs.hidden is not None
-    hidden = inputs.hidden.any(-1).expand(before.shape[:-1])
+def _moved(before: Tensor, after: Tensor, batch: CheckedBatch) -> Tensor:
+    """The fraction of latents of hidden frames that have changed, over all chains of each sequence."""
+    assert batch.hidden is not None
+    hidden = batch.hidden.any(-1).expand(before.shape[:-1])
     others = (before != after).any(-1) & hidden
     return others.movedim(-2, 0).flatten(1).sum(-1) / hidden.movedim(-2, 0).flatten(1).sum(-1)
 
 
-def _line(model: GenerativeModel, inputs: Inputs) -> Tensor:
+def _line(model: GenerativeModel, batch: CheckedBatch) -> Tensor:
     """The frames with straight lines in the place of what is hidden."""
-    observed = inputs.observed
+    observed = batch.observed
     assert observed is not None
-    otherwise = torch.zeros_like(inputs.x[..., 0, :]) if model.neutral is None else model.neutral
-    x = interpolate(
-        inputs.x, observed.expand(inputs.x.shape), otherwise.expand(inputs.x[..., 0, :].shape).unsqueeze(-2)
-    )
+    otherwise = torch.zeros_like(batch.x[..., 0, :]) if model.neutral is None else model.neutral
+    x = interpolate(batch.x, observed.expand(batch.x.shape), otherwise.expand(batch.x[..., 0, :].shape).unsqueeze(-2))
     return x.round() if model.binary else x
 
 
 def _start(
-    model: GenerativeModel, guide: InferringGuide, inputs: Inputs, groups: int, count: int, *, stepwise: bool
+    model: GenerativeModel, guide: InferringGuide, batch: CheckedBatch, groups: int, count: int, *, stepwise: bool
 ) -> Paths:
     """The paths that the chains start from: of one particle filter for each group, or else one of each group."""
-    x = _line(model, inputs)
+    x = _line(model, batch)
     if stepwise:
         more = 2 * NUM_PARTICLES * count
-        proposal = _guided(model, guide, inputs, x.expand(groups, *x.shape), more)
-        sizes = _sizes(model, inputs, more, more // 4)
-        return sweep(model, inputs, proposal, num_particles=sizes, num_chains=groups, num_picks=count)
-    z = guide.draw(_filled(inputs, x.expand(groups, *x.shape)), 1)[0]
+        proposal = _guided(model, guide, batch, x.expand(groups, *x.shape), more)
+        sizes = _sizes(model, batch, more, more // 4)
+        return sweep(model, batch, proposal, num_particles=sizes, num_chains=groups, num_picks=count)
+    z = guide.draw(_filled(batch, x.expand(groups, *x.shape)), 1)[0]
     given = Paths(z, None, _zeta_for(model, z))
     found = sweep(
         model,
-        inputs,
-        _through_gaps(inputs),
-        num_particles=[1] * inputs.num_steps,
+        batch,
+        _through_gaps(batch),
+        num_particles=[1] * batch.num_steps,
         num_chains=groups,
         given=given,
         kept=False,
@@ -204,17 +209,17 @@ def _start(
     return found.repeat(count)
 
 
-def _through_gaps(inputs: Inputs) -> Proposal:
+def _through_gaps(batch: CheckedBatch) -> Proposal:
     """Proposals of the transition where something is hidden, with the latents of other frames left as they are."""
-    assert inputs.hidden is not None
-    hidden = inputs.hidden.any(-1)
-    return Proposal(None, torch.ones_like(hidden, dtype=inputs.x.dtype), pinned=~hidden)
+    assert batch.hidden is not None
+    hidden = batch.hidden.any(-1)
+    return Proposal(None, torch.ones_like(hidden, dtype=batch.x.dtype), pinned=~hidden)
 
 
-def _sizes(model: GenerativeModel, inputs: Inputs, more: int, fewer: int) -> list[int]:
+def _sizes(model: GenerativeModel, batch: CheckedBatch, more: int, fewer: int) -> list[int]:
     """How many particles each step has: fewer before the first gap and, where the model forgets, after gaps."""
-    assert inputs.hidden is not None
-    in_gap = inputs.hidden.any(-1).flatten(0, -2).any(0).tolist()
+    assert batch.hidden is not None
+    in_gap = batch.hidden.any(-1).flatten(0, -2).any(0).tolist()
     sizes, since = [], math.inf
     for here in in_gap:
         since = 0 if here else since + 1
@@ -235,48 +240,50 @@ def _zeta_for(model: GenerativeModel, z: Tensor) -> Tensor | None:
     return zeta.gather(0, index[None, ..., None].expand(1, *zeta.shape[1:]))[0]
 
 
-def _has_steps(guide: InferringGuide, inputs: Inputs) -> bool:
+def _has_steps(guide: InferringGuide, batch: CheckedBatch) -> bool:
     """Whether a guide draws step by step, each with a density."""
-    return guide.draws_its_path and isinstance(guide.path(inputs), Steps)
+    return guide.draws_its_path and isinstance(guide.path(batch), Steps)
 
 
-def _filled(inputs: Inputs, x: Tensor) -> Inputs:
-    return replace(inputs, x=x)
+def _filled(batch: CheckedBatch, x: Tensor) -> CheckedBatch:
+    return replace(batch, x=x)
 
 
-def _fractions(inputs: Inputs) -> Tensor:
-    assert inputs.hidden is not None
-    return torch.where(inputs.hidden.any(-1), 0.5, 0.125).to(inputs.x)
+def _fractions(batch: CheckedBatch) -> Tensor:
+    assert batch.hidden is not None
+    return torch.where(batch.hidden.any(-1), 0.5, 0.125).to(batch.x)
 
 
-def _guided(model: GenerativeModel, guide: InferringGuide, inputs: Inputs, x: Tensor, num_particles: int) -> Proposal:
+def _guided(
+    model: GenerativeModel, guide: InferringGuide, batch: CheckedBatch, x: Tensor, num_particles: int
+) -> Proposal:
     """Proposals of the guide, which reads these frames."""
-    filled = _filled(inputs, x)
+    filled = _filled(batch, x)
     path = guide.path(filled)
     assert isinstance(path, Steps)
     zeta = guide.zeta_of(filled)
     reader = None
     reads = reads_frames(model.memories) and not guide.skips_hidden
-    if reads and num_particles * x.numel() * sum(ends_of_gaps(inputs)) < READ_AT_MOST:
+    if reads and num_particles * x.numel() * sum(ends_of_gaps(batch)) < READ_AT_MOST:
 
         def reader(own: Tensor, t: int) -> Steps:
             others = x[..., t:, :].expand(*own.shape[:-2], -1, -1)
-            again = guide.path(_filled(inputs, torch.cat([own, others], dim=-2)))
+            again = guide.path(_filled(batch, torch.cat([own, others], dim=-2)))
             assert isinstance(again, Steps)
             return again
 
-    return Proposal(path, _fractions(inputs), reader=reader, zeta=zeta)
+    return Proposal(path, _fractions(batch), reader=reader, zeta=zeta)
 
 
-def _drawn(model: GenerativeModel, inputs: Inputs, paths: Paths) -> tuple[Paths, Tensor]:
+def _drawn(model: GenerativeModel, batch: CheckedBatch, paths: Paths) -> tuple[Paths, Tensor]:
     """The paths with frames, and what is expected of the hidden ones (where nothing is, what is drawn)."""
-    assert inputs.hidden is not None
-    x = inputs.x.expand(*paths.z.shape[:-1], -1) if paths.x is None else paths.x
-    known = _filled(inputs, x)
+    assert batch.hidden is not None
+    x = batch.x.expand(*paths.z.shape[:-1], -1) if paths.x is None else paths.x
+    known = _filled(batch, x)
     before, after = model.memories.along_x(known)[0], model.memories.along_z(paths.z, known)[1]
     fn = expanded(model.emission_from(before, after), paths.z.shape[:-1])
     if paths.x is None:
-        x = complete(fn, x, inputs.hidden)
+        x = complete(fn, x, batch.hidden)
     try:
         mean = expected(fn) if completion(fn) is None else x
     except ValueError:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._utils.types import Distribution
 from ..nn.memories import Memories, States
-from ..programs.batch import Inputs
+from ..programs.batch import CheckedBatch
 
 __all__ = ["GenerativeModel", "InferringGuide"]
 
@@ -48,7 +48,7 @@ class GenerativeModel(Protocol):
     def zeta_prior(self, shape: torch.Size) -> Distribution:
         """The distribution of the hierarchical start's latent variable."""
 
-    def first_step(self, zeta: Tensor | None, inputs: Inputs | None = None) -> Distribution | None:
+    def first_step(self, zeta: Tensor | None, batch: CheckedBatch | None = None) -> Distribution | None:
         """The distribution of the first latent variable, where no transition leads to it."""
 
     def transition_from(self, before: States, u: Tensor | None) -> Distribution:
@@ -64,13 +64,13 @@ class GenerativeModel(Protocol):
 class InferringGuide(Protocol):
     """A guide that draws latent paths of a checked batch."""
 
-    def draw(self, inputs: Inputs, num_samples: int) -> Tensor:
+    def draw(self, batch: CheckedBatch, num_samples: int) -> Tensor:
         """Latent paths, shape ``(num_samples, *, B, T, z_dim)``."""
 
-    def zeta_of(self, inputs: Inputs) -> Distribution | None:
+    def zeta_of(self, batch: CheckedBatch) -> Distribution | None:
         """The distribution of the hierarchical start's latent variable."""
 
-    def path(self, inputs: Inputs) -> object:
+    def path(self, batch: CheckedBatch) -> object:
         """The distribution of the latent path; maybe one of :class:`Steps`."""
 
     @property

@@ -15,16 +15,16 @@ from ..nn.memories import States
 __all__ = ["Proposal", "Steps", "choose", "expanded", "with_first"]
 
 
-def expanded(fn: Distribution, batch: torch.Size) -> Distribution:
+def expanded(fn: Distribution, shape: torch.Size) -> Distribution:
     """The same distribution with a batch shape."""
-    return fn if fn.batch_shape == batch else fn.expand(batch)
+    return fn if fn.batch_shape == shape else fn.expand(shape)
 
 
 @runtime_checkable
 class Steps(Protocol):
     """What is needed of a guide's path here: the distribution of each step given the steps before it."""
 
-    def start_steps(self, batch: torch.Size) -> Tensor | None:
+    def start_steps(self, shape: torch.Size) -> Tensor | None:
         """The state before the first step; ``None`` where none but the model's is needed."""
 
     def step_from(self, state: Tensor | None, states: States, prior: Distribution, t: int) -> Distribution:
@@ -67,9 +67,9 @@ class Proposal:
         # Once for the whole sweep, not step by step.
         self._guided = (fraction < 1).flatten(0, -2).any(0).tolist()
 
-    def start(self, batch: torch.Size) -> None:
-        """Forgets what it has seen; ``batch`` has the particles in front."""
-        self.state = None if self.path is None else self.path.start_steps(batch)
+    def start(self, shape: torch.Size) -> None:
+        """Forgets what it has seen; ``shape`` has the particles in front."""
+        self.state = None if self.path is None else self.path.start_steps(shape)
 
     def draw(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..emissions import complete, completion, hide
 from ..nn.memories import Memories, States
 from ..nn.memory import Last
-from ..programs.batch import Inputs
+from ..programs.batch import CheckedBatch
 from .gaps import ends_of_gaps, somewhere
 from .interfaces import GenerativeModel
 from .paths import Paths
@@ -59,7 +59,7 @@ def reads_frames(memories: Memories) -> bool:
 @torch.no_grad()
 def sweep(
     model: GenerativeModel,
-    inputs: Inputs,
+    batch: CheckedBatch,
     proposal: Proposal,
     *,
     num_particles: Sequence[int],
@@ -81,7 +81,7 @@ def sweep(
 
     Args:
         model: The model.
-        inputs: A checked batch.
+        batch: A checked batch.
         proposal: What particles are drawn from.
         num_particles: Particles of each chain at each step, ``N_t``.
         num_chains: Chains of each sequence, ``C``.
@@ -92,8 +92,8 @@ def sweep(
     Returns:
         ``num_picks * num_chains`` paths; those of one chain are ``num_chains`` apart.
     """
-    found = _Filter(model, inputs, proposal, num_particles, num_chains, given, kept=kept)
-    for t in range(inputs.num_steps):
+    found = _Filter(model, batch, proposal, num_particles, num_chains, given, kept=kept)
+    for t in range(batch.num_steps):
         if t > 0:
             found.resample(t)
         found.step(t)
@@ -106,7 +106,7 @@ class _Filter:
     def __init__(
         self,
         model: GenerativeModel,
-        inputs: Inputs,
+        batch: CheckedBatch,
         proposal: Proposal,
         sizes: Sequence[int],
         num_chains: int,
@@ -114,20 +114,20 @@ class _Filter:
         *,
         kept: bool,
     ) -> None:
-        self.model, self.inputs, self.proposal, self.sizes = model, inputs, proposal, sizes
-        self.shape = shape = torch.Size((sizes[0], num_chains, *inputs.batch_shape))
+        self.model, self.batch, self.proposal, self.sizes = model, batch, proposal, sizes
+        self.shape = shape = torch.Size((sizes[0], num_chains, *batch.batch_shape))
         self.given, self.kept = given, kept and given is not None
         memories = model.memories
         self.states: States = {name: value.expand(*shape, -1) for name, value in memories.start(shape).items()}
-        self.keeps_frames = reads_frames(memories) or _completes(model, inputs)
+        self.keeps_frames = reads_frames(memories) or _completes(model, batch)
         self.forgets = forgets(memories)
-        self.log_weights = inputs.x.new_zeros(shape)
+        self.log_weights = batch.x.new_zeros(shape)
         self.zs: list[Tensor] = []
         self.xs: list[Tensor] = []
         self.parents: list[Tensor | None] = [None]
-        self.shown = somewhere(inputs.observed, inputs.num_steps)
-        self.hides = somewhere(inputs.hidden, inputs.num_steps)
-        self.ends = ends_of_gaps(inputs)
+        self.shown = somewhere(batch.observed, batch.num_steps)
+        self.hides = somewhere(batch.hidden, batch.num_steps)
+        self.ends = ends_of_gaps(batch)
         self.zeta = self._start()
         self.first = model.first_step(self.zeta)
         proposal.start(shape)
@@ -150,8 +150,8 @@ class _Filter:
         """Chooses particles by their weights, in those chains whose weights have become too unequal."""
         weights = _normalised(self.log_weights)
         uneven = weights.square().sum(0) * self.shape[0] > 2
-        if self.inputs.valid is not None:
-            uneven = uneven & self.inputs.valid[..., t]
+        if self.batch.valid is not None:
+            uneven = uneven & self.batch.valid[..., t]
         if self.sizes[t] != self.shape[0]:
             uneven = torch.ones_like(uneven)
         if not uneven.any():
@@ -160,9 +160,9 @@ class _Filter:
         index = _pick(weights, self.sizes[t])
         if self.kept:
             index[0] = self._adopt(t) if self.forgets else 0
-            if self.inputs.valid is not None:
+            if self.batch.valid is not None:
                 # What a path has in the padding comes from the proposal: it says nothing about its ancestors.
-                index[0] = torch.where(self.inputs.valid[..., t], index[0], 0)
+                index[0] = torch.where(self.batch.valid[..., t], index[0], 0)
         if self.sizes[t] == self.shape[0]:
             index = torch.where(uneven, index, _numbers(index))
             self.log_weights = torch.where(uneven, 0.0, self.log_weights)
@@ -177,7 +177,7 @@ class _Filter:
         """The parent of the given path's next value: any particle that may have led to it."""
         z, x = self._given(t)
         assert z is not None
-        u = self.inputs.controls_at(t)
+        u = self.batch.controls_at(t)
         log_weights = self.log_weights + expanded(self.model.transition_from(self.states, u), self.shape).log_prob(z)
         if "x" in self.model.memories.emission_reads[1] and x is not None:
             after = self.model.memories.after_z(self.states, z.expand(*self.shape, -1), u)
@@ -187,23 +187,23 @@ class _Filter:
 
     def step(self, t: int) -> None:
         """Draws the latents of one step, and what is hidden of its frame where anything depends on it."""
-        model, inputs, memories = self.model, self.inputs, self.model.memories
-        u, (own_z, own_x) = inputs.controls_at(t), self._given(t)
+        model, batch, memories = self.model, self.batch, self.model.memories
+        u, (own_z, own_x) = batch.controls_at(t), self._given(t)
         prior = self.first if t == 0 and self.first is not None else model.transition_from(self.states, u)
         path = self._read_again(t) if self.ends[t] and self.proposal.reader is not None else None
         z, gain = self.proposal.draw(t, expanded(prior, self.shape), self.states, own_z, kept=self.kept, path=path)
         after = memories.after_z(self.states, z, u)
-        x = inputs.x[..., t, :].expand(*self.shape, -1) if self.keeps_frames else inputs.x[..., t, :]
-        observed = None if inputs.observed is None else inputs.observed[..., t, :]
+        x = batch.x[..., t, :].expand(*self.shape, -1) if self.keeps_frames else batch.x[..., t, :]
+        observed = None if batch.observed is None else batch.observed[..., t, :]
         if self.shown[t] or self.keeps_frames:
             fn = model.emission_from(self.states, after)
-            hidden = None if inputs.hidden is None else inputs.hidden[..., t, :]
+            hidden = None if batch.hidden is None else batch.hidden[..., t, :]
             if hidden is not None and self.hides[t] and self.keeps_frames:
                 x = with_first(complete(fn, x.expand(*self.shape, -1), hidden), own_x if self.kept else None)
             if self.shown[t]:
                 gain = gain + hide(fn, observed).log_prob(x)
-        if inputs.valid is not None:
-            gain = torch.where(inputs.valid[..., t], gain, 0.0)
+        if batch.valid is not None:
+            gain = torch.where(batch.valid[..., t], gain, 0.0)
         self.log_weights = self.log_weights + gain
         self.states = memories.after_x(after, model.read(x) if self.keeps_frames else x)
         self.proposal.advance(z, t)
@@ -242,11 +242,11 @@ class _Filter:
         return Paths(joined[0], joined[1], zeta)
 
 
-def _completes(model: GenerativeModel, inputs: Inputs) -> bool:
+def _completes(model: GenerativeModel, batch: CheckedBatch) -> bool:
     """Whether entries are hidden that others of the same frame depend on, so that they belong to a particle."""
-    if inputs.hidden is None or inputs.hidden.shape[-1] == 1:
+    if batch.hidden is None or batch.hidden.shape[-1] == 1:
         return False
     states = model.memories.start(torch.Size((1,)))
-    u = None if inputs.controls is None else inputs.x.new_zeros(1, model.control_dim)
-    after = model.memories.after_z(states, inputs.x.new_zeros(1, model.z_dim), u)
+    u = None if batch.controls is None else batch.x.new_zeros(1, model.control_dim)
+    after = model.memories.after_z(states, batch.x.new_zeros(1, model.z_dim), u)
     return completion(model.emission_from(states, after)) is not None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_identified", "plot_open_loop"]
 
 _GREEN, _PINK, _YELLOW, _SKY = "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
-# The colours of Okabe and Ito, which are told apart without red and green, each with a dash of its own.
+# The colours of Okabe and Ito, which can be distinguished without red and green, each with a dash of its own.
 _STYLES = (
     (BLUE, "-"),
     (ORANGE, "-"),

@@ -18,7 +18,6 @@ __all__ = [
     "Carry",
     "CheckedBatch",
     "Drawn",
-    "Inputs",
     "check_batch",
     "check_controls",
     "check_lengths",
@@ -130,10 +129,6 @@ class CheckedBatch:
     def controls_at(self, t: int) -> Tensor | None:
         """The control that drives step ``t`` (from 0), shape ``(*, B, control_dim)``."""
         return None if self.controls is None else self.controls[..., t, :]
-
-
-# What other wings still call it.
-Inputs = CheckedBatch
 
 
 def plates(batch_shape: torch.Size) -> ExitStack:

@@ -150,7 +150,7 @@ def write_pair(
         "model": describe(model),
         "guide": describe(guide),
         "sites": model.sites,
-        "dtype": str(model._like.dtype).removeprefix("torch."),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "transform": encoded(transform),
         "card": card,
     }

@@ -97,7 +97,7 @@ def fill_gaps(
         raise ValueError("lost: expected some frames without lost samples, got none.")
     known = torch.where(lost, 0.0, wave)
     level = _level(known[~lost])
-    x = (spectrogram.power(known) / level**2 + FLOOR).to(model._like)
+    x = (spectrogram.power(known) / level**2 + FLOOR).to(model.like)
     with measuring(model, guide, seed):
         mask = ~hidden.to(x.device)
         power = model.reconstruct(guide, x[None], mask=mask[None], num_samples=num_samples, num_rounds=num_rounds)[0]
@@ -144,7 +144,7 @@ def continue_speech(
     known = torch.nn.functional.pad(wave, (0, more))
     lost = torch.arange(len(known), device=wave.device) >= len(wave)
     hidden = hidden_frames(lost, spectrogram)
-    x = (spectrogram.power(known) / level**2 + FLOOR)[~hidden].to(model._like)
+    x = (spectrogram.power(known) / level**2 + FLOOR)[~hidden].to(model.like)
     with measuring(model, guide, seed):
         ahead = model.forecast(guide, x[None], int(hidden.sum()), num_continuations)[:, 0]
     power = torch.cat([x.expand(num_continuations, *x.shape), ahead], dim=-2).to(wave)

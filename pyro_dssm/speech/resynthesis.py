@@ -111,7 +111,7 @@ def resynthesise(
     positive("batch_size", batch_size)
     check_model_bins(model, data.spectrogram)
     waves: dict[int, Tensor] = {}
-    like = model._like
+    like = model.like
     with measuring(model, guide, seed):
         for group in _groups(data.lengths, batch_size):
             batch = collate([data[i] for i in group]).to(like)

@@ -19,7 +19,7 @@ def tolerance_of(model: DSSM, tolerance: float | None) -> float:
     """A tolerance that fits the dtype, unless there is one already."""
     if tolerance is not None:
         number("tolerance", tolerance, above=0, also="None")
-    return tolerance if tolerance is not None else (1e-8 if model._like.dtype == torch.float64 else 1e-3)
+    return tolerance if tolerance is not None else (1e-8 if model.dtype == torch.float64 else 1e-3)
 
 
 def _difference(a: Tensor, b: Tensor, tolerance: float) -> float | None:

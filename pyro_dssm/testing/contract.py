@@ -147,7 +147,7 @@ class PairContract:
     def _arguments(self) -> tuple[Arguments, Controls]:
         model, guide = self.pair()
         model.double(), guide.double()
-        batch = self.batch(model).to(model._like)
+        batch = self.batch(model).to(model.like)
         return (model, guide, *batch[:3]), {"controls": batch.controls}
 
     def test_sites_agree(self) -> None:

@@ -127,7 +127,7 @@ def log_probs_per_step(
     """
     check_types(log_probs_per_step, locals())
     model = program.model if isinstance(program, BaseGuide) else program
-    model.observe(x, lengths, mask, controls)
+    model.check(x, lengths, mask, controls)
     check_paths(z, x, model.z_dim)
     with run_as(model, "step"):
         trace = trace_of(program, model.values_along(z), (x, lengths, mask), controls)
@@ -174,7 +174,7 @@ def check_call(
 ) -> None:
     """Raises ``ValueError`` unless these are a pair, and what it may be called with."""
     check_pair(model, guide)
-    model.observe(x, lengths, mask, controls)
+    model.check(x, lengths, mask, controls)
 
 
 def check_paths(z: object, x: Tensor, z_dim: int) -> None:

@@ -112,7 +112,7 @@ def _frames_are_discrete(model: DSSM, args: Called, controls: Tensor | None) -> 
     if getattr(getattr(model, "emission_net", None), "binary", False):
         return True
     try:
-        with torch.no_grad(), run_as(model, "path"), generators_kept(model._like.device):
+        with torch.no_grad(), run_as(model, "path"), generators_kept(model.device):
             frames = trace_of(model, {}, args, controls).nodes["x"]
         return support_of(distribution_of(frames)).is_discrete
     except NotImplementedError:  # of a program that can only be scored, or a distribution without a support

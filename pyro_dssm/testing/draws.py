@@ -127,7 +127,7 @@ def _draws_of_guide(
         sources.append(("path sites", {name: value_of(nodes[name]) for name in ("zeta", "z") if name in nodes}))
     if overrides(guide, BaseGuide, "draw") and not model.zeta_dim:
         # With a hierarchical start, which one belongs to the path is not said.
-        sources.append((f"{type(guide).__name__}.draw", {"z": guide.draw(model.observe(*args, controls), 1)[0]}))
+        sources.append((f"{type(guide).__name__}.draw", {"z": guide.draw(model.check(*args, controls), 1)[0]}))
     for source, values in sources:
         scored = step_trace(guide, {**values, **_along(model, values.pop("z"))}, args, controls)
         if scored is not None:

@@ -81,7 +81,7 @@ def check_sites_agree(
     assert_same("At a given path, with step sites and with path sites", model, guide, found[1], found[0], tolerance)
     smooth = steps_have_rsample(guide, x, lengths, mask, controls=controls)
     if elbos is None:
-        memoryless = guide.path(model.observe(x, lengths, mask, controls)).memoryless
+        memoryless = guide.path(model.check(x, lengths, mask, controls)).memoryless
         elbos = () if memoryless else (Trace_ELBO,)
         if elbos and smooth and _same_divergences(model, guide, (x, lengths, mask), controls):
             elbos = (Trace_ELBO, TraceMeanField_ELBO)
@@ -89,7 +89,7 @@ def check_sites_agree(
     for elbo in elbos:
         losses = []
         for form in FORMS:
-            with run_as(model, form), generators_kept(model._like.device):
+            with run_as(model, form), generators_kept(model.device):
                 torch.manual_seed(seed)
                 if smooth:
                     loss = elbo().differentiable_loss(model, guide, x, lengths, mask, controls=controls)  # type: ignore[attr-defined]
@@ -104,7 +104,7 @@ def check_sites_agree(
 
 def _same_divergences(model: DSSM, guide: BaseGuide, args: Called, controls: Tensor | None) -> bool:
     """Whether divergences of steps are sampled where those of paths are: all but those of Gaussians."""
-    with torch.no_grad(), generators_kept(model._like.device):
+    with torch.no_grad(), generators_kept(model.device):
         drawn = step_trace(guide, {}, args, controls)
         if drawn is None:
             return True

@@ -78,7 +78,7 @@ def _draw_gradients(
     values = trained(guide, model)
 
     def loss() -> dict[str, Tensor]:
-        with generators_kept(model._like.device):
+        with generators_kept(model.device):
             torch.manual_seed(seed)
             found = Trace_ELBO().differentiable_loss(model, guide, x, lengths, mask, controls=controls)
         return {"loss": found}
@@ -114,7 +114,7 @@ def _step_method(guide: BaseGuide) -> str:
 
 def _draws_smoothly(guide: BaseGuide, args: Called, controls: Tensor | None) -> bool:
     """Whether all steps are of a family whose draws from one seed are smooth in its parameters."""
-    with torch.no_grad(), generators_kept(guide.model._like.device):
+    with torch.no_grad(), generators_kept(guide.model.device):
         trace = step_trace(guide, {}, args, controls)
     # Where there are no steps to look at, differences have to settle it.
     return trace is None or all(isinstance(base_of(site.distribution), SMOOTH) for site in sites_of(trace, guide))

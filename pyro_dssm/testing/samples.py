@@ -41,7 +41,7 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
     check_types(random_batch, locals())
     positive("num_sequences", num_sequences)
     positive("length", length)
-    like = model._like
+    like = model.like
     shape = (num_sequences, length)
     lengths = torch.randint(1, length + 1, (num_sequences,), device=like.device)
     lengths[0] = length
@@ -56,7 +56,7 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
         x = x.exp()
     elif net is None:
         # An emission of one's own may be of any kind.
-        with generators_kept(model._like.device):
+        with generators_kept(model.device):
             drawn = model.sample(num_sequences, length, controls=controls)
         assert isinstance(drawn, Tensor)
         if not _looks_real(drawn):
@@ -98,7 +98,7 @@ def random_latents(
         torch.Size([4, 5, 2])
     """
     check_types(random_latents, locals())
-    model.observe(x, lengths, mask, controls)
+    model.check(x, lengths, mask, controls)
     shape = (*x.shape[:-1], model.z_dim)
     if latents_are_real(model, x, lengths, mask, controls=controls):
         return torch.randn(shape, device=x.device, dtype=x.dtype)
@@ -116,7 +116,7 @@ def latents_are_real(
     controls: Tensor | None = None,
 ) -> bool:
     """Whether every real vector has a density under the transition."""
-    inputs = model.observe(x, lengths, mask, controls)
+    inputs = model.check(x, lengths, mask, controls)
     with torch.no_grad():
         return is_real(model.transition_from(model.memories.first(inputs), inputs.controls_at(0)))
 

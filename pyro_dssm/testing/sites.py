@@ -165,7 +165,7 @@ def steps_have_rsample(guide: BaseGuide, *args: Tensor | None, controls: Tensor 
         True
     """
     check_types(steps_have_rsample, locals())
-    with torch.no_grad(), generators_kept(guide.model._like.device):
+    with torch.no_grad(), generators_kept(guide.model.device):
         trace = step_trace(guide, {}, args, controls)
     return trace is None or all(site.distribution.has_rsample for site in sites_of(trace, guide))
 

@@ -52,7 +52,7 @@ def intervals(
 ) -> Coverage:
     """What the intervals around hidden entries hold, of those that vary."""
     with data_named("valid"):
-        varies, found, groups = varying_entries(model, data).to(model._like.device), [], []
+        varies, found, groups = varying_entries(model, data).to(model.device), [], []
     with measuring(model, guide, seed):
         for hidden in with_hidden(model, data, hide_frames(data, fraction, seed), batch_size):
             where = hidden.scored & varies

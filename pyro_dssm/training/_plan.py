@@ -61,7 +61,7 @@ def plan_of(model: DSSM, guide: BaseGuide, settings: Settings) -> dict[str, obje
         **{name: description.of(name, value) for name, value in plain.items()},
         "optimizer": None if settings.rates else description.of("optimizer", settings.optimizer),
         "processes": world()[1],
-        "device": model._like.device.type,
+        "device": model.device.type,
     }
     if settings.folder is not None and description.opaque:
         name, value = description.opaque[0]

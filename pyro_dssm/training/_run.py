@@ -71,7 +71,7 @@ class Run:
     def train_step(self) -> None:
         """Trains on the next batch."""
         batch, weight = self.batches.take(self.at.epoch, self.at.batch)
-        self.steps.take(batch.to(self.model._like), weight, self.at)
+        self.steps.take(batch.to(self.model.like), weight, self.at)
         if self.files.folder is not None and not self._can_be_kept:
             # Better now than after an epoch.
             self.steps.optimiser.state()
@@ -170,7 +170,7 @@ class Run:
             # Now, while everything is as it came; what cannot be compared is refused before a file is removed.
             _ = self.plan
         if self.world > 1:
-            compare(call(self.model, self.guide, self.settings, self.plan), self.model._like.device)
+            compare(call(self.model, self.guide, self.settings, self.plan), self.model.device)
         if folder is not None:
             # What cannot be built again cannot be kept.
             describe(self.model), describe(self.guide)
@@ -215,7 +215,7 @@ class Run:
     def _restore(self, tensors: Mapping[str, Tensor], state: RunState) -> None:
         """Puts everything in place that changes from step to step."""
         load_pair(self.model, self.guide, tensors)
-        device, progress = self.model._like.device, state["progress"]
+        device, progress = self.model.device, state["progress"]
         self.weights.average = {k: v.to(device) for k, v in take(tensors, "average/").items()}
         self.steps.optimiser.load(unflatten(take(tensors, "optimizer/"), state["optimizer"]))
         at = Position(progress["epoch"], progress["batch"], progress["step"])

@@ -113,7 +113,7 @@ class Settings:
             if not isinstance(value, SequenceDataset) or value.dim != model.x_dim:
                 got = f"frames of size {value.dim}" if isinstance(value, SequenceDataset) else type(value).__name__
                 raise ValueError(f"{name}: expected a SequenceDataset with frames of size {model.x_dim}, got {got}.")
-            value.check_dtype(model._like.dtype)
+            value.check_dtype(model.dtype)
         batches = self.epochs * math.ceil(len(self.train) / self.loading.batch_size)
         check_scheduler(self.optimizer, validated=self.valid is not None, batches=batches)
         self.kl.check(model)
@@ -174,7 +174,7 @@ def check_estimator(model: DSSM, guide: BaseGuide, settings: Settings) -> None:
         raise ValueError("loss: expected one bound for model and guide, got ReweightedWakeSleep, which has two losses.")
     if isinstance(loss, RecordingELBO) or not isinstance(loss, REPARAMETERISED_ONLY):
         return
-    like = model._like
+    like = model.like
     with generators_kept(like.device), evaluating(model, guide), torch.no_grad():
         batch = collate([settings.train[0]]).to(like)
         x, lengths, *others = batch if settings.augment is None else settings.augment(batch)

@@ -98,7 +98,7 @@ class Steps:
         """Lets a loss that guesses the nesting of plates draw its noise for that before the first step is seeded."""
         loss = self.settings.loss
         if loss.vectorize_particles and loss.max_plate_nesting == math.inf:
-            batch = collate([self.settings.train[0]]).to(self.model._like)
+            batch = collate([self.settings.train[0]]).to(self.model.like)
             self._bound.loss(self.model, self.guide, *batch[:3], controls=batch.controls)
 
     def take(self, batch: Batch, weight: float, at: Position) -> None:
@@ -177,7 +177,7 @@ class Steps:
         if not isinstance(loss, RecordingELBO):
             return
         terms = Terms.of(loss, part) if counts else Terms()
-        terms = terms.everywhere(self.model._like.device)
+        terms = terms.everywhere(self.model.device)
         if terms.entries:
             frames = terms.frames
             self.settings.kl.observe(terms.reconstruction / frames, terms.kl / frames, terms.squares / terms.entries)

@@ -70,7 +70,7 @@ def autoencoder_error(
         if valid is not None:
             check_data("valid", valid, model)
         for batch in batches(train if valid is None else valid, options.get("batch_size", 20)):
-            batch = batch.to(model._like)
+            batch = batch.to(model.like)
             loss.loss(model, guide, *batch[:3], controls=batch.controls)
             if loss.entries:
                 squares, count = squares + loss.squared_error * loss.entries, count + loss.entries

@@ -193,12 +193,12 @@ def calibrate(
                 best, accepted = score, factor
                 own, too_wide = factors_of(r, weights)
                 factor = shrunk(own, (weights > 0).sum(0))
-            model.calibration = factor.to(model._like)
+            model.calibration = factor.to(model.like)
             if (factor / accepted).log().abs().max() < SETTLED:
                 break
         if taken_back:
             factor = accepted
-            model.calibration = factor.to(model._like)
+            model.calibration = factor.to(model.like)
         after = intervals(model, guide, valid, *measured)
     except BaseException:
         model.calibration = earlier
@@ -213,7 +213,7 @@ def _constant_scale(model: DSSM) -> Tensor | None:
         ValueError: If the emission does not return independent Gaussian entries, or those of power spectra.
     """
     net = getattr(model, "emission_net", None)
-    like, (of_z, of_x) = model._like, model.emission_dims
+    like, (of_z, of_x) = model.like, model.emission_dims
     generator = torch.Generator().manual_seed(0)
     z, x = (torch.randn(8, n, generator=generator).to(like) for n in (of_z, of_x))
     if model.standardise is not None:

@@ -186,7 +186,7 @@ def fit(
                 run = preparation.run = Run(model, guide, settings)
                 if run.rank == 0:
                     warn_of_scale(model, train)
-                with left_alone(run), generators_kept(model._like.device), finishing(run), held.released():
+                with left_alone(run), generators_kept(model.device), finishing(run), held.released():
                     run.begin()
                     train_to_the_end(run)
         except BaseException as error:

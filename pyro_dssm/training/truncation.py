@@ -64,7 +64,7 @@ def chunks(model: DSSM, guide: BaseGuide, batch: Batch, length: int) -> Generato
     positive("length", length)
     if model.sites != "path":
         raise ValueError(f"model: expected path sites for truncated back-propagation, got {model.sites!r}.")
-    whole = model.observe(batch.x, batch.lengths, batch.mask, batch.controls)
+    whole = model.check(batch.x, batch.lengths, batch.mask, batch.controls)
     future = guide.future_states(whole)
     active = torch.arange(len(batch.lengths), device=batch.x.device)
     carry = Carry(model, whole)

@@ -163,8 +163,10 @@ def test_no_figure_is_left_to_be_filled_in():
 
 OURS = [*DOCUMENTS, *(path.relative_to(ROOT).as_posix() for path in sorted(EXAMPLES.rglob("*.py")))]
 OURS += [path.relative_to(ROOT).as_posix() for path in sorted(EXAMPLES.rglob("*.ipynb"))]
+OURS += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "pyro_dssm").rglob("*.py"))]
 NOT_OURS = {
-    r"\blaws?\b(?! of motion)": "distribution, density",
+    r"\blaws?\b(?! of motion)|\w_laws?\b|(?-i:[a-z]Law\b)": "distribution, density",
+    r"(?-i:\bInputs\b)": "a checked batch",
     r"\bbeside\b": "in addition to, next to",
     r"\banew\b": "again, from scratch",
     r"\b(goes|go|going|went) on (from|with)\b": "resumes from",

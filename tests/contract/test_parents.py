@@ -50,7 +50,7 @@ def test_prior_path(structure):
     declared = [structure.parents_of_z(t) for t in steps]
 
     def log_probs(z, x):
-        return ModelPath(model, model.observe(x)).log_prob_per_step(z)
+        return ModelPath(model, model.check(x)).log_prob_per_step(z)
 
     of_z, of_x = parents_by_jacobian(log_probs, torch.randn(8, T, Z), torch.randn(8, T, D))
     for t, (z, x) in zip(steps, declared, strict=True):
@@ -154,7 +154,7 @@ def test_size_and_place_of_the_frame_in_the_context(past, future, control_dim):
     without = Reads(model, past, future=future)
     torch.manual_seed(1)
     guide = Reads(model, past, future=future, skip=True)
-    inputs = model.observe(x, None, None, controls)
+    inputs = model.check(x, None, None, controls)
     context = guide.read_context(inputs)
     assert context.shape == (3, T, guide.context_dim)
     if past in ("now", "last"):
@@ -165,7 +165,7 @@ def test_size_and_place_of_the_frame_in_the_context(past, future, control_dim):
     else:
         assert guide.context_dim == without.context_dim + D
         torch.testing.assert_close(context[..., -D:], x)
-        torch.testing.assert_close(context[..., :-D], without.read_context(model.observe(x, None, None, controls)))
+        torch.testing.assert_close(context[..., :-D], without.read_context(model.check(x, None, None, controls)))
         assert "x_t" in guide.factorisation().replace("g←_t", "").split(", ")[-2 if future else -1]
 
 
@@ -175,7 +175,7 @@ def test_features_of_the_frame_where_it_is_encoded():
     guide = dssm.FullAlignment(model, rnn_dim=6, hidden_dim=8, encoder_dims=[5], skip=True)
     assert repr(guide) == "FullAlignment(DSSM): q(z_t | h²_t, x_t)"
     assert guide.context_dim == 6 + 5
-    torch.testing.assert_close(guide.read_context(model.observe(x))[..., -5:], guide.frame_encoder(x))
+    torch.testing.assert_close(guide.read_context(model.check(x))[..., -5:], guide.frame_encoder(x))
     with pytest.raises(ValueError, match="^encoder_dims: expected none, since this guide reads no frames"):
         dssm.FullAlignment(model, encoder_dims=[5])
 
@@ -197,7 +197,7 @@ def test_the_frame_acts_directly():
         guide.combiner.context.weight.zero_()  # RNN states are silenced
     x = torch.randn(3, T, D)
     laws = [
-        guide.step(torch.zeros(3, T, guide.past_dim), guide.encode(guide.read_context(guide.model.observe(v))))
+        guide.step(torch.zeros(3, T, guide.past_dim), guide.encode(guide.read_context(guide.model.check(v))))
         for v in (x, x + 1)
     ]
     weights = guide.combiner.direct.weight[:Z]

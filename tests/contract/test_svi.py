@@ -283,7 +283,7 @@ def test_kl_weight(weight, form):
     model, guide = make(dssm.Structure("none", "none", "markov", "none"), "full", sites=form)
     x = frames()
     valid = torch.arange(T) < LENGTHS.unsqueeze(-1)
-    inputs = model.observe(x, LENGTHS)
+    inputs = model.check(x, LENGTHS)
 
     def terms(z):
         q = guide.step(None, guide.encode(guide.read_context(inputs)))

@@ -283,7 +283,7 @@ def identified(model, guide):
 
 
 def frames(model):
-    return torch.stack(films(0, 5).sequences[:2]).to(model._like)
+    return torch.stack(films(0, 5).sequences[:2]).to(model.like)
 
 
 def films(seed, steps=8):

@@ -222,7 +222,7 @@ def test_no_latents_bound_is_the_likelihood():
     score = dssm.evaluate(model, guide, sequences, num_particles=5)
     x = sequences[3].x.unsqueeze(0)
     with torch.no_grad():
-        inputs = model.observe(x)
+        inputs = model.check(x)
         before = model.memories.along_x(inputs)[0]
         law = model.emission_from(before, {"z": x[..., :0]})
         expected = law.log_prob(x).sum()

@@ -37,7 +37,7 @@ def test_state_given_its_code_in_single_precision(p, r, matrix, hidden):
     torch.testing.assert_close(near_root.double(), root, rtol=1e-4, atol=0)
     sd = (root @ root.mT).diagonal(dim1=-2, dim2=-1).sqrt()
     assert ((near - loc).abs() <= 1e-4 * torch.maximum(loc.abs(), sd)).all()
-    for one, other in zip(found.code_law(), exact.code_law(), strict=True):
+    for one, other in zip(found.code_marginal(), exact.code_marginal(), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6)
 
 
@@ -64,7 +64,7 @@ def test_state_given_its_code_is_bayes_rule(double, matrix, hidden):
     given = torch.distributions.MultivariateNormal(
         *fn.given_code(a, hidden)[:1], scale_tril=fn.given_code(a, hidden)[1]
     )
-    loc, root = fn.code_law()
+    loc, root = fn.code_marginal()
     evidence = torch.distributions.MultivariateNormal(loc, scale_tril=root).log_prob(a)
     joint = fn.log_prob(torch.cat([z, a], -1))
     right = joint - evidence if hidden is None else torch.where(hidden, prior, joint - evidence)
@@ -115,7 +115,7 @@ def test_square_roots_change_nothing_but_rounding(double, make):
         batch = Batch(
             torch.randn(2, 5, 4), torch.tensor([5, 3]), torch.tensor([[True] * 5, [True, False, True] + [False] * 2])
         )
-        inputs = model.observe(batch.x, batch.lengths, batch.mask)
+        inputs = model.check(batch.x, batch.lengths, batch.mask)
         torch.manual_seed(1)
         path = guide.path(inputs)
         z = path.rsample()

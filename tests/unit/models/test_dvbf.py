@@ -63,7 +63,7 @@ def by_hand(model, w, controls):
 def test_states_by_hand(control_dim):
     model, guide = dvbf(control_dim)
     data = batch(control_dim)
-    inputs = model.observe(*data[:3], data.controls)
+    inputs = model.check(*data[:3], data.controls)
     w = guide.draw(inputs, 3)
     states = model.states(w, inputs)
     assert states.shape == (3, 4, T, S)
@@ -90,7 +90,7 @@ def test_forecast_goes_on_from_the_state():
     found = model.forecast(guide, data.x, 3, 2, lengths=LENGTHS, controls=ahead, means=True, noise=False)
     torch.manual_seed(0)
     model.eval(), guide.eval()
-    w = guide.draw(model.observe(data.x, LENGTHS, None, data.controls), 2)
+    w = guide.draw(model.check(data.x, LENGTHS, None, data.controls), 2)
     for i, n in enumerate(LENGTHS.tolist()):
         whole = torch.cat([w[0, i, :n], torch.zeros(3, W)])
         z = by_hand(model, whole, ahead[i])
@@ -123,7 +123,7 @@ def test_only_the_first_step_reads_the_future():
     Trace_ELBO().loss(model, guide, *next(chunks)[:3])
     chunk = next(chunks)
     y = chunk.x.clone().requires_grad_()
-    loc = guide.path(model.observe(y, chunk.lengths)).along(torch.randn(8, 2, W)).base_dist.loc
+    loc = guide.path(model.check(y, chunk.lengths)).along(torch.randn(8, 2, W)).base_dist.loc
     grad = torch.autograd.grad(loc[:, 0].sum(), y)[0]
     assert grad[:, 0].any()
     assert not grad[:, 1].any()
@@ -134,7 +134,7 @@ def test_guide_reads_controls_of_its_step():
     model, guide = dvbf(U)
     data = batch(U)
     w, u = torch.randn(4, T, W), data.controls.clone().requires_grad_()
-    loc = guide.path(model.observe(data.x, None, None, u)).along(w).base_dist.loc
+    loc = guide.path(model.check(data.x, None, None, u)).along(w).base_dist.loc
     reads = [torch.autograd.grad(loc[:, t].sum(), u, retain_graph=True)[0].abs().amax((0, 2)) > 0 for t in range(T)]
     # u_{t-1} directly and those before through the state; the first step reads all but the last by the backward RNN.
     assert torch.stack(reads[1:]).tolist() == [[s < t for s in range(T)] for t in range(1, T)]
@@ -187,7 +187,7 @@ def test_truncated_training(build):
 def test_fused_law_is_the_product_of_two_gaussians():
     model, guide = locally_linear(U)
     data = batch(U)
-    inputs = model.observe(*data[:3], data.controls)
+    inputs = model.check(*data[:3], data.controls)
     z = torch.randn(4, T, S)
     fused = guide.path(inputs).along(z).base_dist
     said = guide.net(guide.frame_encoder(inputs.x) if guide.frame_encoder else inputs.x)

@@ -9,7 +9,7 @@ from linear_gaussian import ExactGuide, LinearGaussian
 
 import pyro_dssm as dssm
 from pyro_dssm.models import rollout
-from pyro_dssm.models.rollout import Rollout
+from pyro_dssm.models.running import run_along
 from pyro_dssm.nn.layers import normal
 from pyro_dssm.testing import random_batch
 
@@ -305,8 +305,8 @@ def by_steps(model, guide, x, lengths=None, controls=None, num_samples=3):
     """The expected frames along these paths by the loop that the other generators use."""
     torch.manual_seed(1)
     with torch.no_grad():
-        inputs = model.observe(x, lengths, None, controls)
-        means = torch.stack(Rollout(model)._follow(inputs, guide.draw(inputs, num_samples))[0], -2).mean(0)
+        inputs = model.check(x, lengths, None, controls)
+        means = torch.stack(run_along(model, inputs, guide.draw(inputs, num_samples))[0], -2).mean(0)
     return means if lengths is None else torch.where(inputs.valid.unsqueeze(-1), means, 0.0)
 
 
@@ -388,7 +388,7 @@ def freely_by_hand(model, guide, x, lengths, num_samples=3):
     """Frame after frame, from the laws of all steps at once given the readings of the expected frames so far."""
     torch.manual_seed(1)
     with torch.no_grad():
-        inputs = model.observe(x, lengths)
+        inputs = model.check(x, lengths)
         paths = guide.draw(inputs, num_samples)
         total = torch.zeros_like(x)
         for z in paths:
@@ -459,3 +459,13 @@ def test_power_emissions_generate(emission):
     assert emission == "power-gaussian" or all((out >= 0).all() for out in drawn)
     filled = model.impute(guide, x, mask=mask, num_samples=2)
     assert torch.equal(filled[:, mask], x[mask].expand(2, -1, -1))
+
+
+def test_the_old_name_of_check_warns_and_forwards():
+    model, _ = make()
+    x, mask = torch.randn(B, T, D), torch.rand(B, T) > 0.3
+    with pytest.warns(DeprecationWarning, match="^observe is an old name, call check instead") as caught:
+        old = model.observe(x, LENGTHS, mask)
+    assert [w.filename for w in caught] == [__file__]
+    new = model.check(x, LENGTHS, mask)
+    assert all(torch.equal(getattr(old, n), getattr(new, n)) for n in ("x", "lengths", "valid", "observed", "hidden"))

@@ -13,7 +13,7 @@ from pyro_dssm import testing
 from pyro_dssm.data.sequences import Batch
 from pyro_dssm.evaluation.likelihood import log_weights
 from pyro_dssm.models.initial import INITIALS, GaussianInitial, HierarchicalInitial
-from pyro_dssm.models.rollout import Rollout
+from pyro_dssm.models.running import run_on
 from pyro_dssm.nn.layers import normal
 
 X, Z, B, T = 2, 4, 4, 5
@@ -104,7 +104,7 @@ def test_generation_starts_from_the_law(name, initial):
     assert future.shape == (6, B, 3, X)
     # The future is no start.
     assert torch.isfinite(future).all()
-    ((z, _, _),) = Rollout(model).steps(model.memories.start((9,)), torch.Size((9,)), 1, None)
+    ((z, _, _),) = run_on(model, model.memories.start((9,)), torch.Size((9,)), 1, None)
     assert (z - 7).abs().max() > 0.01
     mask = torch.rand(B, T) > 0.3
     assert model.reconstruct(guide, x, LENGTHS, mask, num_rounds=2).shape == (B, T, X)
@@ -238,7 +238,7 @@ def test_zeta_is_inferred_from_the_first_frames():
     x = torch.randn(1, 9, X)
 
     def loc(x, lengths=None):
-        return guide.zeta_posterior(model.observe(x, lengths)).base_dist.loc
+        return guide.zeta_posterior(model.check(x, lengths)).base_dist.loc
 
     later = x.clone()
     later[:, 5:] += 1
@@ -257,7 +257,8 @@ def test_laws():
         HierarchicalInitial(3, zeta_dim=0)
     with pytest.raises(
         ValueError,
-        match="^initial: expected 'transition', 'gaussian', 'hierarchical', an Initial, or a function that makes one, got 'normal'",
+        match="^initial: expected 'transition', 'gaussian', 'hierarchical', an Initial, or a function that makes one, "
+        "got 'normal'",
     ):
         dssm.DMM(X, Z, initial="normal")
 

@@ -215,13 +215,13 @@ def data(model, *, control=False, masked=False, padded=False, batch=3, steps=T):
 def expected_weights(model, guide, batch, values):
     """log p(x|a) + log p(a) - log q(a|x), and what zeta adds, with p(a) from the dense joint Gaussian."""
     codes = values["a"] if "a" in values else values["z"][..., N:]
-    of_codes = guide.step(None, guide.read_frames(model.observe(*batch[:3], batch.controls))).base_dist
+    of_codes = guide.step(None, guide.read_frames(model.check(*batch[:3], batch.controls))).base_dist
     log_q = gaussian_log_prob(codes, of_codes.loc, of_codes.scale)
     log_p = model.emission_net(codes).log_prob(batch.x)
     total = torch.zeros(codes.shape[:2])
     zeta = values.get("zeta")
     if zeta is not None:
-        q = guide.zeta_posterior(model.observe(*batch[:3], batch.controls))
+        q = guide.zeta_posterior(model.check(*batch[:3], batch.controls))
         total = total + normal(torch.zeros_like(zeta), torch.ones_like(zeta)).log_prob(zeta) - q.log_prob(zeta)
     for k in range(codes.shape[0]):
         for i in range(codes.shape[1]):
@@ -269,9 +269,9 @@ def test_collapsed_bound_does_not_depend_on_the_kind(kind):
     batch = data(model, masked=True, control=True, padded=True)
     weights, values = weigh(model, guide, batch, 2)
     torch.testing.assert_close(weights, expected_weights(model, guide, batch, values), atol=1e-8, rtol=1e-10)
-    shown = model.observe(*batch[:3], batch.controls).observed.any(-1)
-    blind = model.filter(values["a"], model.observe(*batch[:3], batch.controls), None, shown.expand(2, -1, -1))
-    seeing = model.filter(values["a"], model.observe(*batch[:3], batch.controls), None, None)
+    shown = model.check(*batch[:3], batch.controls).observed.any(-1)
+    blind = model.filter(values["a"], model.check(*batch[:3], batch.controls), None, shown.expand(2, -1, -1))
+    seeing = model.filter(values["a"], model.check(*batch[:3], batch.controls), None, None)
     where = shown & ~shown[:, :1]
     where[0] = shown[0] & (torch.arange(T) > 1)
     assert ((blind.log_likelihood - seeing.log_likelihood)[:, where].abs() > 1e-3).any()
@@ -522,7 +522,7 @@ bounded = settings(max_examples=25, derandomize=True, deadline=None)
 
 
 def path_of(guide, batch, num_samples):
-    inputs = guide.model.observe(*batch[:3], batch.controls)
+    inputs = guide.model.check(*batch[:3], batch.controls)
     if guide.zeta_net is not None:
         inputs.zeta = guide.zeta_posterior(inputs).sample((num_samples,))
     return guide.path(inputs)
@@ -542,7 +542,7 @@ def test_density_of_a_draw(situation):
     torch.testing.assert_close(again.log_prob_per_step(z.clone()), drawn, atol=1e-8, rtol=1e-8)
     for i, n in enumerate(batch.lengths.tolist()):
         own = [None if v is None else v[i : i + 1, :n] for v in (batch.x, batch.mask, batch.controls)]
-        inputs = guide.model.observe(own[0], None, own[1], own[2])
+        inputs = guide.model.check(own[0], None, own[1], own[2])
         if path.batch.zeta is not None:
             inputs.zeta = path.batch.zeta[:, i : i + 1]
         alone = guide.path(inputs).log_prob_per_step(z[:, i : i + 1, :n])
@@ -716,7 +716,7 @@ def test_coded_state_is_a_gaussian(matrix):
     torch.testing.assert_close(law.expand((7, 5)).log_prob(value), joint.log_prob(value), atol=1e-9, rtol=1e-9)
     z, a = value.split([N, D], -1)
     # p(z|a) p(a) = p(z) p(a|z); a hidden code leaves p(z).
-    given_code, of_code = law.given_code(a), law.code_law()
+    given_code, of_code = law.given_code(a), law.code_marginal()
     parts = [torch.distributions.MultivariateNormal(m, scale_tril=r) for m, r in (given_code, of_code)]
     torch.testing.assert_close(parts[0].log_prob(z) + parts[1].log_prob(a), joint.log_prob(value), atol=1e-9, rtol=1e-9)
     hidden = law.given_code(a, torch.ones(7, 5, dtype=torch.bool))
@@ -818,7 +818,7 @@ def test_filtered_and_smoothed(name):
     """Means given the codes' means, from the dense joint; hidden frames are left out, and nothing is drawn."""
     model, guide = (build("kvae", control_dim=U)) if name == "kvae" else linear(control_dim=U)
     batch = data(model, control=True, masked=True, batch=1)
-    inputs = model.observe(*batch[:3], batch.controls)
+    inputs = model.check(*batch[:3], batch.controls)
     filtered, smoothed = guide.filtered(inputs), guide.smoothed(inputs)
     assert torch.equal(guide.states(inputs), filtered.mean)
     codes = guide.path(inputs).codes.loc[0]
@@ -845,10 +845,10 @@ def test_filtered_and_smoothed_of_sequences_of_different_lengths(name, square_ro
     """Within each sequence what it has by itself; in its padding the last filtered mean, with nothing to learn."""
     model, guide = build(name, control_dim=U, square_root=square_root)
     batch = data(model, control=True, padded=True, masked=True)
-    inputs = model.observe(*batch.args, **batch.kwargs)
+    inputs = model.check(*batch.args, **batch.kwargs)
     filtered, smoothed = guide.filtered(inputs), guide.smoothed(inputs)
     for i, n in enumerate(LENGTHS.tolist()):
-        alone = model.observe(batch.x[i : i + 1, :n], None, batch.mask[i : i + 1, :n], batch.controls[i : i + 1, :n])
+        alone = model.check(batch.x[i : i + 1, :n], None, batch.mask[i : i + 1, :n], batch.controls[i : i + 1, :n])
         for whole, one in ((filtered, guide.filtered(alone)), (smoothed, guide.smoothed(alone))):
             torch.testing.assert_close(whole.mean[i, :n], one.mean[0])
             torch.testing.assert_close(whole.cov[i, :n], one.cov[0])

@@ -219,16 +219,16 @@ def test_draws_of_grey_values_are_their_means():
 def test_grey_values_must_be_asked_for():
     x = torch.full((2, 3, D), 0.5)
     with pytest.raises(ValueError, match=r"x: expected values 0 and 1 .* got 0.5"):
-        dssm.DMM(D, 2).observe(x)
+        dssm.DMM(D, 2).check(x)
     model = dssm.DMM(D, 2, emission_options={"grey": True})
-    model.observe(x)
+    model.check(x)
     for bad in (-0.1, 1.1):
         y = x.clone()
         y[1, 2, 3] = bad
         with pytest.raises(ValueError, match=rf"x: expected values from 0 to 1 .* got {bad}"):
-            model.observe(y)
+            model.check(y)
         # A hidden value may be anything.
-        model.observe(y, mask=y == 0.5)
+        model.check(y, mask=y == 0.5)
 
 
 # Models and guides.
@@ -301,10 +301,10 @@ def test_an_encoder_is_the_guide_of_encoded_frames(guide, encoder, double):
     assert plain.context_dim == coded.context_dim
     (x, lengths), mask, z = batch(), torch.rand(B, T, D) > 0.3, torch.randn(B, T, Z)
     features = coded.frame_encoder(torch.where(mask, x, 0.0))
-    one = coded.path(model.observe(x, lengths, mask)).log_prob_per_step(z)
-    other = plain.path(small.observe(features, lengths)).log_prob_per_step(z)
+    one = coded.path(model.check(x, lengths, mask)).log_prob_per_step(z)
+    other = plain.path(small.check(features, lengths)).log_prob_per_step(z)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
-    unmasked = coded.path(model.observe(x, lengths)).log_prob_per_step(z)
+    unmasked = coded.path(model.check(x, lengths)).log_prob_per_step(z)
     assert not torch.allclose(one, unmasked), "what is hidden must matter where it is shown"
 
 
@@ -422,7 +422,7 @@ def test_checkpoints(guide, tmp_path):
     for one, other in zip((model, guide), again, strict=True):
         assert describe(one) == describe(other)
         assert list(one.state_dict()) == list(other.state_dict())
-    found = [g.path(m.observe(x, lengths)).log_prob(z) for m, g in ((model.eval(), guide.eval()), again)]
+    found = [g.path(m.check(x, lengths)).log_prob(z) for m, g in ((model.eval(), guide.eval()), again)]
     assert torch.equal(*found)
     shown = []
     for m, g in ((model, guide), again):
@@ -441,7 +441,7 @@ def test_binary_and_grey_pairs(grey, tmp_path):
     assert model.emission_net.grey is grey
     drawn = model.sample(2, 4)
     assert bool(((drawn == 0) | (drawn == 1)).all()) is not grey
-    model.observe(drawn)
+    model.check(drawn)
     shown = model.reconstruct(guide, x)
     assert (shown.shape, bool(((shown > 0) & (shown < 1)).all())) == (x.shape, True)
     assert model.forecast(guide, x, 2, num_samples=3).shape == (3, 2, 2, D)

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.functional import softplus
 
 import pyro_dssm as dssm
-from pyro_dssm.nn.layers import MLP, Combiner, GatedTransition, NormalHead, join, reverse, shift
+from pyro_dssm.nn.gated import GatedTransition
+from pyro_dssm.nn.layers import MLP, Combiner, NormalHead, join, reverse, shift
 from pyro_dssm.nn.memories import Memories
 from pyro_dssm.nn.memory import Last, Recurrent
 

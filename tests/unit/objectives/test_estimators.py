@@ -189,7 +189,7 @@ def exact_log_weights(model, guide, x, lengths=None, mask=None, weight=1.0):
     data, nodes = {f"z_{t + 1}": z[..., t, :] for t in range(T)}, torch.ones(1, len(x))
     if model.zeta_dim:
         node, share = (torch.tensor(v) for v in np.polynomial.hermite_e.hermegauss(12))
-        q = guide.zeta_posterior(model.observe(x, lengths, mask)).base_dist
+        q = guide.zeta_posterior(model.check(x, lengths, mask)).base_dist
         zeta = q.loc + q.scale * node.view(-1, 1, 1, 1)
         data = {name: value.expand(len(node), *value.shape) for name, value in data.items()}
         data["zeta"] = zeta.expand(len(node), len(z), len(x), -1)
@@ -434,7 +434,7 @@ def test_a_path_is_what_its_steps_are(law, latents):
     law, reparameterised, _, point = LAWS[law]
     model = Model("mixture")
     guide = Steps(model, law, latents)
-    path = guide.path(model.observe(torch.randn(3, 4, D)))
+    path = guide.path(model.check(torch.randn(3, 4, D)))
     state = torch.get_rng_state()
     assert path.has_rsample == reparameterised, "before anything is drawn"
     assert bool(path.expand((5, 3)).has_rsample) is reparameterised
@@ -442,7 +442,7 @@ def test_a_path_is_what_its_steps_are(law, latents):
     assert path.support.event_dim == 2
     assert path.support.is_discrete == law(torch.zeros(2)).support.is_discrete
     assert torch.equal(torch.get_rng_state(), state), "asking draws nothing"
-    fresh = guide.path(model.observe(torch.randn(3, 4, D)))
+    fresh = guide.path(model.check(torch.randn(3, 4, D)))
     for draw in (path, fresh, fresh.expand((5, 3))):
         z = draw()
         assert draw.has_rsample is reparameterised
@@ -461,7 +461,7 @@ def test_a_sample_without_gradients_is_scored_with_them(pair):
     else:
         model = Model("mixture")
         guide = Steps(model, gaussian)
-    inputs = model.observe(torch.randn(3, 4, D))
+    inputs = model.check(torch.randn(3, 4, D))
     path, other = guide.path(inputs), guide.path(inputs)
     z = path.sample()
     found, expected = (
@@ -475,14 +475,14 @@ def test_a_sample_without_gradients_is_scored_with_them(pair):
 def test_what_a_sample_without_gradients_hands_to_the_model_has_them():
     model = Model("mixture", dssm.Structure.named("VRNN"), shared=True)
     guide = OwnGuide(model, "model", kind="normal")
-    inputs = model.observe(torch.randn(3, 4, D))
+    inputs = model.check(torch.randn(3, 4, D))
     z = guide.path(inputs).sample()
     assert model.memories.along_z(z, inputs)[1]["h"].requires_grad
 
 
 def test_steps_of_two_kinds():
     guide = PAIRS["mixed"]()[1]
-    path = guide.path(guide.model.observe(torch.randn(3, 4, D)))
+    path = guide.path(guide.model.check(torch.randn(3, 4, D)))
     assert not path.has_rsample
     assert path.support.is_discrete
     z = path()

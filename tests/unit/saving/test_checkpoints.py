@@ -100,7 +100,7 @@ def test_float64(tmp_path):
         program.double()
     dssm.save(tmp_path / "pair", *pair)
     loaded = dssm.load(tmp_path / "pair")
-    assert loaded[0]._like.dtype == torch.float64
+    assert loaded[0].dtype == torch.float64
     assert_same_pair(pair, loaded, sequences(torch.float64))
 
 
