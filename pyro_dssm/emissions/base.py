@@ -11,6 +11,11 @@ An emission is a module from features of the latents (and of earlier frames) to 
 ``init_bias(mean)``       starts it at the mean frame of the training data; by default, nothing
 ========================  =====================================================================================
 
+With ``standardise``, all of these see frames in standardised units, but for ``init_bias``, which is given the mean frame
+in the units of the data. ``fit`` does not call it: ``model.emission_net.init_bias(train.mean_frame())`` does, before
+training (and after ``model.standardise.fit(train)``, where there is one). A frame that is hidden, or comes before the
+first one, is a zero to ``read`` (the mean, where the model standardises).
+
 The distribution that ``forward`` returns has event shape ``(x_dim,)`` and the batch shape of the features. Of it,
 
 - ``log_prob`` and ``sample`` are needed for everything;
@@ -20,9 +25,12 @@ The distribution that ``forward`` returns has event shape ``(x_dim,)`` and the b
   the observed entries count. Independent entries (``.to_event(1)``) need none;
 - ``complete(x, hidden)`` likewise, to draw hidden entries given the others in the same frame.
 
-A model takes an emission as a name, an object, a class, or a function of the sizes of the features and of a frame:
+A model takes an emission as a name, an object, a class, or a function of the sizes of the features and of a frame. (The
+size of the features is ``sum(model.emission_dims)``. A function says what it makes, ``-> Emission``, if its model is to
+be saved.)
 
     >>> import pyro.distributions as dist
+    >>> from torch import nn
     >>> import pyro_dssm as dssm
     >>> class LaplaceEmission(dssm.Emission):
     ...     def __init__(self, in_dim, x_dim):

@@ -6,7 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+import torch
+from torch import nn
+
 from .._utils.checks import kind_of, shown
+from ..programs._program import evaluating
 from .autoregressive import AutoregressiveBernoulliEmission
 from .base import Emission
 from .bernoulli import BernoulliEmission
@@ -41,7 +45,7 @@ def check_emission(emission: object) -> None:
         return
     if isinstance(emission, type) and issubclass(emission, Emission):
         return
-    if not callable(emission) or isinstance(emission, type):
+    if not callable(emission) or isinstance(emission, type | nn.Module):
         raise ValueError(
             f"emission: expected one of {sorted(EMISSIONS)}, an Emission, a class of them, or a function that makes "
             f"one, got {shown(emission)}."
@@ -85,19 +89,37 @@ def build_emission(
     if isinstance(emission, Emission):
         if options:
             raise ValueError(f"emission_options: expected none for an emission that is built already, got {options!r}.")
+        _try(emission, in_dim)
         return emission
     make = EMISSIONS[emission] if isinstance(emission, str) else emission
+    name = emission if isinstance(emission, str) else getattr(emission, "__name__", kind_of(emission))
     usual = {"hidden_dims": hidden_dims, "dropout": dropout}
     # An own emission need not know of layers and dropout.
-    known = inspect.signature(make).parameters
+    signature = inspect.signature(make)
+    known = signature.parameters
     every = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     given = {name: value for name, value in usual.items() if every or name in known}
     try:
-        inspect.signature(make).bind(in_dim, x_dim, **given, **options)
+        signature.bind_partial(in_dim, x_dim)
+    except TypeError:
+        raise ValueError(f"emission: expected what takes (in_dim, x_dim, ...), got {name}{signature}.") from None
+    try:
+        signature.bind(in_dim, x_dim, **given, **options)
     except TypeError as error:
-        name = emission if isinstance(emission, str) else getattr(emission, "__name__", kind_of(emission))
         raise ValueError(f"emission_options: {name!r} does not take {options!r} ({error}).") from error
     built = make(in_dim, x_dim, **given, **options)
     if not isinstance(built, Emission):
         raise ValueError(f"emission: expected a function that makes an Emission, got one that makes {kind_of(built)}.")
     return built
+
+
+def _try(emission: Emission, in_dim: int) -> None:
+    """Raises ``ValueError`` unless an emission takes features of a size."""
+    like = next(emission.parameters(), torch.empty(0))
+    try:
+        with torch.no_grad(), evaluating(emission):
+            emission(like.new_zeros(1, in_dim))
+    except RuntimeError as error:
+        raise ValueError(
+            f"emission: expected one of features of size {in_dim}, as this model has, got {emission!r:.200} ({error})."
+        ) from error

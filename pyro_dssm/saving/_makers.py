@@ -134,6 +134,8 @@ def class_of(name: str, module: str) -> type[Program | Part]:
     exact = [cls for cls in found if cls.__module__ == module]
     if not exact and len(found) != 1:
         others = f"; of that name there are {[c.__module__ for c in found]}" if found else ""
+        if module == "__main__":
+            others += "; a class of a script or notebook is found in that one alone, so let a module define it"
         raise ValueError(
             f"path: the checkpoint needs the class {name!r:.200} of {module!r:.200}; import the module that defines it "
             f"before loading{others}."

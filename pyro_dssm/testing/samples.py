@@ -9,6 +9,7 @@ from .._utils.checks import positive
 from .._utils.devices import generators_kept
 from .._utils.types import check_types
 from ..data.sequences import Batch
+from ..emissions import EMISSIONS
 from ..models.dssm import DSSM
 from .sites import is_real, run_as
 
@@ -50,11 +51,9 @@ def random_batch(model: DSSM, num_sequences: int = 4, length: int = 6) -> Batch:
     if model.control_dim:
         controls = torch.randn(*shape, model.control_dim, device=like.device, dtype=like.dtype)
     net = getattr(model, "emission_net", None)
-    if getattr(net, "binary", False):
-        x = (x > 0).to(like.dtype)
-    elif getattr(net, "positive", False):
-        x = x.exp()
-    elif net is None:
+    if type(net) in EMISSIONS.values():
+        x = (x > 0).to(like.dtype) if model.binary else x.exp() if getattr(net, "positive", False) else x
+    else:
         # An emission of one's own may be of any kind.
         with generators_kept(model.device):
             drawn = model.sample(num_sequences, length, controls=controls)
