@@ -1,7 +1,7 @@
 r"""What an emission is: the one page to read before writing one of your own.
 
 An emission is a module from features of the latents (and of earlier frames) to the distribution of a frame. Only
-:meth:`Emission.forward` has to be written; the other methods say what is special about its frames.
+:meth:`Emission.forward` must be written; the other methods say what is special about its frames.
 
 ========================  =====================================================================================
 ``forward(features)``     the distribution of a frame; the only method that must be written
@@ -109,7 +109,7 @@ class Emission(Part):
             raise ValueError(f"x: expected values 0 and 1 for a Bernoulli emission, got {bad}{hint}")
 
     def read(self, x: Tensor) -> Tensor:
-        """Frames as networks read them, for values that no network should be given as they are.
+        """Frames as networks read them; to be overridden where the raw values suit no network.
 
         Args:
             x: Frames, shape ``(*, x_dim)``; zero where hidden.
@@ -120,7 +120,7 @@ class Emission(Part):
         return x
 
     def read_mean(self, fn: Distribution) -> Tensor:
-        """What networks read in the place of a frame of which only the distribution is known.
+        """What networks read instead of a frame when only its distribution is known.
 
         Args:
             fn: A distribution that this emission has returned.

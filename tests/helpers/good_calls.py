@@ -2303,7 +2303,9 @@ _EXEMPT = {
         build_dynamics
         build_emission build_initial build_transition built_as by_sequence check_distribution check_emission
         check_initial check_options check_sizes check_transition check_units choose completion in_units largest
-        rank_correlation rows somewhere warn Carry CodeFirst CodePath CodedState
+        rank_correlation rows somewhere warn Dynamics.for_filter Filterable Memories.for_emission
+        Memories.for_transition StateAndCodePath frames_seen in_data_units moments run_along run_on
+        Carry CodeFirst CodePath CodedState
           EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
         GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path
         NoiseGuide.read_context Shared check_model posterior
@@ -2341,6 +2343,9 @@ _EXEMPT = {
         ConvDecoder.forward ConvEncoder.forward GatedTransition.forward GaussianEmission.forward
         GaussianInitial.forward GreyBernoulli HierarchicalInitial.forward MaskedConditioner.forward
         MaskedConditioner.sample Network.forward NormalHead.forward PowerEmission.forward RecordingELBO
+    """,
+    "a dictionary of arguments, which are checked one by one": """
+        FormOptions KalmanOptions LayerOptions ModelOptions PartOptions RunOptions
     """,
     "a plain tuple: whoever takes it looks at it": """
         Arrow Linearised MusicSet PairFile Posterior Recording RootFiltered RootSmoothed
