@@ -2304,7 +2304,7 @@ _EXEMPT = {
         build_emission build_initial build_transition built_as by_sequence check_distribution check_emission
         check_initial check_options check_sizes check_transition check_units choose completion in_units largest
         rank_correlation rows somewhere warn Dynamics.for_filter Filterable Memories.for_emission
-        Memories.for_transition StateAndCodePath frames_seen in_data_units moments run_along run_on
+        CollapsedPath Memories.for_transition StateAndCodePath frames_seen in_data_units moments run_along run_on
         Carry CodeFirst CodePath CodedState
           EmptyPath FlowGuide.adapt FusionGuide.read_context FutureStates
         GaussianGuide.adapt Guide.future_states Guide.read_context GuideStates ModelPath ModelStates NoLatents.path

@@ -1082,7 +1082,7 @@ def test_svi_learns():
         ({"noise": math.nan}, "noise: expected a variance"),
         ({"bound": "tight"}, "bound: expected 'joint' or 'collapsed'"),
         ({"initial": "transition"}, "initial: expected 'gaussian', 'hierarchical'"),
-        ({"dynamics": "linear"}, "dynamics: expected 'locally-linear' or 'network'"),
+        ({"dynamics": "linear"}, "dynamics: expected 'locally-linear', 'network', a Dynamics"),
         ({"dynamics_options": {"width": 3}}, "dynamics_options: 'locally-linear' does not take"),
         ({"dynamics_options": {"num_matrices": 0}}, "num_matrices: expected a positive integer"),
         ({"dynamics_options": 3}, "dynamics_options: expected a dictionary"),
