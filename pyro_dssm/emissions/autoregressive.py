@@ -129,7 +129,7 @@ class AutoregressiveBernoulli(TorchDistribution):
     ) -> None:
         if not isinstance(conditioner, MaskedConditioner):
             raise ValueError(f"conditioner: expected a MaskedConditioner, got {kind_of(conditioner)}.")
-        # At every step that draws: nothing is looked at but types and the last size.
+        # Runs at every step that draws, so it checks only types and the last size.
         if not isinstance(context, Tensor) or context.shape[-1:] != (conditioner.hidden_context.in_features,):
             size = conditioner.hidden_context.in_features
             raise ValueError(f"context: expected a torch.Tensor of shape (*, {size}), got {shown(context)}.")
@@ -161,7 +161,7 @@ class AutoregressiveBernoulli(TorchDistribution):
         return terms.sum(-1)
 
     def complete(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Draws the hidden entries given the observed ones before them; those after them are not looked at.
+        """Draws the hidden entries given the observed ones before them; those after them are ignored.
 
         Args:
             x: Frames of shape ``(*, x_dim)``.

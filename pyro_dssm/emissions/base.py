@@ -1,7 +1,7 @@
 r"""What an emission is: the one page to read before writing one of your own.
 
 An emission is a module from features of the latents (and of earlier frames) to the distribution of a frame. Only
-:meth:`Emission.forward` has to be written; the other methods say what is special about its frames.
+:meth:`Emission.forward` must be written; the other methods say what is special about its frames.
 
 ========================  =====================================================================================
 ``forward(features)``     the distribution of a frame; the only method that must be written
@@ -11,10 +11,10 @@ An emission is a module from features of the latents (and of earlier frames) to 
 ``init_bias(mean)``       starts it at the mean frame of the training data; by default, nothing
 ========================  =====================================================================================
 
-With ``standardise``, all of these see frames in standardised units, but for ``init_bias``, which is given the mean frame
-in the units of the data. ``fit`` does not call it: ``model.emission_net.init_bias(train.mean_frame())`` does, before
-training (and after ``model.standardise.fit(train)``, where there is one). A frame that is hidden, or comes before the
-first one, is a zero to ``read`` (the mean, where the model standardises).
+With ``standardise``, all of these see frames in standardised units, but for ``init_bias``, which receives the mean
+frame in the units of the data. ``fit`` does not call it: ``model.emission_net.init_bias(train.mean_frame())`` does, before
+training (and after ``model.standardise.fit(train)``, where there is one). A hidden frame is a zero to ``read`` (the
+mean, where the model standardises).
 
 The distribution that ``forward`` returns has event shape ``(x_dim,)`` and the batch shape of the features. Of it,
 
@@ -117,7 +117,7 @@ class Emission(Part):
             raise ValueError(f"x: expected values 0 and 1 for a Bernoulli emission, got {bad}{hint}")
 
     def read(self, x: Tensor) -> Tensor:
-        """Frames as networks read them, for values that no network should be given as they are.
+        """Frames as networks read them; to be overridden where the raw values suit no network.
 
         Args:
             x: Frames, shape ``(*, x_dim)``; zero where hidden.
@@ -128,7 +128,7 @@ class Emission(Part):
         return x
 
     def read_mean(self, fn: Distribution) -> Tensor:
-        """What networks read in the place of a frame of which only the distribution is known.
+        """What networks read instead of a frame when only its distribution is known.
 
         Args:
             fn: A distribution that this emission has returned.

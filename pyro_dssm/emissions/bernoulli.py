@@ -52,7 +52,7 @@ class BernoulliEmission(Emission):
         hidden_dims: Widths of the hidden layers.
         dropout: Probability of dropping a hidden unit.
         image_shape: Channels, height and width of frames that are images, for a
-            :class:`~pyro_dssm.nn.ConvDecoder` in the place of the MLP.
+            :class:`~pyro_dssm.nn.ConvDecoder` in place of the MLP.
         channels: Channels of its feature maps, from the largest to the smallest.
         grey: Also takes values between 0 and 1, which are scored by the cross entropy. **That is no likelihood**:
             the bounds that follow are none on a log-likelihood, and compare only with other cross entropies. A draw

@@ -28,7 +28,7 @@ class GaussianEmission(Emission):
         scale: Standard deviation of every entry; ``None`` learns it from the features. In a model that standardises, it
             is in standardised units.
         image_shape: Channels, height and width of frames that are images, for a
-            :class:`~pyro_dssm.nn.ConvDecoder` in the place of the MLP.
+            :class:`~pyro_dssm.nn.ConvDecoder` in place of the MLP.
         channels: Channels of its feature maps, from the largest to the smallest.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Distributions of frames of which only a part is observed: scored there, and drawn elsewhere."""
+"""Partly observed frames: what is observed is scored, what is hidden is drawn."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def complete(fn: Distribution, x: Tensor, hidden: Tensor) -> Tensor:
 
 
 def hide(fn: Distribution, observed: Tensor | None) -> Distribution:
-    """The distribution of frames of which only a part is observed.
+    """The distribution of frames that are partly observed.
 
     Args:
         fn: A distribution with event shape ``(x_dim,)``.
         observed: True where x counts, shape ``(*, 1)`` for whole frames or ``(*, x_dim)`` for entries.
 
     Returns:
-        The distribution of which only the observed entries count.
+        The distribution in which only the observed entries count.
 
     Raises:
         ValueError: If single entries are hidden from a distribution whose entries do not separate.

@@ -1,7 +1,7 @@
 r"""Emissions of power spectra: of :math:`x_f = |X_f|^2` for the short-time spectrum :math:`X` of a sound.
 
 Power varies over many orders of magnitude, so no network reads or writes it as it is. They read its logarithm, relative
-to the mean power of each bin, and write that of the expected power, which is positive whatever they say.
+to the mean power of each bin, and write that of the expected power, which is positive whatever they write.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from .base import Emission, check_sizes
 
 __all__ = ["EULER", "FLOOR", "LEAST", "PowerEmission"]
 
-FLOOR = 1e-6  # 60 dB below a mean power of one: what is less is read as this
+FLOOR = 1e-6  # 60 dB below a mean power of one: anything less is read as this
 LEAST = 0.01  # Gaussian scales are not smaller than those of this power
 UNIT = 3.0  # nats of log-power that networks read and write as one
 LIMIT = 30.0  # nats: e^30 and e^-30 and their squares are still numbers in single precision
-LOUDEST = 9.2  # nats, 40 dB above the mean power of a bin: no level is higher, so that models left alone come back
-TOO_LOUD = 1e8  # times the mean of a bin: no recording is, so the mean is not that of such data
+LOUDEST = (
+    9.2  # nats, 40 dB above the mean power of a bin: no level is higher, so that models that run on do not blow up
+)
+TOO_LOUD = 1e8  # times the mean of a bin: no recording is that loud, so the mean must be of other data
 TAPS = 5  # bins of the last frame that one of the next may come from: pitch glides
 BANDS = 16  # parts of the spectrum that glide each in its own way
 AS_ONE = 0.5413  # softplus of it is one
@@ -74,7 +76,7 @@ class PowerEmission(Emission):
     .. math:: \log v_f = \log m_f + d_f + \sigma(g_f)\, \log \sum_k w_{fk}\, x'_{f+k} / m_{f+k}
 
     :math:`m_f` is the mean power of the bin in the training data (:meth:`init_bias`), :math:`x'` the last frame. A
-    perceptron says :math:`d_f` and, with ``residual``, the gate :math:`g_f` and the weights :math:`w_{fk}` of five
+    perceptron returns :math:`d_f` and, with ``residual``, the gate :math:`g_f` and the weights :math:`w_{fk}` of five
     neighbours, a softmax that varies smoothly along the spectrum. The windows of successive frames overlap, so that
     the last frame tells most of the next, and where the pitch glides, its harmonics move by a bin or two. No level is
     more than 40 dB above its :math:`m_f`.
@@ -97,7 +99,7 @@ class PowerEmission(Emission):
     bands: Tensor
     centre: Tensor
     positive = True
-    outputs = 1  # numbers that the network says of each bin, gates apart
+    outputs = 1  # numbers that the network returns for each bin, apart from gates
     takes_zero = True
 
     def __init__(
@@ -126,11 +128,11 @@ class PowerEmission(Emission):
 
     @abstractmethod
     def distribution(self, log_v: Tensor, shape: Tensor | None = None) -> Distribution:
-        """The distribution of a frame from the logarithm of its level, and what else the network says of it."""
+        """The distribution of a frame from the logarithm of its level, and what else the network returns."""
 
     @staticmethod
     def spread(shape: Tensor | None) -> Tensor:
-        """A positive number from any; one where a network begins, that is, from about zero."""
+        """A positive number from any number; about one for zero, where networks start."""
         assert shape is not None
         return softplus(shape.clamp(max=LARGEST) + AS_ONE) + 0.05
 
@@ -144,7 +146,7 @@ class PowerEmission(Emission):
         return self.distribution(log_v.clamp(-LIMIT, LIMIT), *more)
 
     def _moved(self, last: Tensor, taps: Tensor) -> Tensor:
-        """The log-power of the last frame, each bin taken from its neighbours as much as the network says."""
+        """The log-power of the last frame, each bin taken from its neighbours as much as the network weights them."""
         weights = torch.softmax(taps.unflatten(-1, (TAPS, BANDS)) + self.centre, dim=-2) @ self.bands
         padded = pad((UNIT * last).clamp(max=LOUDEST).exp(), (TAPS // 2, TAPS // 2))
         mixed: Tensor = _Mixture.apply(weights, padded)
@@ -173,7 +175,7 @@ class PowerEmission(Emission):
             observed: True where x counts; ``None`` where everywhere.
 
         Raises:
-            ValueError: If a value is negative, zero where there is no density, or out of all proportion.
+            ValueError: If a value is negative, zero where there is no density, or implausibly large.
         """
         bad = x < 0 if self.takes_zero else x <= 0
         if observed is not None:

@@ -37,7 +37,7 @@ class ItakuraSaitoEmission(PowerEmission):
 
     .. math:: \log p(x) = - \sum_f \left( \frac{x_f}{v_f} + \log v_f \right)
 
-    But for a constant, its negative is the Itakura-Saito divergence of x from v, which does not depend on the
+    Up to a constant, its negative is the Itakura-Saito divergence of x from v, which does not depend on the
     loudness: quiet bins count as much as loud ones.
 
     Args:
@@ -71,8 +71,8 @@ class ItakuraSaitoEmission(PowerEmission):
 class GammaPowerEmission(PowerEmission):
     r""":math:`x_f \sim \mathrm{Gamma}(\alpha_f, \alpha_f / v_f)`, of mean :math:`v_f`.
 
-    The shape :math:`\alpha_f > 0` says how sure the level is: the variance is :math:`v_f^2 / \alpha_f`. Where the shape
-    is one, it is the Itakura-Saito likelihood.
+    The shape :math:`\alpha_f > 0` says how certain the level is: the variance is :math:`v_f^2 / \alpha_f`. Where it
+    is one, this is the Itakura-Saito likelihood.
 
     Args:
         in_dim: Size of the features.
@@ -122,7 +122,7 @@ class LogNormalPowerEmission(PowerEmission):
     takes_zero = False
 
     def distribution(self, log_v: Tensor, shape: Tensor | None = None) -> Distribution:
-        """A log-normal distribution of median :math:`v`; a scale above 3 would put its mean out of all proportion."""
+        """A log-normal distribution of median :math:`v`; a scale above 3 would make its mean useless."""
         fn: Distribution = _LogNormal(log_v, self.spread(shape).clamp(max=3.0), validate_args=False).to_event(1)
         return fn
 

@@ -50,7 +50,7 @@ _WITH_MEAN = (
 
 
 def _base(fn: Distribution) -> Distribution:
-    """What a distribution is made of, without its batch and event dimensions and masks."""
+    """The distribution inside, without added batch and event dimensions and masks."""
     while isinstance(fn, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
     return fn
@@ -71,7 +71,7 @@ def _is_defined(fn: Distribution) -> bool:
 
 
 def expected(fn: Distribution) -> Tensor:
-    """The mean of a distribution; where it has no closed form, a draw, which is as good where many are averaged.
+    """The mean of a distribution; where it has no closed form, a draw, which does as well where many are averaged.
 
     Args:
         fn: A distribution.
@@ -96,7 +96,7 @@ def expected(fn: Distribution) -> Tensor:
     except NotImplementedError:
         return drawn(fn)
     base = _base(fn)
-    # Asking whether a value is finite waits for the device, so that it is left where the answer is known.
+    # Asking whether values are finite waits for the device, so it is skipped where the answer is known.
     if not isinstance(base, _WITH_MEAN) and not torch.isfinite(mean).all() and _is_defined(base):
         raise ValueError(
             f"mean: expected a distribution whose mean exists, got {_named(fn)}, whose mean is undefined or infinite. "

@@ -20,23 +20,11 @@ from .path import ModelPath
 if TYPE_CHECKING:
     from .kalman_vae import KalmanVAE
 
-__all__ = ["CodePath", "StateAndCodePath", "frames_seen"]
+__all__ = ["CodePath", "CollapsedPath", "StateAndCodePath", "frames_seen"]
 
 
 class StateAndCodePath(ModelPath):
-    """The distribution of states and codes under a :class:`KalmanVAE`; with path sites, maybe of the codes alone."""
-
-    model: KalmanVAE
-
-    def emit_path(self) -> Tensor:
-        """The sites ``z`` and ``x``; or ``a`` and ``x``, where the states are integrated out."""
-        model, batch = self.model, self.batch
-        if not model.collapses:
-            return super().emit_path()
-        a = pyro.sample("a", CodePath(model, batch, self.zeta))
-        fn = model.frames_from(model.emission_net(a))
-        pyro.sample("x", of_pyro(hide(fn, batch.observed)).to_event(1), obs=batch.x)
-        return a
+    """The distribution of states and codes under a :class:`KalmanVAE`."""
 
     def emit_latent(self, fn: Distribution, t: int) -> Tensor:
         """State and code, a site each."""
@@ -45,6 +33,20 @@ class StateAndCodePath(ModelPath):
         loc = fn.code_loc(z)
         a = pyro.sample(f"a_{t + 1}", of_pyro(normal(loc, fn.code_scale.expand(loc.shape))))
         return torch.cat([z, a.expand(*z.shape[:-1], -1)], dim=-1)
+
+
+class CollapsedPath(StateAndCodePath):
+    """The same, with path sites of the codes alone: the states are integrated out."""
+
+    model: KalmanVAE
+
+    def emit_path(self) -> Tensor:
+        """The sites ``a`` and ``x``."""
+        model, batch = self.model, self.batch
+        a = pyro.sample("a", CodePath(model, batch, self.zeta))
+        fn = model.frames_from(model.emission_net(a))
+        pyro.sample("x", of_pyro(hide(fn, batch.observed)).to_event(1), obs=batch.x)
+        return a
 
 
 class CodePath(PathDistribution):

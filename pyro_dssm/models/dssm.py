@@ -72,7 +72,7 @@ class DSSM(Generation):
             the data, which stay those of all that comes in or goes out; ``"shared"`` divides all entries by one
             number. See :class:`~pyro_dssm.Standardise`, the part of that name. The numbers have to be fitted:
             :func:`~pyro_dssm.fit` does it, or ``model.standardise.fit(train)``.
-        **memory: What it remembers the past with, see :class:`~pyro_dssm.nn.MemoryOptions`: ``rnn_dim`` (128), ``rnn``
+        **memory: How it remembers the past, see :class:`~pyro_dssm.nn.MemoryOptions`: ``rnn_dim`` (128), ``rnn``
             (``"gru"``), ``shared``, ``skip``, ``memories``.
 
     Raises:
@@ -146,7 +146,7 @@ class DSSM(Generation):
             self.emission_net = in_units(net, self.standardise, emission_options or {})
 
     def _fix_starts(self) -> None:
-        # What only the transition reads of the last values, it reads from the second step on.
+        # The transition reads the last values from the second step on: their start matters only if others read it.
         elsewhere = {*self.memories.emission_reads[1], *(("x",) if "h" in self.memories else ())}
         for name in {*sum(self.memories.transition_reads, ())} & {"z", "x"} - elsewhere:
             fix_start(self.memories.get(name))

@@ -31,8 +31,8 @@ class EKVAE(KalmanVAE):
     .. math:: z_t \sim \mathcal{N}(f(z_{t-1}, u_{t-1}), Q), \qquad a_t \sim \mathcal{N}([I\; 0]\, z_t, R), \qquad
               x_t \sim p(\cdot \mid a_t)
 
-    What one frame shows sits in the first components of the state, which the code sees; what only the change from
-    frame to frame shows, a velocity for example, can sit only in the others.
+    What a single frame shows is in the first components of the state, which the code sees; what only the change from
+    frame to frame shows, such as a velocity, must be in the others.
 
     Args:
         x_dim: Size of a frame.
@@ -88,7 +88,7 @@ class EKVAE(KalmanVAE):
         """Variances of the transition from a state, shape ``(state_dim,)`` or ``(*, state_dim)``."""
         if self.noise_net is None:
             return self.noise
-        # Bounded, so that no state is ever called noise altogether.
+        # Bounded, so that the noise never explains a state entirely.
         change = torch.tanh(self.noise_net(z if u is None else torch.cat([z, u.expand(*z.shape[:-1], -1)], dim=-1)))
         return self.noise * torch.exp(2 * change)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kalman import Filtered, Gaussian
 from ..nn.memories import States
@@ -16,6 +16,8 @@ from .dssm import DSSM
 
 __all__ = ["Filterable"]
 
+VARIANCE_FLOOR = 1e-6
+
 
 class Filterable(DSSM):
     """The abstract base of models whose states a Kalman filter follows, through a code of each frame.
@@ -24,13 +26,27 @@ class Filterable(DSSM):
         state_dim: Size of the state.
         code_dim: Size of the code.
         square_root: Whether the filter keeps square roots of the covariances.
+        log_noise: What the variances of the state's noise are computed from, shape ``(state_dim,)``.
+        log_code_noise: The same for the code's noise, shape ``(code_dim,)``.
     """
 
     state_dim: int
     code_dim: int
     square_root: bool
+    log_noise: nn.Parameter
+    log_code_noise: nn.Parameter
     # Whether hidden codes must be drawn before the filter runs, because the transition depends on them.
     fills = False
+
+    @property
+    def noise(self) -> Tensor:
+        """Variances ``Q`` of the state's noise, shape ``(state_dim,)``."""
+        return self.log_noise.exp() + VARIANCE_FLOOR
+
+    @property
+    def code_noise(self) -> Tensor:
+        """Variances ``R`` of the code's noise, shape ``(code_dim,)``."""
+        return self.log_code_noise.exp() + VARIANCE_FLOOR
 
     def matrix(self, z_past: Tensor | None) -> Tensor | None:
         """The matrix ``H`` of a step, ``None`` for ``[I 0]``; at the first step ``z_past`` is ``None``."""
@@ -43,6 +59,11 @@ class Filterable(DSSM):
         if base is None:
             raise ValueError("initial: expected a diagonal Gaussian for the state that a filter starts from.")
         return base
+
+    def initial(self, zeta: Tensor | None) -> CodedState:
+        """The distribution of the first state and its code."""
+        fn = self.start_of_state(zeta)
+        return CodedState(fn.loc, fn.scale, self.code_noise.sqrt(), self.matrix(None))
 
     def start(self, batch: CheckedBatch, zeta: Tensor | None, shape: torch.Size) -> Gaussian:
         """Where the filter starts, for a batch of paths of a shape."""

@@ -24,7 +24,7 @@ __all__ = ["FrameModel"]
 
 
 class _Plain(Emission):
-    """Stands for the emission of a model that overrides :meth:`DSSM.emission`: nothing is special about its frames."""
+    """The emission of a model that overrides :meth:`DSSM.emission`: nothing is special about its frames."""
 
     def forward(self, features: Tensor) -> Distribution:
         raise NotImplementedError
@@ -34,7 +34,7 @@ _PLAIN = _Plain()
 
 
 class FrameModel(Program):
-    """The abstract base of models, as far as it concerns their frames.
+    """The abstract base of models: how their frames are checked, read and drawn.
 
     Attributes:
         x_dim: Size of a frame.
@@ -61,12 +61,12 @@ class FrameModel(Program):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type of its parameters, which that of the data has to be."""
+        """The floating-point type of its parameters; that of the data must be the same."""
         return self.like.dtype
 
     @property
     def frame_part(self) -> Emission:
-        """The emission, as far as it says how frames are checked and read."""
+        """The emission, which says how frames are checked and read."""
         part = self._modules.get("emission_net")
         return part if isinstance(part, Emission) else _PLAIN
 
@@ -80,7 +80,7 @@ class FrameModel(Program):
         """What stands for a frame of which nothing is known, shape ``(x_dim,)``; ``None`` for zeros."""
         return None if self.standardise is None else self.standardise.loc
 
-    # As they come in.
+    # Frames that come in.
 
     def check(
         self,
@@ -149,13 +149,13 @@ class FrameModel(Program):
         return self.frame_part.read(x if self.standardise is None else self.standardise(x))
 
     def read_mean(self, fn: Distribution) -> Tensor:
-        """What networks read in the place of a frame of which only the distribution is known, shape ``(*, x_dim)``."""
+        """What networks read instead of a frame when only its distribution is known, shape ``(*, x_dim)``."""
         own = fn if self.standardise is None else in_own_units(fn)
         if own is None:
             return self.read(expected(fn))
         return self.frame_part.read_mean(own)
 
-    # As they go out.
+    # Frames that go out.
 
     def frames_from(self, fn: Distribution) -> Distribution:
         """The distribution of frames, in the data's units, from what :meth:`DSSM.emission` has returned."""
@@ -194,7 +194,7 @@ class FrameModel(Program):
             self._draws_calibrated = before
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
-        # Models are built without a calibration, whether or not the state that they are given has one.
+        # Models are built without a calibration, but the state to be loaded may have one.
         found = state_dict.get(f"{prefix}calibration")
         self.calibration = None if found is None else self.like.new_ones(self.x_dim)
         super()._load_from_state_dict(state_dict, prefix, *args)

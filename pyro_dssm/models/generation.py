@@ -16,7 +16,7 @@ __all__ = ["Generation"]
 
 
 class Generation(LatentModel):
-    """The abstract base of models, as far as it concerns what they generate: without gradients, without dropout."""
+    """The abstract base of models: what they generate, without gradients and without dropout."""
 
     @overload
     def sample(  # noqa: D102
@@ -134,7 +134,7 @@ class Generation(LatentModel):
         means: bool = False,
         on_divergence: OnDivergence = "warn",
     ) -> Tensor:
-        r"""Draws what ``mask`` hides from :math:`p(x_h \mid x_o)`, given what is observed, as :meth:`reconstruct` does.
+        r"""Draws what ``mask`` hides, like :meth:`reconstruct`: :math:`p(x_\mathrm{hidden} \mid x_\mathrm{observed})`.
 
         Args:
             guide: Infers the latents.

@@ -107,9 +107,9 @@ class HierarchicalInitial(Initial):
 
 
 def fix_start(memory: Memory) -> None:
-    """Makes a memory's learned start a constant, where a distribution of the first step leaves it without effect.
+    """Makes a memory's learned start a constant, where a distribution of the first step makes it irrelevant.
 
-    It stays in the ``state_dict``, so that checkpoints keep their form.
+    It stays in the ``state_dict``, so that the format of checkpoints stays the same.
 
     Args:
         memory: Has a parameter ``initial``.

@@ -21,9 +21,8 @@ from ..emissions import build_emission, check_emission
 from ..emissions.choice import EmissionLike
 from ..programs.batch import CheckedBatch
 from ..structure.structure import Structure
-from .code_path import StateAndCodePath
-from .codes import CodedState
-from .filterable import Filterable
+from .code_path import CollapsedPath, StateAndCodePath
+from .filterable import VARIANCE_FLOOR, Filterable
 from .initial import INITIALS, Initial, InitialLike, build_initial, check_initial
 from .options import RunOptions
 from .units import check_options, in_units
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["KalmanVAE"]
-
-VARIANCE_FLOOR = 1e-6
 
 
 class KalmanVAE(Filterable):
@@ -109,16 +106,6 @@ class KalmanVAE(Filterable):
         self.log_noise = nn.Parameter(torch.full((state_dim,), math.log(noise)))
         self.log_code_noise = nn.Parameter(torch.full((code_dim,), math.log(noise)))
 
-    @property
-    def noise(self) -> Tensor:
-        """Variances ``Q`` of the state's noise, shape ``(state_dim,)``."""
-        return self.log_noise.exp() + VARIANCE_FLOOR
-
-    @property
-    def code_noise(self) -> Tensor:
-        """Variances ``R`` of the code's noise, shape ``(code_dim,)``."""
-        return self.log_code_noise.exp() + VARIANCE_FLOOR
-
     # The two parts of a latent variable.
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,11 +137,6 @@ class KalmanVAE(Filterable):
 
     # The program.
 
-    def initial(self, zeta: Tensor | None) -> CodedState:
-        """The distribution of the first state and its code."""
-        fn = self.start_of_state(zeta)
-        return CodedState(fn.loc, fn.scale, self.code_noise.sqrt(), self.matrix(None))
-
     def emission(self, z: Tensor, x_past: Tensor | None) -> Distribution:
         """The distribution of a frame given its code."""
         fn: Distribution = self.emission_net(z[..., self.state_dim :])
@@ -162,7 +144,7 @@ class KalmanVAE(Filterable):
 
     def path(self, batch: CheckedBatch) -> StateAndCodePath:
         """The distribution of states, codes and frames of a checked batch."""
-        return StateAndCodePath(self, batch)
+        return (CollapsedPath if self.collapses else StateAndCodePath)(self, batch)
 
 
 def start_of_state(initial: InitialLike, state_dim: int) -> Initial:

@@ -50,7 +50,7 @@ class KVAE(KalmanVAE):
 
     where the matrices are mixtures of ``num_matrices`` base matrices with weights from an LSTM over
     :math:`a_{1:t-1}`. The codes of hidden frames are needed there as well: a guide draws them from the filter's
-    predictions, so given the frames before a gap and not those after it.
+    predictions, given the frames before a gap but not those after it.
 
     The authors train with the network of the weights frozen in the first epochs; here it is trained from the start
     (``model.weights.requires_grad_(False)`` freezes it).

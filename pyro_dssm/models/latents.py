@@ -26,7 +26,7 @@ __all__ = ["LatentModel"]
 
 
 class LatentModel(FrameModel):
-    """The abstract base of models, as far as it concerns their latents and the program.
+    """The abstract base of models: the densities of their latents and frames, and the program.
 
     Attributes:
         structure: The four edges.
@@ -62,7 +62,7 @@ class LatentModel(FrameModel):
         """
         return None if self.initial_net is None else self.initial_net(zeta)
 
-    # The densities.
+    # Densities.
 
     @property
     def zeta_dim(self) -> int:
@@ -128,7 +128,7 @@ class LatentModel(FrameModel):
         self._sites: Literal["path", "step"] = form
 
     def receive(self, x: Tensor, lengths: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> CheckedBatch:
-        """The checked batch of a call: what the guide has left of it (:class:`Shared`), or else from scratch."""
+        """The checked batch of a call: the one that the guide has left (:class:`Shared`), or else a new one."""
         left = take(self, (x, lengths, mask, controls))
         return self.check(x, lengths, mask, controls) if left is None else left
 
@@ -172,9 +172,9 @@ class LatentModel(FrameModel):
             return self.path(batch).emit(self.sites)
 
     def try_transition(self, batch: CheckedBatch) -> None:
-        """Calls the transition once in the life of a model, for its errors.
+        """Calls the transition once in the life of a model, so that its errors are raised early.
 
-        A path that the guide has drawn is scored after the program has ended, where Pyro would bury an error.
+        A path that the guide has drawn is scored after the program has ended, where Pyro would hide an error.
 
         Args:
             batch: A checked batch.
@@ -191,8 +191,8 @@ class LatentModel(FrameModel):
     def values_along(self, z: Tensor) -> dict[str, Tensor]:
         """The values of all latent sites, in the current form of sites, along a path.
 
-        That of a hierarchical start may be any; here it is a function of the path, so that it is the same in whatever
-        batch the path is.
+        The value of a hierarchical start may be any. It is a function of the path here, so that it does not depend on
+        the other sequences of the batch.
 
         Args:
             z: Shape ``(*, B, T, z_dim)``.

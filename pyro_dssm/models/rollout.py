@@ -58,7 +58,7 @@ class Rollout:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """The state of the programs in which all of this runs."""
+        """The mode of model and guide in which all of this runs."""
         if self.model.standardise is not None:
             self.model.standardise.need_fitted()
         programs = [p for p in (self.model, self.guide) if isinstance(p, torch.nn.Module)]
@@ -69,7 +69,7 @@ class Rollout:
         u = check_controls(controls, self.model.like.new_empty(*shape, 0), self.model.control_dim)
         return None if u is None else delay(u)
 
-    # What is asked for.
+    # What users ask for.
 
     def sample(self, num_sequences: int, length: int, controls: Tensor | None) -> tuple[Tensor, Tensor]:
         """Draws sequences and their latent paths from the model."""
@@ -160,7 +160,7 @@ class Rollout:
         """The expected frames along latent paths given the frames before each, summed over the paths."""
         memories = self.model.memories
         mean = expected(self.model.emission_from(memories.along_x(batch)[0], memories.along_z(z, batch)[1]))
-        # An emission of one's own need not read the latents, and then has no dimension of paths.
+        # A user's emission need not read the latents, and then has no dimension of paths.
         return mean.expand(*z.shape[:-1], -1).sum(0)
 
     def _free_means(self, batch: CheckedBatch, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Frames in units of one: what networks read and write of data in any unit."""
+"""Standardised frames: what networks read and write, whatever the units of the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = (False, True, "shared")
 
 
 class InDataUnits(float):
-    """A number in the units of data, which a model that standardises them must not take for one of its own.
+    """A number in the units of the data; a model that standardises must not take it for a standardised one.
 
     Example:
         >>> InDataUnits(0.5)
@@ -35,7 +35,7 @@ class Standardise(Units):
 
     .. math:: \log p(x) = \log p_y\big((x - m) / s\big) - \sum_i \log s_i
 
-    So whatever takes or returns frames does so in the data's units: ``sample``, ``forecast``, ``impute``,
+    Whatever takes or returns frames does so in the data's units: ``sample``, ``forecast``, ``impute``,
     ``reconstruct``, the bounds of ``evaluate`` and of plain ``SVI``. A hidden value is read as the mean, :math:`y = 0`.
     What belongs to the emission itself is in standardised units: ``emission_options={"scale": 0.1}`` is a tenth of each
     entry's standard deviation, and so is the squared error that a constraint bounds (:func:`~pyro_dssm.error_bound`).
@@ -76,11 +76,11 @@ class Standardise(Units):
 
     @property
     def fitted(self) -> bool:
-        """Whether the numbers are there."""
+        """Whether means and scales are there."""
         return bool(self.loc.isfinite().all())
 
     def need_fitted(self) -> None:
-        """Raises ``ValueError`` unless the numbers are there."""
+        """Raises ``ValueError`` unless means and scales are there."""
         if not self.fitted:
             raise ValueError(
                 "standardise: expected means and scales of the training data, got none yet; call "
@@ -94,8 +94,8 @@ class Standardise(Units):
 
         Args:
             data: The sequences.
-            refit: Replaces numbers that are there already and differ. Weights that were trained with those do not fit
-                the new ones.
+            refit: Replaces numbers that have been fitted to other data. Weights that were trained with the old ones do
+                not fit the new ones.
 
         Returns:
             This part.
@@ -133,7 +133,7 @@ class Standardise(Units):
         return self
 
     def _check_rows(self, name: str, value: object) -> None:
-        # In every step of training: nothing is looked at but the type and the last size.
+        # Runs in every step of training, so it checks only the type and the last size.
         if not isinstance(value, Tensor) or value.shape[-1:] != self.loc.shape or value.is_complex():
             got = shown(value) if isinstance(value, Tensor) else kind_of(value)
             raise ValueError(f"{name}: expected a torch.Tensor of shape (*, {len(self.loc)}), got {got}.")
@@ -193,7 +193,7 @@ def moments(data: SequenceDataset) -> tuple[Tensor, Tensor, Tensor]:
         Chan, Golub, LeVeque. Algorithms for Computing the Sample Variance: Analysis and Recommendations. 1983.
     """
     count, mean, squares = (torch.zeros(data.dim, dtype=torch.float64) for _ in range(3))
-    # One sequence after the other: all of them together may not fit in memory.
+    # One sequence at a time: all of them together may not fit in memory.
     for x, mask, _ in (data[i] for i in range(len(data))):
         x = wide(x)
         seen = torch.ones((), dtype=torch.bool) if mask is None else mask.cpu()

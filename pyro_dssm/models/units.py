@@ -19,7 +19,7 @@ def check_units(standardise: object) -> None:
 
 
 def check_options(options: Mapping[str, object], *, reads_last_frame: bool, structure: Structure, skip: bool) -> None:
-    """Raises ``ValueError`` where options of an emission do not go together with the model.
+    """Raises ``ValueError`` where options of an emission do not suit the model.
 
     Args:
         options: The options.

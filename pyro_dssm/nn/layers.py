@@ -47,7 +47,7 @@ def join(*features: Tensor | None) -> Tensor:
 
 
 def _check_rows(name: str, value: object, dims: int = 1) -> None:
-    """Raises ``ValueError`` unless this is a tensor of so many dimensions; no value is looked at."""
+    """Raises ``ValueError`` unless this is a tensor of at least so many dimensions; values are not checked."""
     if not isinstance(value, Tensor) or value.dim() < dims:
         what = f"a torch.Tensor of at least {dims} dimension{'s' if dims > 1 else ''}"
         raise ValueError(f"{name}: expected {what}, got {shown(value)}.")
@@ -184,7 +184,7 @@ class Combiner(nn.Module):
               q = \mathcal{N}(\mathrm{linear}(h), \mathrm{softplus}(\mathrm{linear}(h)))
 
     This is how the authors combine the two; the mean is then a sum of a function of :math:`v_{t-1}` and one of
-    :math:`c_t`, so that what a frame says of :math:`z_t` is the same wherever the state was. With ``joint``, the hidden
+    :math:`c_t`, so that what a frame says about :math:`z_t` is the same for all states. With ``joint``, the hidden
     layer is that of a perceptron of both, :math:`h = \tanh(W v_{t-1} + U c_t + b)`.
 
     :math:`U c_t` does not depend on the latents: :meth:`project` computes it for the whole path at once, and only

@@ -28,7 +28,7 @@ class MemoryOptions(TypedDict, total=False):
         shared: Lets one RNN over ``(x_{t-1}, z_t)`` serve the emission, and the transition where both its edges
             are full. Needs ``x_from_z`` and ``x_from_x`` full.
         skip: Offers the last value in addition to the RNN state on each full edge.
-        memories: Memories of one's own in the place of the usual ones, by name (see :class:`Memories`).
+        memories: Your own memories in place of the usual ones, by name (see :class:`Memories`).
     """
 
     rnn_dim: int | Sequence[int]
@@ -38,7 +38,7 @@ class MemoryOptions(TypedDict, total=False):
     memories: Mapping[str, Memory | Callable[[int], Memory]]
 
 
-# Those of :class:`Memories`, for plans of runs.
+# The defaults of :class:`Memories`, for plans of runs.
 MEMORY_DEFAULTS: Mapping[str, object] = {
     "rnn_dim": 128, "rnn": "gru", "shared": False, "skip": False, "memories": None,
 }  # fmt: skip
@@ -118,8 +118,8 @@ class Memories(nn.ModuleDict):
         shared: Whether one RNN over ``(x_{t-1}, z_t)`` serves the emission, and the transition where both its edges
             are full.
         skip: Whether a full edge offers the last value in addition to the RNN state.
-        memories: Memories of one's own, by the names above, in the place of the usual ones; or functions that make them
-            of the size of a value.
+        memories: Your own memories, by the names above, in place of the usual ones; or functions that make them, given
+            the size of a value.
 
     Attributes:
         transition_reads: Names of the memories that the transition reads, of z and of x.
@@ -250,7 +250,7 @@ class Memories(nn.ModuleDict):
         if states is None:
             states = self.start(batch.batch_shape) if batch.first is None else batch.first.memories
             if torch.is_grad_enabled():
-                # What has no gradients must not be found by those who need them.
+                # States without gradients must not be kept for calls that need them.
                 batch.before = states
         return states
 

@@ -1,4 +1,4 @@
-"""Whether chains have forgotten where they started: between groups that have started apart, and over rounds."""
+"""Whether chains have forgotten where they started: measured between groups that started apart, and over rounds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..programs.batch import CheckedBatch
 __all__ = ["ConvergenceWarning", "Limits", "NUM_GROUPS", "rank_correlation", "largest", "r_hat", "warn"]
 
 NUM_GROUPS = 4  # of chains that start together
-TOLERANCE = 1.1  # below which nothing is said
+TOLERANCE = 1.1  # below which there is no warning
 FALSE_ALARMS = 0.01  # of all calls whose draws are right
 
 
@@ -87,7 +87,7 @@ class Limits:
     """What counts as converged.
 
     Attributes:
-        enough: R-hat and correlation at which a sequence is left in peace: about what independent draws reach in all
+        enough: R-hat and correlation at which a sequence is left alone: about what independent draws reach in all
             but one of a hundred frames.
         alarm: What those of converged chains exceed once in a hundred calls.
     """
@@ -97,7 +97,7 @@ class Limits:
 
     @classmethod
     def of(cls, count: int, num_tests: int) -> Limits:
-        """Those for groups of some chains, and a number of frames that are looked at."""
+        """The limits for groups of so many chains, and so many frames that are tested."""
         z = float(torch.special.ndtri(torch.tensor(1 - 0.5 * FALSE_ALARMS / num_tests, dtype=torch.float64)))
         free = (NUM_GROUPS * count - 3) ** -0.5
         # The correlation of normal scores after Fisher, R-hat by the F distribution.

@@ -32,7 +32,7 @@ MOST_PARTICLES = 128
 MARGIN = 4  # frames after a gap that decide most about it
 NUMBERS_AT_ONCE = 300_000_000  # that the particles of one sweep may hold
 READ_AT_MOST = 100_000_000  # numbers that a guide may read again in one sweep
-LEAST_MOVES = 2.0  # of a hidden value, in all the rounds that are left; chains that promise fewer are given up
+LEAST_MOVES = 2.0  # of a hidden value, in all the rounds that are left; chains that promise fewer are abandoned
 STUCK = 1.5  # above which a chain has hardly moved
 
 
@@ -46,11 +46,11 @@ def fill(
     until their groups agree: until :func:`r_hat` of the expected hidden frames is about one.
 
     Particles are drawn from a mixture of the transition and the guide's step. The guide reads the frames that another
-    chain has drawn in the place of hidden ones, and in later rounds always the same ones, so that what is proposed to
+    chain has drawn in place of hidden ones, and in later rounds always the same ones, so that what is proposed to
     a chain does not depend on its own state. With a guide that has no density of a step (one that overrides ``draw``),
     draws of its paths given all frames alternate with particle filters through the gaps.
 
-    In frames of hundreds of entries, one particle has all the weight, and nothing moves. Such chains are given up
+    In frames of hundreds of entries, one particle has all the weight, and nothing moves. Such chains are abandoned
     after two rounds; what is returned then, with the warning, is what ``num_rounds = 0`` gives: a small particle
     filter for each draw.
 
@@ -176,7 +176,7 @@ def _moved(before: Tensor, after: Tensor, batch: CheckedBatch) -> Tensor:
 
 
 def _line(model: GenerativeModel, batch: CheckedBatch) -> Tensor:
-    """The frames with straight lines in the place of what is hidden."""
+    """The frames, with linear interpolation in place of what is hidden."""
     observed = batch.observed
     assert observed is not None
     otherwise = torch.zeros_like(batch.x[..., 0, :]) if model.neutral is None else model.neutral

@@ -78,6 +78,6 @@ def somewhere(mask: Tensor | None, steps: int) -> list[bool]:
 
 
 def bridges_gaps(guide: InferringGuide, batch: CheckedBatch) -> bool:
-    """Whether a guide conditions on what is observed by filtering, so that one draw from it is all there is to do."""
+    """Whether a guide conditions on what is observed by filtering, so that one draw from it is enough."""
     whole_frames = batch.hidden is not None and batch.hidden.shape[-1] == 1
     return whole_frames and guide.bridges_gaps

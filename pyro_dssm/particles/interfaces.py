@@ -79,8 +79,8 @@ class InferringGuide(Protocol):
 
     @property
     def bridges_gaps(self) -> bool:
-        """Whether its draws are taken as they are where whole frames are hidden."""
+        """Whether its draws need no particle filter where whole frames are hidden."""
 
     @property
     def skips_hidden(self) -> bool:
-        """Whether nothing at all is read of what is put in the place of hidden frames."""
+        """Whether the values that stand in place of hidden frames are never read."""

@@ -15,7 +15,7 @@ class Paths:
 
     Attributes:
         z: Shape ``(C, *, B, T, z_dim)``.
-        x: The frames with draws in the place of what is hidden, shape ``(C, *, B, T, x_dim)``; ``None`` where they
+        x: The frames, with draws in place of what is hidden, shape ``(C, *, B, T, x_dim)``; ``None`` where they
             are still to be drawn, which needs a model whose latents and frames depend on no earlier frames.
         zeta: The hierarchical start's latent variable, shape ``(C, *, B, zeta_dim)``, or ``None``.
     """

@@ -70,8 +70,8 @@ def sweep(
 ) -> Paths:
     r"""A particle filter over whole sequences, conditional on a path where one is given.
 
-    Without a path it draws some from the weighted particles at the end. With one, that is a particle too, which is
-    never left behind, and what is drawn at the end is the next value of a Markov chain that leaves
+    Without a path, it draws some from the weighted particles at the end. A given path is a particle too, which always
+    survives, and what is drawn at the end is the next value of a Markov chain that leaves
     :math:`p(z, x_\mathrm{hidden} \mid x_\mathrm{observed})` invariant. Where the model is first-order Markov, the
     path may also change its ancestors on the way.
 

@@ -71,7 +71,7 @@ class LinearGaussian(dssm.DSSM):
         n = len(x) * self.z_dim
         return dist.MultivariateNormal(mean[n:], cov[n:, n:]).log_prob(x.flatten())
 
-    def forecast_law(self, x, horizon):
+    def forecast_distribution(self, x, horizon):
         """Mean and covariance of the next frames of one sequence."""
         steps = len(x) + horizon
         mean, cov = self.joint(steps)

@@ -39,15 +39,15 @@ def dependent(hidden=16, dropout=0.0):
 
 def test_density_sums_to_one():
     emission = dependent()
-    laws = emission(torch.randn(4, 1, 3))
-    total = laws.log_prob(FRAMES).logsumexp(-1)
-    assert laws.log_prob(FRAMES).shape == (4, 64)
+    distributions = emission(torch.randn(4, 1, 3))
+    total = distributions.log_prob(FRAMES).logsumexp(-1)
+    assert distributions.log_prob(FRAMES).shape == (4, 64)
     torch.testing.assert_close(total, torch.zeros(4), atol=1e-12, rtol=0)
 
 
 def test_density_is_the_chain_of_conditionals_of_the_sampler(monkeypatch):
     """The sampler's own probabilities, entry by entry along a forced frame, make up the density."""
-    law = dependent()(torch.randn(3))
+    distribution = dependent()(torch.randn(3))
     for frame in FRAMES[::7]:
         entries, seen = iter(frame), []
 
@@ -57,10 +57,10 @@ def test_density_is_the_chain_of_conditionals_of_the_sampler(monkeypatch):
             return entry.expand(p.shape)
 
         monkeypatch.setattr(torch, "bernoulli", forced)
-        drawn = law.sample()
+        drawn = distribution.sample()
         monkeypatch.undo()
         assert torch.equal(drawn, frame)
-        torch.testing.assert_close(law.log_prob(frame), torch.stack(seen).sum())
+        torch.testing.assert_close(distribution.log_prob(frame), torch.stack(seen).sum())
 
 
 def test_entries_depend_on_earlier_ones_alone():
@@ -79,47 +79,47 @@ def test_entries_depend_on_earlier_ones_alone():
 
 def test_draws_follow_the_density():
     """Pearson's chi-square over all 64 frames; p > 1e-4 for 63 degrees of freedom is below 120."""
-    law = dependent(hidden=8)(0.3 * torch.randn(3))
+    distribution = dependent(hidden=8)(0.3 * torch.randn(3))
     n = 20_000
-    draws = law.sample((n,))
+    draws = distribution.sample((n,))
     index = (draws * 2.0 ** torch.arange(D - 1, -1, -1)).sum(-1).long()
     counts = torch.bincount(index, minlength=64).double()
-    expected = n * law.log_prob(FRAMES).exp().detach()
+    expected = n * distribution.log_prob(FRAMES).exp().detach()
     usual = expected >= 5
     rare = torch.tensor([counts[~usual].sum(), expected[~usual].sum()])
     chi2 = ((counts - expected)[usual].square() / expected[usual]).sum() + (rare[0] - rare[1]) ** 2 / rare[1].clamp(1)
     assert chi2 < 120
     # Negative control: independent entries with the same means are far off.
-    means = (law.log_prob(FRAMES).exp().unsqueeze(-1) * FRAMES).sum(0)
+    means = (distribution.log_prob(FRAMES).exp().unsqueeze(-1) * FRAMES).sum(0)
     independent = n * dist.Bernoulli(means.detach()).to_event(1).log_prob(FRAMES).exp()
     assert ((counts - independent)[usual].square() / independent[usual]).sum() > 1000
 
 
 def test_one_entry():
-    law = AutoregressiveBernoulliEmission(3, 1)(torch.randn(2, 3))
-    total = law.log_prob(torch.tensor([[[0.0]], [[1.0]]])).exp().sum(0)
+    distribution = AutoregressiveBernoulliEmission(3, 1)(torch.randn(2, 3))
+    total = distribution.log_prob(torch.tensor([[[0.0]], [[1.0]]])).exp().sum(0)
     torch.testing.assert_close(total, torch.ones(2))
 
 
-def test_hidden_entries_of_a_dependent_law():
+def test_hidden_entries_of_a_dependent_distribution():
     """Hidden entries count for nothing, and condition the others as zeros."""
-    law = dependent()(torch.randn(4, 3))
+    distribution = dependent()(torch.randn(4, 3))
     observed = torch.rand(4, D) > 0.5
     x = torch.where(observed, FRAMES[torch.tensor([3, 17, 40, 63])], 0.0)
-    logits = law.conditioner(x, law.context)
+    logits = distribution.conditioner(x, distribution.context)
     terms = dist.Bernoulli(logits=logits).log_prob(x)
-    torch.testing.assert_close(hide(law, observed).log_prob(x), (terms * observed).sum(-1))
-    assert hide(law, torch.zeros(4, D, dtype=torch.bool)).log_prob(x).abs().max() == 0
+    torch.testing.assert_close(hide(distribution, observed).log_prob(x), (terms * observed).sum(-1))
+    assert hide(distribution, torch.zeros(4, D, dtype=torch.bool)).log_prob(x).abs().max() == 0
 
 
 def test_hide_frames_and_entries():
     x = torch.randn(4, 3)
-    law = dist.Normal(torch.zeros(4, 3), 1.0).to_event(1)
+    distribution = dist.Normal(torch.zeros(4, 3), 1.0).to_event(1)
     terms = dist.Normal(torch.zeros(4, 3), 1.0).log_prob(x)
     frames, entries = torch.rand(4, 1) > 0.5, torch.rand(4, 3) > 0.5
-    torch.testing.assert_close(hide(law, frames).log_prob(x), (terms * frames).sum(-1))
-    torch.testing.assert_close(hide(law, entries).log_prob(x), (terms * entries).sum(-1))
-    assert hide(law, None) is law
+    torch.testing.assert_close(hide(distribution, frames).log_prob(x), (terms * frames).sum(-1))
+    torch.testing.assert_close(hide(distribution, entries).log_prob(x), (terms * entries).sum(-1))
+    assert hide(distribution, None) is distribution
 
 
 def test_expand_and_shapes():
@@ -127,33 +127,33 @@ def test_expand_and_shapes():
     kinds += [(f"{n} residual", e, {"residual": True}) for n, e, _ in kinds if issubclass(e, PowerEmission)]
     for name, emission, options in kinds:
         in_dim = 3 + D if options else 3
-        law = emission(in_dim, D, (4,), **options)(torch.randn(2, 1, in_dim))
-        assert (law.batch_shape, law.event_shape) == ((2, 1), (D,)), name
-        wide = law.expand((5, 2, 4))
+        distribution = emission(in_dim, D, (4,), **options)(torch.randn(2, 1, in_dim))
+        assert (distribution.batch_shape, distribution.event_shape) == ((2, 1), (D,)), name
+        wide = distribution.expand((5, 2, 4))
         x = wide.sample()
         assert x.shape == (5, 2, 4, D)
         assert wide.log_prob(x).shape == (5, 2, 4)
-        torch.testing.assert_close(wide.log_prob(x), law.log_prob(x))
-        assert law.sample((7,)).shape == (7, 2, 1, D)
+        torch.testing.assert_close(wide.log_prob(x), distribution.log_prob(x))
+        assert distribution.sample((7,)).shape == (7, 2, 1, D)
 
 
 def test_gaussian_with_a_fixed_scale():
     emission = GaussianEmission(3, 2, (4,), scale=0.3)
     features, x = torch.randn(5, 3), torch.randn(5, 2)
-    law = emission(features)
+    distribution = emission(features)
     loc = emission.parameters_of_x(features)
     assert loc.shape == (5, 2)
     by_hand = (-0.5 * ((x - loc) / 0.3) ** 2 - math.log(0.3) - 0.5 * math.log(2 * math.pi)).sum(-1)
-    torch.testing.assert_close(law.log_prob(x), by_hand)
+    torch.testing.assert_close(distribution.log_prob(x), by_hand)
 
 
 def test_gaussian_with_a_learned_scale():
     emission = GaussianEmission(3, 2, (4,))
     features = torch.randn(5, 3)
     loc, raw = emission.parameters_of_x(features).chunk(2, -1)
-    law = emission(features).base_dist
-    torch.testing.assert_close(law.loc, loc)
-    torch.testing.assert_close(law.scale, softplus(raw) + 1e-4)
+    distribution = emission(features).base_dist
+    torch.testing.assert_close(distribution.loc, loc)
+    torch.testing.assert_close(distribution.scale, softplus(raw) + 1e-4)
     assert (emission(torch.full((1, 3), -1e4)).base_dist.scale > 0).all()
 
 
@@ -166,7 +166,7 @@ def test_bernoulli():
 
 @pytest.mark.parametrize("name", EMISSIONS)
 def test_init_bias_starts_at_the_mean_frame(name):
-    """With no weight on the features, the mean of the law is the mean frame; of a log-normal law, the median.
+    """With no weight on the features, the mean of the distribution is the mean frame; of a log-normal one, the median.
 
     A power emission learns its levels relative to the mean frame: its network must say zero, biases and all.
     """
@@ -213,13 +213,15 @@ def test_hidden_entries_are_drawn_given_those_before_them():
     drawn = fn.complete(x, hidden)
     assert torch.equal(drawn[:, :2], x[:, :2])
     rest = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    law = fn.log_prob(torch.cat([given.expand(4, 2), rest], -1)).softmax(0)
+    distribution = fn.log_prob(torch.cat([given.expand(4, 2), rest], -1)).softmax(0)
     counts = torch.stack([(drawn[:, 2:] == r).all(-1).float().mean() for r in rest])
     # Standard errors of a frequency.
-    assert ((counts - law) / (law * (1 - law) / n).sqrt()).abs().max() < 4
+    assert ((counts - distribution) / (distribution * (1 - distribution) / n).sqrt()).abs().max() < 4
     free = fn.expand(torch.Size((n,))).sample()
     frequencies = torch.stack([(free[:, 2:] == r).all(-1).float().mean() for r in rest])
-    assert ((frequencies - law) / (law * (1 - law) / n).sqrt()).abs().max() > 4, "what is given must matter"
+    assert ((frequencies - distribution) / (distribution * (1 - distribution) / n).sqrt()).abs().max() > 4, (
+        "what is given must matter"
+    )
 
 
 def test_frames_of_one_entry_are_hidden_whole():

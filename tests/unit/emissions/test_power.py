@@ -39,7 +39,7 @@ each = pytest.mark.parametrize("name", POWER)
 
 
 def law_of(name, log_v=LEVELS, shape=SHAPES):
-    """A law with these levels, its bins, and the further number where there is one."""
+    """A distribution with these levels, its bins, and the further number where there is one."""
     emission = POWER[name](2, len(log_v))
     fn = emission.distribution(log_v, *([shape] if emission.outputs == 2 else []))
     if emission.outputs == 1:
@@ -75,7 +75,7 @@ def power(*shape):
 @double
 @each
 def test_density_mean_and_variance_by_integration(name):
-    """The trapezoid rule, on a logarithmic grid for laws of positive values: its error vanishes for smooth tails."""
+    """The trapezoid rule, on a logarithmic grid for positive values: its error vanishes for smooth tails."""
     _, fn, spread = law_of(name)
     v, n = LEVELS.exp(), 200_001
     if name == "power-gaussian":
@@ -179,7 +179,7 @@ def test_itakura_saito_is_the_power_of_complex_gaussian_spectra():
 
 
 def test_power_of_white_noise_is_exponential():
-    """What the law supposes, of real spectra: bins far apart of frames that do not overlap are independent."""
+    """What the distribution supposes, of real spectra: bins far apart of frames that do not overlap are independent."""
     sigma, transform = 0.3, Spectrogram(window=64, hop=32, rate=8000)
     torch.manual_seed(2)
     x = transform.power(sigma * torch.randn(64 * 3000, dtype=torch.float64))[2:-2:2, 4:-4:6].flatten()
@@ -294,10 +294,11 @@ def test_levels_are_positive_whatever_the_features(name, residual, scale, sign, 
     features = torch.randn(2, D + 1) if sign is None else torch.full((2, D + 1), sign)
     features = (scale * features).requires_grad_()
     fn = emission(features)
-    law = fn.base_dist
-    level = {"log-normal": lambda: law.loc.exp(), "gamma": lambda: law.concentration / law.rate}.get(
-        name, lambda: law.mean
-    )()
+    distribution = fn.base_dist
+    level = {
+        "log-normal": lambda: distribution.loc.exp(),
+        "gamma": lambda: distribution.concentration / distribution.rate,
+    }.get(name, lambda: distribution.mean)()
     assert (level > 0).all()
     assert torch.isfinite(level).all()
     log_prob = fn.log_prob(torch.full((2, D), value))
@@ -353,7 +354,7 @@ def test_a_model_that_grows_comes_to_an_end(name, means):
     ahead = model.forecast(guide, mean.expand(1, 2, 8), 60, 2, means=means)
     assert torch.isfinite(ahead).all()
     if means:
-        # The mean of a log-normal law is above its level.
+        # The mean of a log-normal distribution is above its level.
         share = math.exp(LOUDEST + (1.05**2 / 2 if name == "log-normal" else 0))
         torch.testing.assert_close(ahead[:, 0, -1] / mean, torch.full((2, 8), share), rtol=1e-3, atol=0)
         assert (ahead[:, 0, 0] < 10 * mean).all()
@@ -597,7 +598,7 @@ def test_what_is_hidden_counts_for_nothing(name):
 @each
 @pytest.mark.parametrize("form", FORMS)
 def test_a_hidden_frame_is_read_as_a_zero(name, form):
-    """The zero-filled law: after a hidden frame, the next is what the emission says after silence at the floor."""
+    """The zero-filled distribution: after a hidden frame, the next is what follows silence at the floor."""
     model, _ = pair(name, "AR-HMM")
     x, z = power(1, 3, D), torch.randn(1, 3, Z)
     mask = torch.tensor([[True, False, True]])

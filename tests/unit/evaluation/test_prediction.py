@@ -86,7 +86,7 @@ def test_equals_the_closed_form_forecast(double, noise):
     found = open_loop(model, ExactGuide(model), dssm.SequenceDataset(x), known=known, horizon=horizon,
                       num_samples=n, noise=noise)  # fmt: skip
     for b in range(3):
-        mean, cov = (v.detach() for v in model.forecast_law(x[b, :known], horizon))
+        mean, cov = (v.detach() for v in model.forecast_distribution(x[b, :known], horizon))
         off = x[b, known:] - mean.view(horizon, -1)
         deviation = (cov.diagonal() / n).sqrt().view(horizon, -1)
         # |(e + d)² - e²| <= 2 |e| |d| + d², averaged over entries.

@@ -1,4 +1,4 @@
-"""The law of a state given its code, over all sizes of variances, and bounds with sharp codes in single precision."""
+"""The distribution of a state given its code, for all sizes of variances; bounds with sharp codes in float32."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ EXPONENTS = (-6, -3, 0, 3, 6)
 HIDDEN = torch.tensor([False, True, False])
 
 
-def law(scale, code_scale, matrix, dtype):
+def distribution(scale, code_scale, matrix, dtype):
     torch.manual_seed(0)
     n, d = 3, 2
     h = {"none": None, "shown": torch.eye(n)[:d] * torch.tensor([[2.0], [0.5]]), "mixed": torch.randn(d, n)}[matrix]
@@ -30,8 +30,8 @@ def law(scale, code_scale, matrix, dtype):
 def test_state_given_its_code_in_single_precision(p, r, matrix, hidden):
     """Variances of 1e-12 to 1e12 of state and code, next to others of 1; hidden codes too."""
     scale, code_scale = torch.tensor([10.0**p, 1.0, 10.0**-p]), torch.tensor([10.0**r, 1.0])
-    exact, a = law(scale, code_scale, matrix, torch.float64)
-    found, b = law(scale, code_scale, matrix, torch.float32)
+    exact, a = distribution(scale, code_scale, matrix, torch.float64)
+    found, b = distribution(scale, code_scale, matrix, torch.float32)
     loc, root = exact.given_code(a, hidden)
     near, near_root = found.given_code(b, hidden)
     torch.testing.assert_close(near_root.double(), root, rtol=1e-4, atol=0)
@@ -44,8 +44,8 @@ def test_state_given_its_code_in_single_precision(p, r, matrix, hidden):
 @pytest.mark.parametrize(("p", "r"), [(0, -3), (3, 0), (0, 3), (-6, 0), (1, -2)])
 def test_state_given_a_code_that_mixes_it(p, r):
     scale, code_scale = torch.full((3,), 10.0**p), torch.full((2,), 10.0**r)
-    exact, a = law(scale, code_scale, "mixed", torch.float64)
-    found, b = law(scale, code_scale, "mixed", torch.float32)
+    exact, a = distribution(scale, code_scale, "mixed", torch.float64)
+    found, b = distribution(scale, code_scale, "mixed", torch.float32)
     (loc, root), (near, near_root) = exact.given_code(a), found.given_code(b)
     cov, near_cov = root @ root.mT, near_root.double() @ near_root.double().mT
     sd = cov.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -58,7 +58,7 @@ def test_state_given_a_code_that_mixes_it(p, r):
 def test_state_given_its_code_is_bayes_rule(double, matrix, hidden):
     """p(z) p(a | z) = p(a) p(z | a) at any z, and the gradients of all that goes in."""
     scale, code_scale = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([0.3, 0.7])
-    fn, a = law(scale, code_scale, matrix, torch.float64)
+    fn, a = distribution(scale, code_scale, matrix, torch.float64)
     z = torch.randn(3, 3)
     prior = torch.distributions.Normal(fn.loc, scale).log_prob(z).sum(-1)
     given = torch.distributions.MultivariateNormal(

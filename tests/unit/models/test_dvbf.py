@@ -73,8 +73,8 @@ def test_states_by_hand(control_dim):
         # The emission reads the state alone.
         before = model.memories.start((3, 4))
         after = {**before, "hz": torch.cat([states, torch.ones(3, 4, T, 1)], -1)}
-        law = model.emission(by_hand(model, w[1, i], u), None)
-        torch.testing.assert_close(model.emission_from(before, after).mean[1, i], law.mean)
+        distribution = model.emission(by_hand(model, w[1, i], u), None)
+        torch.testing.assert_close(model.emission_from(before, after).mean[1, i], distribution.mean)
     # The prior of the noise is standard normal, whatever the control.
     trace = log_probs_per_step(model, w[0], data.x, controls=data.controls)[0]
     torch.testing.assert_close(trace, normal(torch.zeros(W), torch.ones(W)).log_prob(w[0]))
@@ -184,7 +184,7 @@ def test_truncated_training(build):
 
 @double
 @torch.no_grad()
-def test_fused_law_is_the_product_of_two_gaussians():
+def test_fused_distribution_is_the_product_of_two_gaussians():
     model, guide = locally_linear(U)
     data = batch(U)
     inputs = model.check(*data[:3], data.controls)
@@ -238,8 +238,8 @@ def test_fusion_is_exact_where_the_posterior_is():
     guide.net = Reads(0.6)
     x = torch.randn(3, 1, X)
     log_w = log_weights(model, guide, Batch(x, torch.ones(3).long(), None, torch.zeros(3, 1, U)), 7)
-    law = model.initial(None).base_dist
-    evidence = normal(law.loc, (law.scale.square() + 0.36).sqrt()).log_prob(x[:, 0])
+    distribution = model.initial(None).base_dist
+    evidence = normal(distribution.loc, (distribution.scale.square() + 0.36).sqrt()).log_prob(x[:, 0])
     torch.testing.assert_close(log_w, evidence.expand(7, 3), atol=1e-8, rtol=0)
     guide.net = Reads(0.5)
     wrong = log_weights(model, guide, Batch(x, torch.ones(3).long(), None, torch.zeros(3, 1, U)), 7)
@@ -253,8 +253,8 @@ def test_fusion_is_exact_where_the_posterior_is():
     q = ((0.5 * model.log_noise).exp() + SCALE_FLOOR).square()
     truth = sum(
         torch.distributions.MultivariateNormal(
-            law.loc[i].expand(steps),
-            law.scale[i].square() + q[i] * (torch.minimum(t[:, None], t) - 1) + 0.36 * torch.eye(steps),
+            distribution.loc[i].expand(steps),
+            distribution.scale[i].square() + q[i] * (torch.minimum(t[:, None], t) - 1) + 0.36 * torch.eye(steps),
         ).log_prob(x[0, :, i])
         for i in range(X)
     )

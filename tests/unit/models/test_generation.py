@@ -111,7 +111,7 @@ def standardised(draws, mean, cov):
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("autoregressive", [False, True])
-def test_samples_have_the_joint_law(autoregressive):
+def test_samples_have_the_joint_distribution(autoregressive):
     model = LinearGaussian(autoregressive=autoregressive)
     x, z = model.sample(4000, 3, with_latents=True)
     mean, cov = (v.detach() for v in model.joint(3))
@@ -124,21 +124,21 @@ def test_samples_have_the_joint_law(autoregressive):
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("autoregressive", [False, True])
-def test_forecast_is_the_predictive_law(autoregressive):
+def test_forecast_is_the_predictive_distribution(autoregressive):
     """Mean, variance and all covariances of the next frames, each after its own sequence's end."""
     model = LinearGaussian(autoregressive=autoregressive)
     x = torch.randn(2, 4, 2)
     lengths = torch.tensor([4, 2])
     draws = model.forecast(ExactGuide(model), x, 3, 4000, lengths=lengths)
     for i, n in enumerate(lengths.tolist()):
-        mean, cov = (v.detach() for v in model.forecast_law(x[i, :n], 3))
+        mean, cov = (v.detach() for v in model.forecast_distribution(x[i, :n], 3))
         own = draws[:, i].flatten(1)
         for error in standardised(own, mean, cov):
             assert error.abs().max() < 4.5
         scale = cov.diagonal().sqrt()
         assert (torch.corrcoef(own.T) - cov / scale.outer(scale)).abs().max() < 4.5 / 4000**0.5
         # Negative control: the forecast of another length is a different one.
-        other, _ = model.forecast_law(x[i, : 6 - n], 3)
+        other, _ = model.forecast_distribution(x[i, : 6 - n], 3)
         assert standardised(own, other.detach(), cov)[0].abs().max() > 20
 
 
@@ -345,7 +345,7 @@ def test_many_paths_in_parts(at_once, teacher_forcing, monkeypatch):
 
 @pytest.mark.parametrize("num_samples", [1, 4])
 def test_reconstruction_by_an_emission_that_reads_no_latents(num_samples):
-    """Then its law has no dimension of paths."""
+    """Then its distribution has no dimension of paths."""
 
     class Blind(dssm.DSSM):
         def __init__(self):
@@ -385,7 +385,7 @@ def test_running_freely_without_edges_from_x(structure, emission):
 
 
 def freely_by_hand(model, guide, x, lengths, num_samples=3):
-    """Frame after frame, from the laws of all steps at once given the readings of the expected frames so far."""
+    """Frame by frame, from the distributions of all steps at once given the readings of the expected frames so far."""
     torch.manual_seed(1)
     with torch.no_grad():
         inputs = model.check(x, lengths)

@@ -51,7 +51,7 @@ def test_path_and_step_sites_agree(name, guide, initial):
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_moves(name, guide, initial):
-    """Also that there are none without effect: what a law of the start makes useless is a constant."""
+    """Also that there are none without effect: what a distribution of the start makes useless is a constant."""
     model, guide = build(name, guide, initial)
     testing.check_every_parameter_moves(model, guide, torch.randn(B, T, X), LENGTHS)
 
@@ -86,10 +86,10 @@ def test_state_dicts_keep_their_names(name):
 @pytest.mark.parametrize("initial", INITIALS)
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_generation_starts_from_the_law(name, initial):
+def test_generation_starts_from_the_distribution(name, initial):
     model, guide = build(name, "partial", initial)
-    law = model.initial_net
-    head = law if initial == "gaussian" else law.net[1].linear
+    distribution = model.initial_net
+    head = distribution if initial == "gaussian" else distribution.net[1].linear
     if initial == "gaussian":
         head.loc.fill_(7.0)
         head.raw_scale.fill_(-20.0)
@@ -126,7 +126,7 @@ def no_noise(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_chunks_add_up(name, guide, initial):
-    """Only the first chunk has a start: zeta once, and the law of z_1 once."""
+    """Only the first chunk has a start: zeta once, and the distribution of z_1 once."""
     model, guide = build(name, guide, initial)
     batch = Batch(torch.randn(B, T, X), LENGTHS, None, None)
     # Frames after the cut must not reach zeta, which reads the first five.
@@ -150,7 +150,7 @@ def test_truncated_training():
     assert history["valid"][-1] < history["valid"][0]
 
 
-# The laws.
+# The distributions.
 
 
 class AffineStart(nn.Module):
@@ -199,8 +199,10 @@ class LinearChain(dssm.DSSM):
                 a, b = slice(2 * t, 2 * t + 2), slice(2 * (t + k), 2 * (t + k) + 2)
                 full[a, b], full[b, a] = block, block.T
         C = torch.block_diag(*[self.C] * steps)
-        law = torch.distributions.MultivariateNormal(C @ torch.cat(means), C @ full @ C.T + 0.49 * torch.eye(2 * steps))
-        return law.log_prob(x.flatten())
+        distribution = torch.distributions.MultivariateNormal(
+            C @ torch.cat(means), C @ full @ C.T + 0.49 * torch.eye(2 * steps)
+        )
+        return distribution.log_prob(x.flatten())
 
 
 @pytest.mark.usefixtures("double")
@@ -225,7 +227,7 @@ def test_hierarchical_bound_by_importance_sampling(sites):
     assert error.max() < 0.1
     assert ((found - truth).abs() < 4 * error).all()
     assert (log_w.mean(0) < truth).all()
-    # Negative control: the law given zeta's mean is another.
+    # Negative control: the distribution given zeta's mean is another.
     model.initial_net.L.zero_()
     wrong = torch.stack([model.log_evidence(one) for one in x])
     assert ((found - wrong).abs() > 4 * error).any()
@@ -250,9 +252,9 @@ def test_zeta_is_inferred_from_the_first_frames():
 
 def test_laws():
     assert GaussianInitial(3)().base_dist.scale.tolist() == pytest.approx([1.0] * 3, abs=1e-3)
-    law = HierarchicalInitial(3, zeta_dim=2, hidden_dim=4)
-    assert law(torch.zeros(5, 2)).base_dist.loc.shape == (5, 3)
-    assert law.zeta_dim == 2
+    distribution = HierarchicalInitial(3, zeta_dim=2, hidden_dim=4)
+    assert distribution(torch.zeros(5, 2)).base_dist.loc.shape == (5, 3)
+    assert distribution.zeta_dim == 2
     with pytest.raises(ValueError, match="^zeta_dim: expected a positive integer"):
         HierarchicalInitial(3, zeta_dim=0)
     with pytest.raises(
@@ -263,8 +265,8 @@ def test_laws():
         dssm.DMM(X, Z, initial="normal")
 
 
-def test_own_law():
-    """A subclass may return any law; one of a wrong event shape is refused."""
+def test_own_distribution():
+    """A subclass may return any distribution; one of a wrong event shape is refused."""
 
     class Own(dssm.DMM):
         def initial(self, zeta):

@@ -154,8 +154,8 @@ def system(model, codes, controls, zeta=None, first=None):
     """The matrices of one sequence, by the definition of each model, step by step."""
     steps = len(codes)
     delayed = None if controls is None else torch.cat([torch.zeros(1, U), controls[:-1]])
-    law = model.initial_net(zeta).base_dist
-    start = first or (law.loc, law.scale.square().diag())
+    distribution = model.initial_net(zeta).base_dist
+    start = first or (distribution.loc, distribution.scale.square().diag())
     q, r = model.noise.diag(), model.code_noise.diag()
     if isinstance(model, LinearEKVAE):
         f = model.dynamics
@@ -310,8 +310,8 @@ def log_evidence(model, x, controls=None, shown=None):
         s = model.initial_net
         first = (s.l, s.L @ s.L.T + s.s.square().diag())
     else:
-        law = model.initial_net(None).base_dist
-        first = (law.loc, law.scale.square().diag())
+        distribution = model.initial_net(None).base_dist
+        first = (distribution.loc, distribution.scale.square().diag())
     zeta = torch.zeros(N) if model.zeta_dim else None
     mean, cov = dense(*system(model, torch.zeros(steps, D), controls, zeta, first))
     net, i = model.emission_net, steps * N
@@ -332,13 +332,13 @@ class MemorylessExact(LinearGuide):
 
     def step(self, past, context):
         net, model, inputs = self.model.emission_net, self.model, self.inputs
-        law = model.initial_net(None).base_dist
+        distribution = model.initial_net(None).base_dist
         loc = model.dynamics.b.expand(*context.shape[:-1], -1)
         loc = loc if inputs.controls is None else loc + inputs.controls @ model.dynamics.B.T
         first = torch.zeros_like(loc[..., :1])
         first[..., 0, :] = 1.0
-        loc = torch.where(first > 0, law.loc, loc)[..., :D]
-        variance = torch.where(first > 0, law.scale.square(), model.noise)[..., :D] + model.code_noise
+        loc = torch.where(first > 0, distribution.loc, loc)[..., :D]
+        variance = torch.where(first > 0, distribution.scale.square(), model.noise)[..., :D] + model.code_noise
         w = net.W.diagonal()
         gain = variance * w / (w.square() * variance + net.scale**2)
         return normal(loc + gain * (context - net.c - w * loc), (variance * (1 - gain * w)).sqrt())
@@ -386,7 +386,7 @@ def test_importance_weighted_bound_reaches_the_evidence(kind, initial):
     torch.manual_seed(1)
     model, guide = linear(kind, initial=initial, control_dim=U, scale=0.3)
     if guide.zeta_net is not None:
-        # A law that covers the prior.
+        # A distribution that covers the prior.
         guide.zeta_net[1].linear.weight.zero_()
         guide.zeta_net[1].linear.bias.copy_(torch.cat([torch.zeros(N), torch.full((N,), 0.8)]))
     x = model.sample(3, 4, controls=torch.zeros(3, 4, U))
@@ -439,11 +439,11 @@ def by_integration(model, x):
     """log p(x) of one sequence, shape (T,), by sums over fine grids of states and codes."""
     grid = torch.linspace(-8, 8, 1601)
     step = float(grid[1] - grid[0])
-    law, net = model.initial_net(None).base_dist, model.emission_net
+    distribution, net = model.initial_net(None).base_dist, model.emission_net
     seen = gaussian_log_prob(grid.view(1, -1, 1), grid.view(-1, 1, 1), model.code_noise.sqrt()).exp() * step
     moves = model.dynamics(grid.view(-1, 1), None).view(-1, 1, 1)
     moves = gaussian_log_prob(grid.view(1, -1, 1), moves, model.noise.sqrt()).exp() * step
-    belief = gaussian_log_prob(grid.view(-1, 1), law.loc, law.scale).exp() * step
+    belief = gaussian_log_prob(grid.view(-1, 1), distribution.loc, distribution.scale).exp() * step
     total = torch.zeros(())
     for t, x_t in enumerate(x):
         belief = belief if t == 0 else belief @ moves
@@ -498,7 +498,7 @@ def test_collapsed_bound_is_never_evaluated():
     assert (weights[0] - weights[1]).abs().min() > 1e-6
 
 
-# The law of the guide.
+# The distribution of the guide.
 
 
 @st.composite
@@ -590,8 +590,8 @@ def test_collapsed_program_draws_hidden_codes_from_the_model(kind):
     guide.codes.bias[:D] += 3.0
     mask = torch.zeros(1, 2, dtype=torch.bool)
     codes = guide(torch.zeros(1, 2, X).expand(4000, 1, 2, X), mask=mask)[:, 0, 0]
-    law, h = model.initial(None), model.matrix(None)
-    mean, cov = h @ law.loc, h @ law.scale.square().diag() @ h.T + model.code_noise.diag()
+    distribution, h = model.initial(None), model.matrix(None)
+    mean, cov = h @ distribution.loc, h @ distribution.scale.square().diag() @ h.T + model.code_noise.diag()
     assert ((codes.mean(0) - mean).abs() < 4 * (cov.diagonal() / 4000).sqrt()).all()
     assert ((codes.var(0) / cov.diagonal() - 1).abs() < 4 * (2 / 4000) ** 0.5).all()
 
@@ -681,7 +681,7 @@ def test_step_sites_are_path_sites(name, kind, initial):
 @double
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
-def test_step_sites_draw_from_the_same_law(name, kind):
+def test_step_sites_draw_from_the_same_distribution(name, kind):
     """Losses of both forms agree within their standard errors."""
     model, guide = build(name, kind, control_dim=U)
     batch = data(model, control=True, padded=True, masked=kind == "filtering")
@@ -695,7 +695,7 @@ def test_step_sites_draw_from_the_same_law(name, kind):
     assert (draws[0].mean() - draws[1].mean()).abs() < 4 * error
 
 
-# The law of state and code.
+# The distribution of state and code.
 
 
 @double
@@ -703,7 +703,7 @@ def test_step_sites_draw_from_the_same_law(name, kind):
 def test_coded_state_is_a_gaussian(matrix):
     loc, scale, code_scale = torch.randn(5, N), torch.rand(N) + 0.5, torch.rand(D) + 0.5
     h = torch.randn(5, D, N) if matrix else None
-    law = CodedState(loc, scale, code_scale, h)
+    distribution = CodedState(loc, scale, code_scale, h)
     full = torch.eye(D, N).expand(5, -1, -1) if h is None else h
     mean = torch.cat([loc, (full @ loc.unsqueeze(-1)).squeeze(-1)], -1)
     top = torch.cat([torch.eye(N).expand(5, -1, -1), torch.zeros(5, N, D)], -1)
@@ -711,31 +711,31 @@ def test_coded_state_is_a_gaussian(matrix):
     cov = root @ torch.cat([scale, code_scale]).square().diag() @ root.mT
     joint = torch.distributions.MultivariateNormal(mean, cov)
     value = torch.randn(7, 5, N + D)
-    torch.testing.assert_close(law.log_prob(value), joint.log_prob(value), atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(law.mean, mean)
-    torch.testing.assert_close(law.expand((7, 5)).log_prob(value), joint.log_prob(value), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(distribution.log_prob(value), joint.log_prob(value), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(distribution.mean, mean)
+    torch.testing.assert_close(distribution.expand((7, 5)).log_prob(value), joint.log_prob(value), atol=1e-9, rtol=1e-9)
     z, a = value.split([N, D], -1)
     # p(z|a) p(a) = p(z) p(a|z); a hidden code leaves p(z).
-    given_code, of_code = law.given_code(a), law.code_marginal()
+    given_code, of_code = distribution.given_code(a), distribution.code_marginal()
     parts = [torch.distributions.MultivariateNormal(m, scale_tril=r) for m, r in (given_code, of_code)]
     torch.testing.assert_close(parts[0].log_prob(z) + parts[1].log_prob(a), joint.log_prob(value), atol=1e-9, rtol=1e-9)
-    hidden = law.given_code(a, torch.ones(7, 5, dtype=torch.bool))
+    hidden = distribution.given_code(a, torch.ones(7, 5, dtype=torch.bool))
     torch.testing.assert_close(hidden[0], loc.expand(7, 5, N))
     torch.testing.assert_close(hidden[1] @ hidden[1].mT, scale.square().diag().expand_as(hidden[1]))
-    draws = law.sample((20_000,))
+    draws = distribution.sample((20_000,))
     error = (cov.diagonal(dim1=-2, dim2=-1) / 20_000).sqrt()
     assert ((draws.mean(0) - mean).abs() < 4.5 * error).all()
 
 
 def test_sampled_hides_what_it_is():
     fn = normal(torch.zeros(3, 2), torch.ones(3, 2))
-    law = Sampled(fn)
-    assert law.expand((4, 3)).rsample((2,)).shape == (2, 4, 3, 2)
-    assert law.support.check(torch.zeros(2))
+    distribution = Sampled(fn)
+    assert distribution.expand((4, 3)).rsample((2,)).shape == (2, 4, 3, 2)
+    assert distribution.support.check(torch.zeros(2))
     value = torch.randn(3, 2)
-    assert torch.equal(law.log_prob(value), fn.log_prob(value))
+    assert torch.equal(distribution.log_prob(value), fn.log_prob(value))
     with pytest.raises(NotImplementedError):
-        torch.distributions.kl_divergence(law, fn)
+        torch.distributions.kl_divergence(distribution, fn)
 
 
 # Missing frames, generation.
@@ -744,7 +744,7 @@ def test_sampled_hides_what_it_is():
 @double
 @pytest.mark.parametrize("control", [False, True])
 @torch.no_grad()
-def test_hidden_frames_have_their_conditional_law(control):
+def test_hidden_frames_have_their_conditional_distribution(control):
     """Frames without noise tell the codes exactly, so that the guide's posterior is that of the linear model."""
     model = LinearEKVAE(scale=1e-4, control_dim=U * control)
     guide = LinearGuide(model)
@@ -752,9 +752,11 @@ def test_hidden_frames_have_their_conditional_law(control):
     controls = torch.randn(1, steps, U) if control else None
     x = model.sample(1, steps, controls=controls)
     mask = torch.tensor([[True, False, True, False, False]])
-    law = model.initial_net(None).base_dist
+    distribution = model.initial_net(None).base_dist
     own = None if controls is None else controls[0]
-    mean, cov = dense(*system(model, torch.zeros(steps, D), own, None, (law.loc, law.scale.square().diag())))
+    mean, cov = dense(
+        *system(model, torch.zeros(steps, D), own, None, (distribution.loc, distribution.scale.square().diag()))
+    )
     net, i = model.emission_net, steps * N
     W = torch.block_diag(*[net.W] * steps)
     mean, cov = W @ mean[i:] + net.c.repeat(steps), W @ cov[i:, i:] @ W.T + 1e-8 * torch.eye(steps * D)
@@ -769,7 +771,7 @@ def test_hidden_frames_have_their_conditional_law(control):
     found = model.reconstruct(guide, hidden, mask=mask, controls=controls, num_samples=n)[0].flatten()
     assert ((found[~o] - expected).abs() < 4 * (variance / n).sqrt()).all()
     torch.testing.assert_close(found[o], x.flatten()[o], atol=1e-3, rtol=0)
-    # Negative control: a guide that does not look ahead misses the law of the frame inside the gap.
+    # Negative control: a guide that does not look ahead misses the distribution of the frame inside the gap.
     causal = model.reconstruct(
         LinearGuide(model, kind="filtering"), hidden, mask=mask, controls=controls, num_samples=n
     )
@@ -780,16 +782,18 @@ def test_hidden_frames_have_their_conditional_law(control):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_forecast_of_a_linear_model(kind):
-    """Noise-free: the means of the frames are those of the dense law, started from the filter."""
+    """Noise-free: the means of the frames are those of the dense distribution, started from the filter."""
     model = LinearEKVAE(scale=1e-4, control_dim=U)
     guide = LinearGuide(model, kind=kind)
     steps, horizon, n = 4, 3, 4000
     controls = torch.randn(1, steps + horizon, U)
     x = model.sample(1, steps, controls=controls[:, :steps])
-    law = model.initial_net(None).base_dist
+    distribution = model.initial_net(None).base_dist
     everything = steps + horizon
     mean, cov = dense(
-        *system(model, torch.zeros(everything, D), controls[0], None, (law.loc, law.scale.square().diag()))
+        *system(
+            model, torch.zeros(everything, D), controls[0], None, (distribution.loc, distribution.scale.square().diag())
+        )
     )
     net, i = model.emission_net, everything * N
     W = torch.block_diag(*[net.W] * everything)
@@ -895,7 +899,7 @@ def codes_at_their_means(monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_collapsed_chunks_add_up(name):
-    """The filter hands its law on, so that nothing is lost at a cut."""
+    """The filter hands its distribution on, so that nothing is lost at a cut."""
     model, guide = build(name, bound="collapsed", control_dim=U)
     batch = data(model, control=True, padded=True)
     whole = Trace_ELBO().loss(model, guide, *batch.args, **batch.kwargs)
@@ -1081,7 +1085,7 @@ def test_svi_learns():
         ({"noise": math.nan}, "noise: expected a variance"),
         ({"bound": "tight"}, "bound: expected 'joint' or 'collapsed'"),
         ({"initial": "transition"}, "initial: expected 'gaussian', 'hierarchical'"),
-        ({"dynamics": "linear"}, "dynamics: expected 'locally-linear' or 'network'"),
+        ({"dynamics": "linear"}, "dynamics: expected 'locally-linear', 'network', a Dynamics"),
         ({"dynamics_options": {"width": 3}}, "dynamics_options: 'locally-linear' does not take"),
         ({"dynamics_options": {"num_matrices": 0}}, "num_matrices: expected a positive integer"),
         ({"dynamics_options": 3}, "dynamics_options: expected a dictionary"),

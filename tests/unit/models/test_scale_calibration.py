@@ -126,7 +126,7 @@ def test_a_model_trained_with_a_wrong_scale_is_calibrated(name, scale):
 
 
 def test_the_score_has_its_minimum_at_the_noise():
-    """Draws and truth of one law, seen by a noise of 1: the factor is 1, whatever the spread of the means."""
+    """Draws and truth of one distribution, seen by a noise of 1: the factor is 1, whatever the spread of the means."""
     torch.manual_seed(0)
     spread = torch.tensor([0.0, 0.3, 1.0, 3.0])
     means, truth = spread * torch.randn(40, 4000, 4), spread * torch.randn(4000, 4) + torch.randn(4000, 4)

@@ -146,9 +146,9 @@ SETTINGS = [{}, {"image_shape": IMAGE}, {"image_shape": list(IMAGE), "channels":
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_gaussian_images(options, scale, double):
     emission = GaussianEmission(4, D, (6,), scale=scale, **options)
-    law = emission(torch.randn(2, 3, 4))
-    assert (law.batch_shape, law.event_shape) == ((2, 3), (D,))
-    assert (law.base_dist.scale == 0.3).all() if scale else law.base_dist.scale.std() > 0
+    distribution = emission(torch.randn(2, 3, 4))
+    assert (distribution.batch_shape, distribution.event_shape) == ((2, 3), (D,))
+    assert (distribution.base_dist.scale == 0.3).all() if scale else distribution.base_dist.scale.std() > 0
     emission(torch.randn(32, 4)).log_prob(torch.randn(D)).sum().backward()
     assert all(p.grad.any() for p in emission.parameters())
 
@@ -159,7 +159,7 @@ EMISSIONS = [("bernoulli", {}), ("bernoulli", {"grey": True}), ("gaussian", {}),
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 @pytest.mark.parametrize(("name", "more"), EMISSIONS)
 def test_they_start_at_the_mean_frame(name, more, options):
-    """With no weight on the features, the mean of the law is the mean frame."""
+    """With no weight on the features, the mean of the distribution is the mean frame."""
     emission = dssm.emissions.EMISSIONS[name](4, D, (6,), **options, **more)
     mean = torch.linspace(0.1, 0.9, D)
     features = torch.randn(3, 4)
@@ -191,29 +191,31 @@ def test_grey_values_are_scored_by_the_cross_entropy(options, double):
     features, x = torch.randn(5, 4), torch.rand(5, D)
     logits = emission.logits(features)
     by_hand = -binary_cross_entropy_with_logits(logits, x, reduction="none")
-    law = emission(features)
-    torch.testing.assert_close(law.log_prob(x), by_hand.sum(-1), rtol=0, atol=1e-12)
-    # On zeros and ones it is the Bernoulli law.
+    distribution = emission(features)
+    torch.testing.assert_close(distribution.log_prob(x), by_hand.sum(-1), rtol=0, atol=1e-12)
+    # On zeros and ones it is the Bernoulli distribution.
     same = BernoulliEmission(4, D, (6,), **options)
     same.load_state_dict(emission.state_dict())
     binary = (x > 0.5).double()
-    torch.testing.assert_close(law.log_prob(binary), same(features).log_prob(binary), rtol=0, atol=1e-12)
+    torch.testing.assert_close(distribution.log_prob(binary), same(features).log_prob(binary), rtol=0, atol=1e-12)
     # No score is better than that of the grey values themselves, which is what a draw returns.
     best = GreyBernoulli(probs=x, validate_args=False).to_event(1)
     assert torch.equal(best.sample(), x)
-    assert (law.log_prob(x) < best.log_prob(x)).all()
+    assert (distribution.log_prob(x) < best.log_prob(x)).all()
     observed = torch.rand(5, D) > 0.5
-    torch.testing.assert_close(hide(law, observed).log_prob(x), (by_hand * observed).sum(-1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        hide(distribution, observed).log_prob(x), (by_hand * observed).sum(-1), rtol=0, atol=1e-12
+    )
 
 
 def test_draws_of_grey_values_are_their_means():
-    law = BernoulliEmission(4, D, grey=True)(torch.randn(3, 4))
-    wide = law.expand(torch.Size((2, 3)))
-    assert torch.equal(wide.sample((5,)), law.mean.expand(5, 2, 3, D))
+    distribution = BernoulliEmission(4, D, grey=True)(torch.randn(3, 4))
+    wide = distribution.expand(torch.Size((2, 3)))
+    assert torch.equal(wide.sample((5,)), distribution.mean.expand(5, 2, 3, D))
     assert not wide.sample().requires_grad
     assert type(wide.base_dist) is GreyBernoulli
     # Negative control: draws of zeros and ones are something else.
-    assert not torch.equal(BernoulliEmission(4, D)(torch.randn(3, 4)).sample(), law.mean)
+    assert not torch.equal(BernoulliEmission(4, D)(torch.randn(3, 4)).sample(), distribution.mean)
 
 
 def test_grey_values_must_be_asked_for():

@@ -170,9 +170,9 @@ def test_mlp():
 def test_normal_head():
     head, features = NormalHead(4, 2), torch.randn(3, 4)
     loc, raw = head.linear(features).chunk(2, -1)
-    law = head(features)
-    assert torch.equal(law.base_dist.loc, loc)
-    torch.testing.assert_close(law.base_dist.scale, softplus(raw) + 1e-4)
+    distribution = head(features)
+    assert torch.equal(distribution.base_dist.loc, loc)
+    torch.testing.assert_close(distribution.base_dist.scale, softplus(raw) + 1e-4)
     assert (head(torch.full((1, 4), -1e6)).base_dist.scale >= 1e-4).all()
 
 
@@ -183,9 +183,9 @@ def test_gated_transition_by_hand():
     f = torch.randn(3, 5)
     a, b = net.hidden(f).chunk(2, -1)
     gate, proposal = torch.sigmoid(net.gate(a)), net.proposal(b)
-    law = net(f).base_dist
-    torch.testing.assert_close(law.loc, (1 - gate) * f[:, :2] + gate * proposal)
-    torch.testing.assert_close(law.scale, softplus(net.scale(torch.relu(proposal))) + 1e-4)
+    distribution = net(f).base_dist
+    torch.testing.assert_close(distribution.loc, (1 - gate) * f[:, :2] + gate * proposal)
+    torch.testing.assert_close(distribution.scale, softplus(net.scale(torch.relu(proposal))) + 1e-4)
     # Where the carried state has another size, the linear path starts like any linear layer.
     assert GatedTransition(5, 4, 2, 8).carry.weight.shape == (2, 4)
 
@@ -195,9 +195,9 @@ def test_combiner_by_hand():
     past, context = torch.randn(4, 2), torch.randn(4, 5)
     hidden = 0.5 * (torch.tanh(combiner.past(past)) + torch.tanh(combiner.context(context)))
     loc, raw = combiner.head.linear(hidden).chunk(2, -1)
-    law = combiner(past, combiner.project(context)).base_dist
-    torch.testing.assert_close(law.loc, loc)
-    torch.testing.assert_close(law.scale, softplus(raw) + 1e-4)
+    distribution = combiner(past, combiner.project(context)).base_dist
+    torch.testing.assert_close(distribution.loc, loc)
+    torch.testing.assert_close(distribution.scale, softplus(raw) + 1e-4)
 
 
 def test_gated_combiner_by_hand():
@@ -212,7 +212,7 @@ def test_gated_combiner_by_hand():
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("past_dim", [0, 2])
 def test_combiner_with_direct_features_by_hand(past_dim, gated):
-    """They act on the law itself, and so linearly: no tanh, and no gate of what they do to the scale."""
+    """They act on the distribution itself, and so linearly: no tanh, and no gate of what they do to the scale."""
     combiner = Combiner(past_dim, 5, 3, 8, direct_dim=4, gated=gated)
     past, context = torch.randn(6, past_dim) if past_dim else None, torch.randn(6, 9)
     hidden = torch.tanh(combiner.context(context[:, :5]))
@@ -221,9 +221,9 @@ def test_combiner_with_direct_features_by_hand(past_dim, gated):
     loc, raw = (combiner.head.linear(hidden) + combiner.direct(context[:, 5:])).chunk(2, -1)
     if gated and past is not None:
         loc = torch.lerp(combiner.carry(past), loc, torch.sigmoid(combiner.gate(hidden)))
-    law = combiner(past, combiner.project(context)).base_dist
-    torch.testing.assert_close(law.loc, loc)
-    torch.testing.assert_close(law.scale, softplus(raw) + 1e-4)
+    distribution = combiner(past, combiner.project(context)).base_dist
+    torch.testing.assert_close(distribution.loc, loc)
+    torch.testing.assert_close(distribution.scale, softplus(raw) + 1e-4)
     assert combiner.direct.bias is None
     assert Combiner(past_dim, 5, 3, 8).direct is None
 
@@ -232,8 +232,8 @@ def test_combiner_without_past():
     combiner = Combiner(0, 5, 3, 8, gated=True)
     assert combiner.past is None
     assert combiner.gate is None
-    law = combiner(None, combiner.project(torch.randn(4, 5)))
-    assert (law.batch_shape, law.event_shape) == ((4,), (3,))
+    distribution = combiner(None, combiner.project(torch.randn(4, 5)))
+    assert (distribution.batch_shape, distribution.event_shape) == ((4,), (3,))
 
 
 # Programs.

@@ -37,7 +37,7 @@ def linear(scale, *, autoregressive=False, seed=3):
     return model
 
 
-def law(model, x, mask):
+def distribution(model, x, mask):
     """Mean and standard deviation of the hidden entries of one sequence, by the joint Gaussian."""
     steps = len(x)
     seen = (mask if mask.dim() == 2 else mask.unsqueeze(-1).expand(x.shape)).flatten()
@@ -60,7 +60,7 @@ def impute(model, guide, x, mask, **options):
     return model.impute(guide, x.unsqueeze(0), mask=mask.unsqueeze(0), num_samples=S, **options)[:, 0].flatten(1)
 
 
-# The law of what is hidden.
+# The distribution of what is hidden.
 
 
 @pytest.mark.sample(8)
@@ -68,11 +68,11 @@ def impute(model, guide, x, mask, **options):
 @pytest.mark.parametrize(
     ("autoregressive", "name", "scale"), list(itertools.product((False, True), MASKS, (1.0, 0.1, 0.03)))
 )
-def test_draws_have_the_conditional_law(autoregressive, name, scale):
+def test_draws_have_the_conditional_distribution(autoregressive, name, scale):
     """At the defaults, by a guide that is too wide and off by half a standard deviation of the emission."""
     model, mask = linear(scale, autoregressive=autoregressive), MASKS[name]
     x = model.sample(1, T)[0]
-    hidden, mean, sd = law(model, x, mask)
+    hidden, mean, sd = distribution(model, x, mask)
     # What follows the last observed frame is a forecast from the guide's own posterior.
     off = {} if "end" in name else {"wide": 1.4, "shift": 0.5 * scale}
     draws = impute(model, StepGuide(model, **off), x.masked_fill(~mask.view(T, -1), math.nan), mask)
@@ -89,7 +89,7 @@ def test_draws_have_the_conditional_law(autoregressive, name, scale):
 def test_a_guide_that_only_draws_alternates_with_filters_through_the_gaps(name, scale):
     model, mask = linear(scale), MASKS[name]
     x = model.sample(1, T)[0]
-    hidden, mean, sd = law(model, x, mask)
+    hidden, mean, sd = distribution(model, x, mask)
     check(impute(model, DrawsOnly(model), x, mask)[:, hidden], mean, sd)
 
 
@@ -114,20 +114,20 @@ def test_an_untrained_guide_is_corrected(guide, reads_mask):
     mask[0, 2:6] = mask[1, 3:5] = mask[2, :2] = mask[2, 7:] = False
     draws = model.impute(guide(model, rnn_dim=4, hidden_dim=4, reads_mask=reads_mask), x, lengths, mask, num_samples=S)
     for i, n in enumerate(lengths.tolist()):
-        hidden, mean, sd = law(model, x[i, :n], mask[i, :n])
+        hidden, mean, sd = distribution(model, x[i, :n], mask[i, :n])
         # The last two frames of the last sequence are a forecast from the guide's posterior corrected in the gap only.
         check(draws[:, i, :n].flatten(1)[:, hidden], mean, sd, bias=0.3)
         assert draws[:, i, n:].abs().max() == 0 if n < T else True
 
 
 @pytest.mark.usefixtures("double")
-def test_the_future_after_a_gap_has_its_law():
+def test_the_future_after_a_gap_has_its_distribution():
     """And so have the states, hence the forecast, and the expected frames."""
     model, mask = linear(0.1), MASKS["inside"]
     x = model.sample(1, T)
     longer = torch.cat([x, torch.zeros(1, 2, D)], 1)
     shown = torch.cat([mask, torch.zeros(2, dtype=torch.bool)])
-    hidden, mean, sd = law(model, longer[0], shown)
+    hidden, mean, sd = distribution(model, longer[0], shown)
     ahead = model.forecast(StepGuide(model, wide=1.3), x, 2, S, mask=mask[None])
     check(ahead[:, 0].flatten(1), mean[-2 * D :], sd[-2 * D :])
     found = model.reconstruct(StepGuide(model, wide=1.3), longer, mask=shown[None], num_samples=S)
@@ -137,7 +137,7 @@ def test_the_future_after_a_gap_has_its_law():
 @pytest.mark.sample(8)
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("structure", dssm.Structure.all(chain=False)[::3], ids=str)
-def test_every_structure_has_the_law_of_its_own_samples(structure):
+def test_every_structure_has_the_distribution_of_its_own_samples(structure):
     """Data drawn from the model lie among their imputations: of 120 gaps, each rank is as likely as any other."""
     torch.manual_seed(1)
     model = dssm.DSSM(structure, 1, 2, rnn_dim=3, mlp_dims=(4,), emission="gaussian", emission_options={"scale": 0.3})
