@@ -39,6 +39,7 @@ TAXONOMY = {
     "residual": YES,
     "gated": YES,
     "reads_mask": YES,
+    "encoder": YES,
 }
 # Models of one guide each. Of the emissions one that is read as it is and one that is not.
 DYNAMICS = {
@@ -79,6 +80,8 @@ OF_TAXONOMY = Rules(
     rule("shared", "x_from_z")(lambda shared, edge: not shared or edge == "full"),
     rule("shared", "x_from_x")(lambda shared, edge: not shared or edge == "full"),
     rule("residual", "emission")(lambda residual, emission: not residual or emission in POWER),
+    # Full alignment may read all frames through the model, which leaves nothing to encode.
+    rule("encoder", "guide")(lambda encoder, guide: not encoder or guide != "full"),
     # The last frame is at the end of what the emission reads.
     rule("residual", "x_from_x", "skip")(
         lambda residual, edge, skip: not residual or edge == "markov" or (edge == "full" and skip)
@@ -174,6 +177,7 @@ def taxonomy(row):
         skip=row["guide_skip"],
         gated=row["gated"],
         reads_mask=row["reads_mask"],
+        encoder_dims=(5,) if row["encoder"] else (),
     )
     return model, guide
 
@@ -221,6 +225,7 @@ WORDS = {
     ("guide_skip", True): "frame",
     ("controls", True): "u",
     ("reads_mask", True): "reads-mask",
+    ("encoder", True): "encoded",
     ("square_root", True): "roots",
 }
 
