@@ -64,39 +64,8 @@ class TestFlow(PairContract):
         return model, dssm.FlowGuide(Smoother(model), 2, 16, conditional=True)
 
 
-class TestNoLatents(PairContract):
-    def pair(self):
-        model = dssm.RNN(D, rnn_dim=5, mlp_dims=(8,))
-        return model, dssm.NoLatents(model)
-
-
-class TestPower(PairContract):
-    """Power spectra whose levels start from the last frame, and a guide that is offered the frame itself."""
-
-    def pair(self):
-        options = {"emission": "gamma", "emission_options": {"residual": True}, "skip": True, "rnn_dim": (3, 6)}
-        model = dssm.ArSSM(D, Z, mlp_dims=(8,), **options)
-        model.emission_net.init_bias(torch.tensor([0.2, 1.0, 5.0]))
-        return model, dssm.FullAlignment(model, rnn_dim=5, hidden_dim=6, skip=True)
-
-    def batch(self, model):
-        batch = random_batch(model)
-        return batch._replace(x=batch.x.exp())
-
-
-class TestMeanField(PairContract):
-    def pair(self):
-        model = dssm.DMM(D, Z, mlp_dims=(16,), emission="gaussian")
-        return model, dssm.MeanField(model, rnn_dim=5, hidden_dim=6)
-
-
-BY_DEFAULT = ("DMM", "SRNN", "VRNN", "SVGLP", "RNN")
-
-
-@pytest.mark.sample(6)
-@pytest.mark.parametrize(
-    "name", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in dssm.ZOO]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", dssm.ZOO)
 def test_zoo(name):
     """Every named model, in single precision as users have it."""
     cls = dssm.ZOO[name]

@@ -24,7 +24,7 @@ STRUCTURES = dssm.Structure.all(chain=False)
 GUIDES = (*dssm.GUIDES, "flow", "conditional flow")
 POWER = ("itakura-saito", "gamma", "log-normal", "power-gaussian")
 FILLS = st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -7.5])
-bounded = settings(max_examples=50, derandomize=True, deadline=None)
+bounded = settings(max_examples=12, derandomize=True, deadline=None)
 
 
 @st.composite

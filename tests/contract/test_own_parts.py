@@ -1,11 +1,13 @@
 """Parts of one's own go everywhere that the library's go: one contract for emissions, starts, memories, dynamics."""
 
 import functools
+import itertools
 import math
 
 import pyro.distributions as dist
 import pytest
 import torch
+from covering import covering
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import nn
 from torch.distributions import constraints
@@ -206,11 +208,19 @@ MASKS = {
 }
 
 
-@pytest.mark.sample(4)
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("flow", [False, True])
-@pytest.mark.parametrize("emission", EMISSIONS)
-@pytest.mark.parametrize("structure", STRUCTURES)
+def pairwise(**factors):
+    """Any two values meet in the default run; all combinations are slow."""
+    fast = [tuple(row.values()) for row in covering(factors)]
+    return pytest.mark.parametrize(
+        tuple(factors),
+        [
+            row if row in fast else pytest.param(*row, marks=pytest.mark.slow)
+            for row in itertools.product(*factors.values())
+        ],
+    )
+
+
+@pairwise(structure=STRUCTURES, emission=tuple(EMISSIONS), flow=(False, True), mask=tuple(MASKS))
 def test_the_kit_passes(structure, emission, flow, mask):
     model, guide = pair(structure, emission, flow)
     batch = random_batch(model)
@@ -219,10 +229,7 @@ def test_the_kit_passes(structure, emission, flow, mask):
     check_pair(model, guide, *batch[:2], MASKS[mask](batch.x), controls=batch.controls)
 
 
-@pytest.mark.parametrize("form", ["path", "step"])
-@pytest.mark.parametrize("mask", ["frames", "entries"])
-@pytest.mark.parametrize("emission", ["class", "dependent"])
-@pytest.mark.parametrize("structure", ["DMM", "VRNN"])
+@pairwise(structure=("DMM", "VRNN"), emission=("class", "dependent"), mask=("frames", "entries"), form=("path", "step"))
 def test_training_measuring_and_generating(structure, emission, mask, form, tmp_path):
     model, guide = pair(structure, emission, flow=structure == "DMM", sites=form)
     x, u = frames(model), torch.randn(6, 5, U)

@@ -1,4 +1,7 @@
-"""One site per step and one site per path are the same program: equal losses, equal gradients (1e-8, float64)."""
+"""One site per step and one site per path are the same program: equal losses, equal gradients (1e-8, float64).
+
+The table of `tests/pairs.py` says so of every pair of options; all combinations of a few of them are slow.
+"""
 
 import pytest
 import torch
@@ -6,7 +9,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_dssm as dssm
 from pyro_dssm.nn.layers import normal
-from pyro_dssm.testing import check_draws_have_their_density, check_sites_agree
+from pyro_dssm.testing import check_sites_agree
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -49,7 +52,7 @@ def entry_mask():
     return torch.rand(B, T, D) > 0.3
 
 
-@pytest.mark.sample(8)
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["partial", "full"])
 @pytest.mark.parametrize("structure", dssm.Structure.all(), ids=name)
 def test_all_structures(structure, guide):
@@ -59,7 +62,7 @@ def test_all_structures(structure, guide):
     check_sites_agree(model, guide, *batch(), entry_mask(), elbos=(elbo,))
 
 
-@pytest.mark.sample(7)
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", dssm.GUIDES)
 @pytest.mark.parametrize("index", range(3))
 def test_all_guides(guide, index):
@@ -73,7 +76,7 @@ def test_all_guides(guide, index):
 SHARED = [s for s in STRUCTURES if s.x_from_z is s.x_from_x is dssm.Order.FULL]
 
 
-@pytest.mark.sample(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", SHARED, ids=name)
 def test_shared_rnn(structure):
     index = SHARED.index(structure)
@@ -87,25 +90,6 @@ def test_shared_rnn(structure):
     check_sites_agree(model, guide, *batch(), frame_mask(), controls=controls, elbos=elbos)
 
 
-@pytest.mark.sample(6)
-@pytest.mark.parametrize("conditional", [False, True])
-@pytest.mark.parametrize("guide", ["partial", "full", "mean-field"])
-def test_flows(guide, conditional):
-    model, guide = make(dssm.Structure.named("SRNN"), guide, flow=conditional)
-    # A flow has no analytic divergence, so both losses sample it. Around a guide without memory it draws its noise in
-    # another order than step sites do: there only the densities at a given path are compared.
-    check_sites_agree(model, guide, *batch(), frame_mask())
-    check_draws_have_their_density(guide, *batch())
-
-
-@pytest.mark.sample(6)
-@pytest.mark.parametrize("emission", ["bernoulli", "autoregressive"])
-@pytest.mark.parametrize("mask", [frame_mask, entry_mask, lambda: None], ids=["frames", "entries", "none"])
-def test_binary_emissions(emission, mask):
-    model, guide = make(FULL, "full", emission=emission)
-    check_sites_agree(model, guide, *batch(binary=True), mask())
-
-
 LAST_FRAME = [
     ("AR-HMM", {}),
     ("ArSSM", {"skip": True, "rnn": "lstm"}),
@@ -114,7 +98,7 @@ LAST_FRAME = [
 ]
 
 
-@pytest.mark.sample(8)
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [frame_mask, entry_mask, lambda: None], ids=["frames", "entries", "none"])
 @pytest.mark.parametrize("emission", ["itakura-saito", "gamma", "log-normal", "power-gaussian"])
 @pytest.mark.parametrize(
@@ -128,7 +112,7 @@ def test_power_emissions(structure, options, emission, mask):
     check_sites_agree(model, guide, x.exp(), lengths, mask())
 
 
-@pytest.mark.sample(8)
+@pytest.mark.slow
 @pytest.mark.parametrize("control_dim", [0, 2])
 @pytest.mark.parametrize("flow", [None, False, True], ids=["gaussian", "flow", "conditional"])
 @pytest.mark.parametrize("guide", dssm.GUIDES)
@@ -146,7 +130,7 @@ def test_two_sizes_of_rnn_states(structure, shared):
     check_sites_agree(model, guide, *batch(), frame_mask())
 
 
-@pytest.mark.sample(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", dssm.ZOO.values(), ids=lambda cls: cls.__name__)
 def test_zoo(cls):
     options = {"rnn_dim": 5, "mlp_dims": (6,), "emission": "gaussian"}

@@ -40,17 +40,17 @@ def frames():
     return torch.randn(B, T, D)
 
 
-# Everything moves.
+# Everything moves, as `test_pairs` says of the table; all structures and guides are slow.
 
 
-@pytest.mark.sample(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["partial", "full"])
 @pytest.mark.parametrize("structure", dssm.Structure.all(), ids=name)
 def test_every_parameter_moves(structure, guide):
     check_every_parameter_moves(*make(structure, guide), frames(), LENGTHS)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("flow", [None, False, True], ids=["gaussian", "flow", "conditional"])
 @pytest.mark.parametrize("guide", dssm.GUIDES)
@@ -61,6 +61,7 @@ def test_every_guide_moves(guide, flow, form):
         check_every_parameter_moves(*make(structure, guide, flow=flow, sites=form), frames(), LENGTHS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("structure", STRUCTURES[2::9], ids=name)
 def test_options_move(structure, form):

@@ -178,7 +178,7 @@ def test_a_path_in_flow_form_sharpens():
     assert z.pow(3).mean(0).abs().max() > 5 * (6 / 5000) ** 0.5
 
 
-@pytest.mark.sample(6)
+@pytest.mark.slow
 @CONDITIONAL
 def test_everything_holds_for_flows(conditional):
     model, flow = make(4, conditional=conditional, structure="VRNN")

@@ -266,27 +266,7 @@ def test_fusion_is_exact_where_the_posterior_is():
     assert log_w.mean() + 4 * log_w.std() / n**0.5 < truth
 
 
-# The contract.
-
-
-class TestDVBF(PairContract):
-    def pair(self):
-        return dvbf()
-
-
-class TestDVBFWithControls(PairContract):
-    def pair(self):
-        return dvbf(2)
-
-
-class TestFusion(PairContract):
-    def pair(self):
-        return locally_linear()
-
-
-class TestFusionWithControls(PairContract):
-    def pair(self):
-        return locally_linear(2)
+# The contract, of what the table of `tests/pairs.py` has not.
 
 
 class TestFusionOfAnEncodedDMM(PairContract):
@@ -301,28 +281,6 @@ class TestEncodedDVBF(PairContract):
         return perturbed(
             model, dssm.NoiseGuide(model, rnn_dim=5, hidden_dim=6, image_shape=(1, 2, 2), encoder_dims=(5,))
         )
-
-
-class TestEncodedDKF(PairContract):
-    """q(z_t|z_{t-1}, x_{1:t})."""
-
-    def pair(self):
-        model = dssm.DMM(X, S, emission="gaussian", mlp_dims=(6,), control_dim=1)
-        return perturbed(model, dssm.Filtering(model, rnn_dim=5, hidden_dim=6, encoder_dims=(5,)))
-
-
-class TestEncodedDKS(PairContract):
-    """q(z_t|z_{t-1}, x_{t:T})."""
-
-    def pair(self):
-        model = dssm.DMM(X, S, emission="gaussian", mlp_dims=(6,), initial="gaussian")
-        return perturbed(model, dssm.PartialAlignment(model, rnn_dim=5, hidden_dim=6, encoder_dims=(5,)))
-
-
-class TestEncodedRSSM(PairContract):
-    def pair(self):
-        model = dssm.RSSM(X, S, rnn_dim=5, emission="gaussian", mlp_dims=(6,), control_dim=1)
-        return perturbed(model, dssm.FullAlignment(model, rnn_dim=5, hidden_dim=6, encoder_dims=(5,)))
 
 
 @pytest.mark.parametrize("build", [dvbf, locally_linear])

@@ -32,7 +32,7 @@ def build(name, guide, initial, **options):
     return model, guide
 
 
-@pytest.mark.sample(8)
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("initial", INITIALS)
 @pytest.mark.parametrize("guide", GUIDES)
@@ -46,7 +46,7 @@ def test_path_and_step_sites_agree(name, guide, initial):
     testing.check_sites_agree(model, guide, torch.randn(B, T, X), LENGTHS, mask, controls=controls, elbos=elbos)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("initial", INITIALS)
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +56,7 @@ def test_every_parameter_moves(name, guide, initial):
     testing.check_every_parameter_moves(model, guide, torch.randn(B, T, X), LENGTHS)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("initial", INITIALS)
 @pytest.mark.parametrize("name", ["DMM", "STORN", "VRNN"])

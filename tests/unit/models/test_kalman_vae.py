@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from sampling import sampled
 from torch import nn
 
 import pyro_dssm as dssm
@@ -989,7 +990,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# The others differ in what the table of `tests/pairs.py` has.
+@pytest.mark.parametrize("case", sampled(CASES, fast=("network filtering", "noise", "bernoulli", "images")))
 class TestContract(PairContract):
     @pytest.fixture(autouse=True)
     def chosen(self, case):

@@ -739,8 +739,7 @@ def sized(pair):
 @pytest.mark.parametrize("name", PAIRS)
 def test_sizes_are_found_without_making_anything(name):
     """The same as those of what is made."""
-    make, *args = PAIRS[name]
-    pair = make(*args)
+    pair = PAIRS[name].build()
     described = [describe(program) for program in pair]
     state = torch.get_rng_state()
     with Sizes() as sizes:
