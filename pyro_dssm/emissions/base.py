@@ -12,9 +12,9 @@ An emission is a module from features of the latents (and of earlier frames) to 
 ========================  =====================================================================================
 
 With ``standardise``, all of these see frames in standardised units, but for ``init_bias``, which receives the mean
-frame in the units of the data. ``fit`` does not call it: ``model.emission_net.init_bias(train.mean_frame())`` does, before
-training (and after ``model.standardise.fit(train)``, where there is one). A hidden frame is a zero to ``read`` (the
-mean, where the model standardises).
+frame in the units of the data. ``fit`` does not call it: ``model.emission_net.init_bias(train.mean_frame())`` does,
+before the training (and after ``model.standardise.fit(train)``, where there is one). A hidden frame is a zero to
+``read``.
 
 The distribution that ``forward`` returns has event shape ``(x_dim,)`` and the batch shape of the features. Of it,
 

@@ -2314,7 +2314,7 @@ _EXEMPT = {
         NoLatents.path NoiseGuide.read_context Shared check_model posterior FlowGuide.path FlowGuide.push FlowPath
         Guide.path SequenceSet GuidePath InDataUnits KalmanGuide.path KalmanPath Last.scan Last.step
         Dynamics.for_filter Filterable Memories.for_emission CollapsedPath Memories.for_transition StateAndCodePath
-        frames_seen in_data_units moments run_along run_on Guide.future_states Guide.read_context
+        frames_seen in_data_units moments run_along run_on
         Memories.after_x Memories.after_z Memories.along_x Memories.along_z Memories.dims Memories.first
         Memories.get Memories.read Memories.start Model Path Paths Proposal Recurrent.scan Recurrent.step Sampled
         Site StateMemory.scan StateMemory.step Steps backward_chain complete cut deviation divergence_per_step
