@@ -89,7 +89,7 @@ class FlowGuide(BaseGuide):
         if own:
             names = ", ".join(f"`{name}`" for name in own)
             raise ValueError(
-                f"guide: expected one with a law of each step, got a {type(guide).__name__}, which draws whole paths "
+                f"guide: expected one with a distribution of each step, got a {type(guide).__name__}, which draws whole paths "
                 f"in a way of its own: it overrides {names}."
             )
         self._check_subclass()
