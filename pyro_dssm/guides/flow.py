@@ -89,8 +89,8 @@ class FlowGuide(BaseGuide):
         if own:
             names = ", ".join(f"`{name}`" for name in own)
             raise ValueError(
-                f"guide: expected one with a distribution of each step, got a {type(guide).__name__}, which draws whole "
-                f"paths in a way of its own: it overrides {names}."
+                f"guide: expected one with a distribution of each step, got a {type(guide).__name__}, which draws "
+                f"whole paths in a way of its own: it overrides {names}."
             )
         self._check_subclass()
         positive("num_flows", num_flows)
