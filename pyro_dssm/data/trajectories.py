@@ -138,18 +138,7 @@ class Trajectories:
         return Trajectories(cut(self.x), controls, states, self.state_names, self.image_shape, mask)
 
     def first(self, length: int) -> Trajectories:
-        """The first frames of every sequence; shorter sequences stay as they are.
-
-        Args:
-            length: Frames, at most.
-
-        Returns:
-            As many sequences.
-
-        Raises:
-            ValueError: If the length is not positive.
-
-        """
+        """The first ``length`` frames of every sequence; shorter sequences stay as they are."""
         positive("length", length)
         controls, states, mask = (None if v is None else v[:, :length] for v in (self.controls, self.states, self.mask))
         lengths = None if self.lengths is None else self.lengths.clamp(max=length)

@@ -19,7 +19,7 @@ from .generation import Generation
 from .initial import InitialLike, build_initial, check_initial, fix_start
 from .standardise import Standardise
 from .transitions import TransitionLike, build_transition, check_transition
-from .units import check_options, check_units, in_units
+from .units import check_names, check_options, check_units, in_units
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -107,6 +107,7 @@ class DSSM(Generation):
         **memory: Unpack[MemoryOptions],
     ) -> None:
         super().__init__()
+        check_names(type(self), DSSM.__init__, memory)
         for name, value, low in (("x_dim", x_dim, 1), ("z_dim", z_dim, 0), ("control_dim", control_dim, 0)):
             at_least(name, value, low)
         mlp_dims = positive_integers("mlp_dims", mlp_dims)

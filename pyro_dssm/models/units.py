@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 
-from .._utils.checks import shown
+from .._utils.checks import did_you_mean, shown
 from ..emissions import EMISSIONS, Emission
+from ..nn.memories import MEMORY_DEFAULTS
 from ..structure.structure import Structure
 from .standardise import KINDS, InDataUnits, Standardise
 
-__all__ = ["check_options", "check_units", "in_units"]
+__all__ = ["check_names", "check_options", "check_units", "in_units"]
+
+
+def check_names(cls: type, constructor: Callable[..., None], given: Mapping[str, object]) -> None:
+    """Raises ``TypeError`` where a constructor was given an option that neither it nor :class:`~pyro_dssm.nn.Memories` has."""
+    for name in given.keys() - MEMORY_DEFAULTS.keys():
+        known = [*inspect.signature(constructor).parameters, *MEMORY_DEFAULTS]
+        raise TypeError(f"{cls.__name__}: expected no argument {name!r}{did_you_mean(name, known)}.")
 
 
 def check_units(standardise: object) -> None:

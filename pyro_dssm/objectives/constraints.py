@@ -78,7 +78,7 @@ class Lagrangian(Constraint):
               f(\lambda, \delta) = (1 - H(\delta)) \tanh(\tau (1/\lambda - 1)) - H(\delta)
 
     with the Heaviside function :math:`H`. Violated, :math:`\lambda` grows; satisfied, it moves towards 1 from either
-    side. Ours is that it stops there: with a steep :math:`\tau`, the rule alone would jump back and forth over 1.
+    side. Our addition is that it stops there: with a steep :math:`\tau`, the rule would jump back and forth over 1.
 
     The defaults are those that identified a pendulum from images most reliably: no initial phase, a low start, and a
     multiplier that rises by at most half a per cent a step. See the module's notes on how to choose the bound and the

@@ -160,12 +160,12 @@ class Checkpoint:
     moment, and is called again with the same arguments ends with the same weights as one that was not. The checkpoint
     says what the arguments were: a hash of the data (which takes about 1.5 seconds a gigabyte), how model and guide
     were built (with settings of their parts, and what is frozen), and every option with its values. A call of which
-    anything else differs is refused, with what differs. Free are ``patience``, ``max_seconds``, ``num_workers``,
-    ``seconds``, ``progress``, and ``epochs`` where no schedule is timed by them. (The weights and buffers that model
-    and guide come with are free as well: they become those of the checkpoint. The code of classes is not compared.)
-    Functions are compared by what they do and objects by their repr; what a lambda or a function has captured cannot be
-    compared, and is refused together with a checkpoint. The log (``logging``) says where a run is resumed, or that it
-    is complete.
+    anything else differs is refused, with what differs. These may differ: ``patience``, ``max_seconds``,
+    ``num_workers``, ``seconds``, ``progress``, and ``epochs`` where no schedule is timed by them. (The weights and
+    buffers that model and guide come with may differ as well: they become those of the checkpoint. The code of
+    classes is not compared.) Functions are compared by what they do and objects by their repr; what a lambda or a
+    function has captured cannot be compared, and is refused together with a checkpoint. The log (``logging``) says
+    where a run is resumed, or that it is complete.
 
     While it is trained, the folder is locked: a second run is refused, with the name of the process that holds it. A
     killed run holds nothing.

@@ -345,9 +345,8 @@ def test_a_guide_with_draws_of_its_own_is_refused_by_name(name):
 @pytest.mark.parametrize("kind", ["smoothing", "filtering"])
 @pytest.mark.parametrize("cls", [dssm.KalmanGuide, type("Mine", (dssm.KalmanGuide,), {})])
 def test_kalman_guides_are_refused(cls, kind):
-    with pytest.raises(
-        ValueError, match=f"^guide: expected one with a distribution of each step, got a {cls.__name__}"
-    ):
+    message = f"^guide: expected one with a distribution of each step, got a {cls.__name__}"
+    with pytest.raises(ValueError, match=message):
         dssm.FlowGuide(cls(dssm.EKVAE(X, 3, 2), kind=kind))
 
 
