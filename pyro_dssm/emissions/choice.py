@@ -121,6 +121,6 @@ def _try(emission: Emission, in_dim: int) -> None:
             emission(like.new_zeros(1, in_dim))
     except RuntimeError as error:
         raise ValueError(
-            f"emission: expected one of features of size {in_dim}, as this model has, got a {type(emission).__name__} that does not "
-            f"take them ({error})."
+            f"emission: expected one of features of size {in_dim}, as this model has, got a {type(emission).__name__} "
+            f"that does not take them ({error})."
         ) from error

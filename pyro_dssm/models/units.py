@@ -15,7 +15,7 @@ __all__ = ["check_names", "check_options", "check_units", "in_units"]
 
 
 def check_names(cls: type, constructor: Callable[..., None], given: Mapping[str, object]) -> None:
-    """Raises ``TypeError`` where a constructor was given an option that neither it nor :class:`~pyro_dssm.nn.Memories` has."""
+    """Raises ``TypeError`` for an option that neither a constructor nor :class:`~pyro_dssm.nn.Memories` has."""
     for name in given.keys() - MEMORY_DEFAULTS.keys():
         known = [*inspect.signature(constructor).parameters, *MEMORY_DEFAULTS]
         raise TypeError(f"{cls.__name__}: expected no argument {name!r}{did_you_mean(name, known)}.")

@@ -2308,7 +2308,8 @@ _EXEMPT = {
         LatentModel.receive LatentModel.transition_from LatentModel.try_transition LatentModel.values_along
         LatentModel.values_by_step LatentModel.zeta_prior Limits MemoryOptions Rollout Units bridges_gaps
         build_dynamics build_emission build_initial build_transition built_as by_sequence check_distribution
-        check_emission check_initial check_names check_options check_sizes check_transition check_units choose completion
+        check_emission check_initial check_names check_options check_sizes check_transition
+        check_units choose completion
         in_units largest rank_correlation rows somewhere warn Carry CodeFirst CodePath CodedState EmptyPath
         FlowGuide.adapt FusionGuide.read_context FutureStates GaussianGuide.adapt GuideStates ModelPath ModelStates
         NoLatents.path NoiseGuide.read_context Shared check_model posterior FlowGuide.path FlowGuide.push FlowPath
