@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: demo demo-pendulum test test-examples test-slow attack benchmark lint clean
+.PHONY: demo demo-pendulum test test-examples test-slow attack mutants benchmark lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/music.py --out runs/demo
@@ -21,11 +21,15 @@ test-examples: $(VENV)/.dev
 		tests/behaviour/test_devices.py tests/unit/training/test_distributed.py
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m slow --ignore=tests/attack
+	$(BIN)/python -m pytest -q -m slow --ignore=tests/attack --ignore=tests/contract/test_mutants.py
 
 # Everything that can go wrong from outside, many times over, and one table of how often it did.
 attack: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow or not slow" tests/attack
+
+# Thirty faults, planted in the core one at a time, and the test of the default run that finds each.
+mutants: $(VENV)/.dev
+	$(BIN)/python tests/mutants.py
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m benchmark tests/benchmarks --benchmark-disable-gc

@@ -69,7 +69,7 @@ MUTANTS = {
         ),
     ),
     "lost carry": Mutant(
-        "programs/shared.py",
+        "programs/states.py",
         "{name: state.detach()[index] for",
         "{name: torch.zeros_like(state[index]) for",
         "the states of memories are not handed on between chunks",
@@ -78,8 +78,8 @@ MUTANTS = {
     # Models and their networks.
     "no first": Mutant(
         "models/path.py",
-        "return with_first(self.first, fn if fn.batch_shape else fn.expand(z.shape[:-1]))",
-        "return fn if fn.batch_shape else fn.expand(z.shape[:-1])",
+        "= with_first(self.first, fn if fn.batch_shape else fn.expand(z.shape[:-1]))",
+        "= fn if fn.batch_shape else fn.expand(z.shape[:-1])",
         "a path is scored without its own distribution of the start (a dropped factor)",
         KIT,
     ),
@@ -91,9 +91,9 @@ MUTANTS = {
         KIT,
     ),
     "no volume of units": Mutant(
-        "models/standardise.py",
-        "/ self.factor) - self.factor.log()",
-        "/ self.factor)",
+        "models/affine.py",
+        "return log_prob - self.factor.log()",
+        "return log_prob",
         "the density in data units lacks its Jacobian",
         ("tests/unit/models/test_standardise.py",),
     ),
@@ -106,7 +106,7 @@ MUTANTS = {
     ),
     # Guides.
     "backwards states": Mutant(
-        "guides/guide.py",
+        "guides/context.py",
         "parts.append(reverse(backwards, ",
         "parts.append((lambda values, _: values)(backwards, ",
         "what the guide reads of later frames is in the wrong order of time",
@@ -120,9 +120,9 @@ MUTANTS = {
         ("tests/unit/guides/test_flow.py",),
     ),
     "late contexts": Mutant(
-        "guides/flow.py",
-        "None if self._contexts is None else self._contexts[t])",
-        "None if self._contexts is None else self._contexts[t - 1])",
+        "guides/flow_path.py",
+        "None if self.contexts is None else self.contexts[t])",
+        "None if self.contexts is None else self.contexts[t - 1])",
         "a conditional flow draws with the context of another step than it scores with",
         (*KIT[:2], "kit_passes and conditional and not seeds"),
     ),

@@ -12,8 +12,8 @@ from covering import Rules, covering, rule
 import pyro_dssm as dssm
 from pyro_dssm.testing import random_batch
 
-X, Z = 3, 2
-B, T = 3, 4
+X, Z = 3, 4
+B, T = 4, 4
 POWER = ("itakura-saito", "gamma", "log-normal", "power-gaussian")
 YES = (False, True)
 
@@ -125,7 +125,7 @@ class Pair(NamedTuple):
         """The model and its guide, in the default dtype, with parameters of their own choice."""
         model, guide = (taxonomy if "guide" in self.row else dynamics)(self.row)
         if self.row["flow"] != "none":
-            guide = dssm.FlowGuide(guide, 2, 12, conditional=self.row["flow"] == "conditional")
+            guide = dssm.FlowGuide(guide, 2, 16, conditional=self.row["flow"] == "conditional")
         if model.standardise is not None:
             model.standardise.fit(dssm.SequenceDataset(torch.randn(5, 6, X) * torch.tensor([0.5, 2.0, 3.0]) + 1.0))
         model.sites = self.row["sites"]
@@ -163,7 +163,7 @@ def taxonomy(row):
         X,
         Z,
         rnn_dim=3,
-        mlp_dims=(8,),
+        mlp_dims=(16,),
         transition_net="gated" if row["gated"] else "mlp",
         control_dim=int(row["controls"]),
         **{key: row[key] for key in ("emission", "initial", "standardise", "rnn", "shared", "skip")},
@@ -172,12 +172,12 @@ def taxonomy(row):
     guide = dssm.GUIDES[row["guide"]](
         model,
         rnn_dim=3,
-        hidden_dim=8,
+        hidden_dim=16,
         rnn=row["rnn"],
         skip=row["guide_skip"],
         gated=row["gated"],
         reads_mask=row["reads_mask"],
-        encoder_dims=(5,) if row["encoder"] else (),
+        encoder_dims=(16,) if row["encoder"] else (),
     )
     return model, guide
 
@@ -190,17 +190,17 @@ def dynamics(row):
     if is_kalman(name):
         options |= {key: row[key] for key in ("initial", "bound", "square_root")}
         more = {"num_matrices": 2, "rnn_dim": 3} if name == "KVAE" else {"dynamics_options": {"num_matrices": 2}}
-        model = getattr(dssm, name)(X, 2, 2, mlp_dims=(8,), **options, **more)
-        return model, dssm.KalmanGuide(model, kind=kind, encoder_dims=(8,), **reads)
+        model = getattr(dssm, name)(X, 2, 2, mlp_dims=(16,), **options, **more)
+        return model, dssm.KalmanGuide(model, kind=kind, encoder_dims=(16,), **reads)
     if name == "RNN":
-        model = dssm.RNN(X, rnn_dim=3, mlp_dims=(8,), **options)
+        model = dssm.RNN(X, rnn_dim=3, mlp_dims=(16,), **options)
         return model, dssm.NoLatents(model)
-    options |= {"initial": row["initial"], "num_matrices": 2, "hidden_dim": 8, "mlp_dims": (8,)}
+    options |= {"initial": row["initial"], "num_matrices": 2, "hidden_dim": 16, "mlp_dims": (16,)}
     if name == "DVBF":
         model = dssm.DVBF(X, Z, **options)
-        return model, dssm.NoiseGuide(model, rnn_dim=3, hidden_dim=8, **reads)
+        return model, dssm.NoiseGuide(model, rnn_dim=3, hidden_dim=16, **reads)
     model = dssm.LocallyLinearSSM(X, Z, **options)
-    return model, dssm.FusionGuide(model, hidden_dim=8, **reads)
+    return model, dssm.FusionGuide(model, hidden_dim=16, **reads)
 
 
 def name_of(row, factors):

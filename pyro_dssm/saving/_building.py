@@ -54,13 +54,14 @@ class Sizes(TorchFunctionMode):
         self.calls, self.most_calls, self.bytes, self.most_bytes = 0, most_calls, 0, most_bytes
 
     def __torch_function__(self, func: Function, types: Args, args: Args = (), kwargs: Kwargs | None = None) -> object:
-        kwargs, self.calls = kwargs or {}, self.calls + 1
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "").strip("_") == "set_grad_enabled":
+            # On the way out of what was stopped too, or gradients would stay off.
+            return func(*args, **kwargs)
+        self.calls += 1
         if self.calls > self.most_calls:
             raise Excess(f"a constructor that calls torch more than {self.most_calls:,} times")
         name = getattr(func, "__name__", "").strip("_")
-        if name == "set_grad_enabled":
-            # On the way out of what was stopped too, or gradients would stay off.
-            return func(*args, **kwargs)
         if name in _VIEWS:
             return func(*args, **kwargs)
         given = _tensors((*args, *kwargs.values()))

@@ -232,7 +232,7 @@ def test_the_kit_passes(structure, emission, flow, mask):
 @pairwise(structure=("DMM", "VRNN"), emission=("class", "dependent"), mask=("frames", "entries"), form=("path", "step"))
 def test_training_measuring_and_generating(structure, emission, mask, form, tmp_path):
     model, guide = pair(structure, emission, flow=structure == "DMM", sites=form)
-    x, u = frames(model), torch.randn(6, 5, U)
+    x, u = frames(model, 3, 4), torch.randn(3, 4, U)
     seen = MASKS[mask](x)
     seen[:, 0] = True
     hidden = ~(seen if seen.dim() == 3 else seen.unsqueeze(-1)).expand(x.shape)
@@ -242,15 +242,15 @@ def test_training_measuring_and_generating(structure, emission, mask, form, tmp_
     assert all((p != b).any() for p, b in zip(model.parameters(), before, strict=True) if p.requires_grad)
     score = dssm.evaluate(model, guide, data, num_particles=3)
     assert math.isfinite(score.iwae.nats_per_step)
-    ahead = model.forecast(guide, x, 2, 4, mask=seen, controls=torch.randn(6, 7, U), num_rounds=2)
-    assert ahead.shape == (4, 6, 2, D)
-    filled = model.impute(guide, x, mask=seen, controls=u, num_samples=3, num_rounds=2)
+    ahead = model.forecast(guide, x, 2, 4, mask=seen, controls=torch.randn(3, 6, U), num_rounds=1)
+    assert ahead.shape == (4, 3, 2, D)
+    filled = model.impute(guide, x, mask=seen, controls=u, num_samples=3, num_rounds=1)
     assert torch.equal(filled[:, ~hidden], x.expand_as(filled)[:, ~hidden])
     assert (filled[:, hidden] != x.expand_as(filled)[:, hidden]).any()
     if emission == "class":
         assert (filled >= 0).all()
         assert (ahead >= 0).all()
-    assert model.reconstruct(guide, x, mask=seen, controls=u, num_rounds=2).shape == x.shape
+    assert model.reconstruct(guide, x, mask=seen, controls=u, num_samples=4, num_rounds=1).shape == x.shape
     loaded = dssm.load(tmp_path / "best.safetensors")
     assert type(loaded[0].emission_net) is type(model.emission_net)
     again = dssm.evaluate(*loaded, data, num_particles=3)

@@ -4,6 +4,7 @@ More seeds of the same table are slow; so is the count of false alarms.
 """
 
 import math
+import re
 from itertools import combinations
 
 import pytest
@@ -39,9 +40,25 @@ def made(name):
     return model, guide, PAIRS[name].batch(model)
 
 
-def check(name):
-    model, guide, batch = made(name)
-    check_pair(model, guide, *batch[:3], controls=batch.controls)
+def check(name, seed=0):
+    """A unit of ReLU may be dead for all of a small batch: what does not move from one start has to from another."""
+    stuck = None
+    for start in range(3):
+        if start or seed:
+            torch.manual_seed(10 * seed + start)
+        model, guide, batch = made(name)
+        try:
+            check_pair(model, guide, *batch[:3], controls=batch.controls)
+        except AssertionError as error:
+            found = re.fullmatch(r"\d+ of \d+ parameters have not moved: (.*)\.", str(error))
+            if found is None:
+                raise
+            names = set(found.group(1).split(", "))
+            stuck = names if stuck is None else stuck & names
+            if stuck:
+                continue
+        return
+    raise AssertionError(f"{stuck} have not moved from any start.")
 
 
 @all_pairs
@@ -54,8 +71,7 @@ def test_the_kit_passes(name):
 @pytest.mark.parametrize("seed", [1, 2])
 @all_pairs
 def test_the_kit_passes_from_other_seeds(name, seed):
-    torch.manual_seed(seed)
-    check(name)
+    check(name, seed)
 
 
 @all_pairs
