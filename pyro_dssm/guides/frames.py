@@ -134,7 +134,19 @@ class FrameGuide(BaseGuide):
         """The same for a batch that may be the first chunk of longer sequences; ``None`` where there is no start."""
         if self.zeta_net is None or not batch.starts:
             return None
-        return self.zeta_posterior(batch if batch.carry is None else batch.carry.whole)
+        whole = batch if batch.carry is None else batch.carry.whole
+        if type(self).zeta_law is FrameGuide.zeta_law:
+            return self.zeta_posterior(whole)
+        warnings.warn(
+            f"{type(self).__name__}: zeta_law is an old name, override zeta_posterior instead.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.zeta_law(whole)
+
+    def zeta_law(self, batch: CheckedBatch) -> Distribution:
+        """Deprecated: the old name of :meth:`zeta_posterior`; a guide that overrides it is still asked."""
+        return self.zeta_posterior(batch)
 
     # The frames.
 

@@ -165,7 +165,7 @@ OURS = [*DOCUMENTS, *(path.relative_to(ROOT).as_posix() for path in sorted(EXAMP
 OURS += [path.relative_to(ROOT).as_posix() for path in sorted(EXAMPLES.rglob("*.ipynb"))]
 OURS += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "pyro_dssm").rglob("*.py"))]
 NOT_OURS = {
-    r"\blaws?\b(?! of motion)|\w_laws?\b|(?-i:[a-z]Law\b)": "distribution, density",
+    r"\blaws?\b(?! of motion)|\w(?<!zeta)_laws?\b|(?-i:[a-z]Law\b)": "distribution, density",
     r"(?-i:\bInputs\b)": "a checked batch",
     r"\bbeside\b": "in addition to, next to",
     r"\banew\b": "again, from scratch",

@@ -295,3 +295,20 @@ def test_what_the_first_frames_are(emission, reads_mask):
     assert not found[0, 3:].any()
     if reads_mask:
         assert found[0, :, X:].tolist() == [[1.0] * X, [0.0] * X, [1.0] * X, [0.0] * X, [0.0] * X]
+
+
+class Early(dssm.MeanField):
+    """A guide that was written for version 0.1."""
+
+    def zeta_law(self, batch):
+        fn = super().zeta_law(batch).base_dist
+        return normal(fn.loc + 100.0, fn.scale)
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_start_under_its_old_name_is_still_asked(flow):
+    model = dssm.DMM(2, 2, emission="gaussian", initial="hierarchical", mlp_dims=(4,))
+    guide = dssm.FlowGuide(Early(model)) if flow else Early(model)
+    with pytest.warns(DeprecationWarning, match="^Early: zeta_law is an old name, override zeta_posterior"):
+        trace = poutine.trace(guide).get_trace(torch.zeros(3, 4, 2))
+    assert (trace.nodes["zeta"]["value"] > 50).all()
