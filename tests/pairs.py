@@ -171,7 +171,7 @@ def taxonomy(row):
     )
     guide = dssm.GUIDES[row["guide"]](
         model,
-        rnn_dim=3,
+        rnn_dim=8,
         hidden_dim=16,
         rnn=row["rnn"],
         skip=row["guide_skip"],
@@ -198,7 +198,7 @@ def dynamics(row):
     options |= {"initial": row["initial"], "num_matrices": 2, "hidden_dim": 16, "mlp_dims": (16,)}
     if name == "DVBF":
         model = dssm.DVBF(X, Z, **options)
-        return model, dssm.NoiseGuide(model, rnn_dim=3, hidden_dim=16, **reads)
+        return model, dssm.NoiseGuide(model, rnn_dim=8, hidden_dim=16, **reads)
     model = dssm.LocallyLinearSSM(X, Z, **options)
     return model, dssm.FusionGuide(model, hidden_dim=16, **reads)
 

@@ -223,6 +223,20 @@ def test_kl_weight_moves_within_an_epoch():
     assert history["kl_weight"] == pytest.approx([0.375, 0.875])
 
 
+def test_kl_weight_counts_in_the_gradient(no_noise):
+    """A step of plain descent is linear in the weight, from a step without a divergence on."""
+    moved = []
+    for weight in (0.0, 0.5, 1.0):
+        model, guide = (program.double() for program in pair())
+        before = weights(model, guide)
+        optimizer = pyro.optim.SGD({"lr": 1e-3})
+        fit(model, guide, waves(4, dtype=torch.float64), epochs=1, optimizer=optimizer, kl=dssm.ConstantKL(weight))
+        moved.append({k: p - before[k] for k, p in weights(model, guide).items()})
+    for key, half in moved[1].items():
+        torch.testing.assert_close(half, (moved[0][key] + moved[2][key]) / 2, rtol=1e-6, atol=1e-12)
+    assert any((moved[0][key] - moved[2][key]).abs().max() > 1e-4 for key in moved[0])
+
+
 def test_schedule_may_look_at_the_terms():
     class Free(dssm.KLSchedule):
         seen = ()
