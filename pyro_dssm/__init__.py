@@ -1,5 +1,7 @@
 """Deep state-space models in Pyro."""
 
+from pathlib import Path as _Path
+
 from ._utils.divergence import DivergenceWarning
 from .data.gaps import RandomGaps
 from .data.sequences import Batch, SequenceDataset
@@ -55,6 +57,9 @@ from .training.optim import ClippedNormAdam
 from .training.options import Checkpoint, Loading, Optimisation, Progress, Validation
 from .training.starts import best_start
 from .training.truncation import chunks
+
+# Modules of version 0.1 that are elsewhere now are found here for one release, and say where they went.
+__path__.append(str(_Path(__file__).with_name("_moved")))  # noqa: F405
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""Arguments under their old names, for one release."""
+"""Arguments and modules under their old names, for one release."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-__all__ = ["renamed"]
+__all__ = ["moved", "renamed"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,3 +52,13 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return called
 
     return decorate
+
+
+def moved(old: str, new: str) -> None:
+    """Warns, in the line that imports it, that a module is elsewhere now.
+
+    Args:
+        old: The name it is imported by.
+        new: Where it is.
+    """
+    warnings.warn(f"{old}: moved to {new}; this path will go in the next release.", DeprecationWarning, stacklevel=3)

@@ -26,7 +26,8 @@ def face():
     """Everything public that takes an argument, by name: functions, classes, and the methods that a class writes."""
     found = {}
     for info in pkgutil.walk_packages(pyro_dssm.__path__, "pyro_dssm."):
-        if any(part.startswith("_") for part in info.name.split(".")):
+        old = Path(info.module_finder.path).name == "_moved"
+        if old or any(part.startswith("_") for part in info.name.split(".")):
             continue
         module = importlib.import_module(info.name)
         for name in module.__all__:

@@ -25,6 +25,7 @@ LISTING = (
     "training",
     "testing",
     "plots",
+    "_moved",  # paths of version 0.1, for one release
 )
 
 

@@ -1,0 +1,6 @@
+"""Moved to :mod:`pyro_dssm.training.calibration`; this path will go in the next release."""
+
+from ._utils.renamed import moved
+from .training.calibration import *  # noqa: F403
+
+moved(__name__, "pyro_dssm.training.calibration")
