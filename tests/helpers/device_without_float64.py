@@ -212,7 +212,7 @@ def calls(folder, *, everything):
         "identification": lambda: str(identification(list(there), list(there.square()))),
         "error_bound": lambda: constraints.error_bound(stays),
         "moderate_scale": lambda: constraints.first_multiplier(stays, constraints.moderate_scale(stays)),
-        "autoencoder_error": lambda: constraints.autoencoder_error(model, guide, data, data, **quick),
+        "autoencoder_error": lambda: dssm.autoencoder_error(model, guide, data, data, **quick),
         "mean_frame": lambda: stays.mean_frame(),
         "si_sdr": lambda: speech.si_sdr(torch.randn(4000, device=DEVICE), torch.randn(4000, device=DEVICE)),
         "griffin_lim": lambda: griffin_lim(torch.rand(5, 129, device=DEVICE), Spectrogram(256, 128), num_rounds=2),
