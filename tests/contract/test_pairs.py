@@ -61,6 +61,7 @@ def check(name, seed=0):
     raise AssertionError(f"{stuck} have not moved from any start.")
 
 
+@pytest.mark.sample(2)
 @all_pairs
 def test_the_kit_passes(name):
     """Both forms of sites, padding, order, batch-mates, hidden values, densities, draws, gradients, training."""
